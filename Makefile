@@ -1,0 +1,45 @@
+# make results [SUITE=smoke]   set up .venv and run a suite: tables and figures appear in results/<suite>/
+# make test                    the tests
+# make lint                    what continuous integration checks besides
+SUITE ?= smoke
+PYTHON ?= python3
+CORES ?= all
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONNOUSERSITE := 1
+INSTALLED := .venv/.installed
+
+.PHONY: results test lint pretrained lock clean
+
+results: $(INSTALLED)
+	snakemake --cores $(CORES) --config suite=$(SUITE)
+	@echo "Tables and figures: results/$(SUITE)/README.md"
+
+test: $(INSTALLED)
+	pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	snakemake --lint
+
+# uv first, by its own hashes from the lock file; it installs the rest in seconds and shares files between clones.
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.txt
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	uv pip install --python .venv/bin/python --require-hashes --compile-bytecode -r requirements.lock
+	uv pip install --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+# what know.Known.pretrained() loads: the KNOWN of a suite's run, with its card
+pretrained: results
+	cp work/$(SUITE)/known/known.safetensors work/$(SUITE)/known/README.md know/pretrained/
+
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-emit-index-url --no-header \
+		pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv work .snakemake
