@@ -1,0 +1,3 @@
+from know.cli import main
+
+main()

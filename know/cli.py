@@ -1,0 +1,371 @@
+"""The command line. Every command is a few lines around the library; what is wrong is said in one line, exit code 2.
+
+Commands that belong to a suite take `--suite` and write where the workflow expects it (work/<suite>/...), so each step
+of the Snakefile also runs by hand. torch is imported only by commands that compute.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from know.errors import KnowError
+from know.suite import RESULTS, WORK, Forgetting, Recipe, load_suite
+
+app = typer.Typer(
+    help="KNOW prediction: weights as if trained on more data, from a forgetting trajectory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SuiteName = Annotated[str, typer.Option("--suite", help="Name of a suite in benchmarks/suites/, or a .yaml file.")]
+MaybeSuite = Annotated[str | None, typer.Option("--suite", help="Name of a suite in benchmarks/suites/.")]
+Device = Annotated[str, typer.Option(help="torch device, such as cpu or cuda:0.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; part of the exact result. 0: torch's own choice.")]
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend become one line on standard error and exit code 2."""
+    try:
+        code = app(prog_name="know", standalone_mode=False)
+        if code == 130:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except KnowError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}; check that it exists, permission and free space")
+    except Exception as error:  # the command line's own errors, such as an unknown option
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} (see `know {' '.join(sys.argv[1:2])} --help`)")
+    except KeyboardInterrupt:
+        print("know: interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"know: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _start(device: str, threads: int) -> str:
+    """Settings every computing command begins with; KnowError if the device is not there."""
+    import torch
+
+    from know.training import deterministic
+
+    deterministic(threads or None)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KnowError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _work(suite: str) -> Path:
+    return WORK / Path(suite).stem
+
+
+@app.command()
+def data(
+    spec: Annotated[
+        str | None, typer.Argument(help="Dataset, such as digits:0-4 or cifar100; none: list them.")
+    ] = None,
+    suite: MaybeSuite = None,
+) -> None:
+    """Describe a dataset, or check all data of a suite (work/SUITE/data.json).
+
+    Files come from the folder in KNOW_DATA, else from torchvision's download; the decoded arrays' hash is checked.
+    """
+    from know import data as datasets
+    from know.files import write_json
+
+    if suite is None and spec is None:
+        for name, source in datasets.SOURCES.items():
+            place = source.file or "in scikit-learn"
+            print(f"{name:16}{place}{', or downloaded' if source.torchvision else ''}")
+        return
+    settings = load_suite(suite) if suite else None
+    specs = settings.datasets if settings else [spec]
+    found = {}
+    for one in specs:
+        loaded = datasets.load(one)
+        found[one] = {
+            "sha256": loaded.sha256,
+            "train": len(loaded.train),
+            "test": len(loaded.test),
+            "shape": list(loaded.shape),
+            "classes": list(loaded.classes),
+        }
+        shape = "x".join(map(str, loaded.shape))
+        counts = f"{len(loaded.train)} train, {len(loaded.test)} test, {len(loaded.classes)} classes"
+        print(f"{one}: {counts}, {shape}, sha256 {loaded.sha256}")
+    if settings:
+        write_json(_work(suite) / "data.json", found)
+
+
+@app.command()
+def forget(
+    suite: MaybeSuite = None,
+    origin: Annotated[
+        str | None, typer.Option(help="With --suite: SOURCE.NETWORK, as in work/SUITE/trajectories/.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Without --suite: dataset that theta_0 was trained on.")] = None,
+    network: Annotated[
+        str, typer.Option(help="plaincnn, mlp, resnet8, ..., timm:NAME or torchvision:NAME.")
+    ] = "plaincnn",
+    weights: Annotated[Path | None, typer.Option(help="theta_0 (.safetensors, .pt); default: train it first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trajectory to make.")] = None,
+    rate: Annotated[float, typer.Option(help="r: each subset is this share of the one before.")] = 0.5,
+    length: Annotated[int, typer.Option(help="S: number of snapshots; KNOWN takes 5.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Epochs per forgetting step.")] = 1,
+    pretrain_epochs: Annotated[int, typer.Option(help="Epochs for theta_0 where no weights are given.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Adam's rate, for both.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option()] = 128,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Make a forgetting trajectory: fine-tune on ever smaller nested subsets, keep every snapshot.
+
+    Either one origin of a suite, or one trajectory of a built-in dataset and network:
+
+        know forget --dataset digits --network mlp --out run/
+
+    With your own training code, call know.forget(model, dataset, fit, out="run/") from Python. An interrupted run is
+    resumed by the same command.
+    """
+    from know import forgetting
+
+    if suite:
+        settings = load_suite(suite)
+        chosen = settings.origin(origin) if origin else None
+        if chosen is None:
+            raise KnowError(f"--suite needs --origin, one of {', '.join(o.slug for o in settings.origins)}")
+        forgetting.make_origin(
+            chosen,
+            settings.trajectory_ids,
+            settings.tracks,
+            settings.pretraining,
+            settings.forgetting,
+            out=_work(suite) / "trajectories" / chosen.slug,
+            device=_start(device, threads),
+        )
+        return
+    if dataset is None or out is None:
+        raise KnowError("give either --suite and --origin, or --dataset and --out")
+    recipe = {"learning_rate": learning_rate, "batch_size": batch_size}
+    forgetting.forget_builtin(
+        dataset,
+        network,
+        _checked(Recipe, {"epochs": "pretrain_epochs"}, epochs=pretrain_epochs, **recipe),
+        _checked(Forgetting, rate=rate, length=length, smallest=1, step=_checked(Recipe, epochs=epochs, **recipe)),
+        weights=weights,
+        seed=seed,
+        out=out,
+        device=_start(device, threads),
+    )
+    print(f"trajectory of {length} snapshots in {out}")
+
+
+@app.command()
+def metaset(
+    suite: SuiteName,
+    shard: Annotated[int, typer.Option(min=0, help="Which share of the meta-trajectories to make.")],
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Make one shard of the meta-set: windows from many small trajectories (work/SUITE/metaset/)."""
+    from know.metatrain import make_metaset
+
+    settings = load_suite(suite).metatraining
+    if shard >= settings.shards:
+        raise KnowError(f"suite {suite} has shards 0 to {settings.shards - 1}, not {shard}")
+    make_metaset(shard, settings, out=_work(suite) / "metaset" / str(shard), device=_start(device, threads))
+
+
+@app.command()
+def metatrain(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) -> None:
+    """Train KNOWN on the meta-set of a suite (work/SUITE/known/); prints held-out losses beside "no change"."""
+    from know.metatrain import fit_known
+
+    settings = load_suite(suite).metatraining
+    work = _work(suite)
+    shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
+    known = fit_known(shards, settings, out=work / "known", device=_start(device, threads))
+    for role, loss in known.facts["losses"].items():
+        print(f"{role:5} held-out loss {loss['held_out_loss']:.3g}, no change {loss['no_change_loss']:.3g}")
+
+
+@app.command()
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(help="A trajectory folder, or checkpoints, smallest subset first.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and know_config.yml; must not exist.")],
+    predictor: Annotated[str, typer.Option(help="Name of a file in know/predictors/.")] = "known",
+    depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
+    fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
+    known: Annotated[Path | None, typer.Option(help="File of a KNOWN; default the one the package ships.")] = None,
+    option: Annotated[list[str] | None, typer.Option("-o", help="Option of the predictor, as step=0.5.")] = None,
+    seed: Annotated[int, typer.Option(help="For predictors that draw random numbers.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
+) -> None:
+    """Write earlier weights ("as if trained on more data") in the names, shapes and dtypes of theta_0.
+
+        know predict run/ --depth 1 --out better/
+
+    Normalisation parameters and buffers are copied. Fine-tune the result as you would the original.
+    """
+    import yaml
+
+    import know
+    from know.files import resumable_folder, sha256_file, write_text
+    from know.known import PRETRAINED
+    from know.trajectory import save_state
+
+    if out.exists():
+        raise KnowError(f"{out} exists already; name a new folder")
+    _start("cpu", threads)
+    if len(inputs) == 1:
+        if fractions:
+            raise KnowError("--fractions goes with several checkpoints; a trajectory folder knows its own")
+        trajectory = know.Trajectory.load(inputs[0])
+    elif not fractions:
+        raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")
+    else:
+        trajectory = know.Trajectory.from_checkpoints(inputs, _numbers(fractions))
+    options = dict(_option(text) for text in option or [])
+    weights = know.predict(trajectory, predictor, depth, known=known, seed=seed, **options)
+    config = {
+        "predictor": predictor,
+        "depth": depth,
+        "options": options,
+        "seed": seed,
+        "fractions": list(trajectory.fractions),
+        "virtual_data": round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** depth, 6),
+        "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in trajectory.paths],
+        "known": sha256_file(known or PRETRAINED),
+        "know": know.__version__,
+    }
+    with resumable_folder(out, "") as folder:
+        save_state(folder / "model.safetensors", weights)
+        write_text(folder / "know_config.yml", yaml.safe_dump(config))
+    print(f"{out / 'model.safetensors'}: {predictor} at depth {depth}, {config['virtual_data']:g} times the data")
+
+
+@app.command()
+def transfer(
+    suite: SuiteName,
+    cell: Annotated[str, typer.Option(help="Name of a cell, as in work/SUITE/transfers/.")],
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated."""
+    from know.transfer import run_cell
+
+    settings, work = load_suite(suite), _work(suite)
+    chosen = settings.cell(cell)
+    run_cell(
+        chosen,
+        settings.trajectory_ids,
+        settings.transfer,
+        settings.arms,
+        origin=work / "trajectories" / chosen.origin.slug,
+        known=work / "known" / "known.safetensors",
+        rate=settings.forgetting.rate,
+        out=work / "transfers" / cell,
+        device=_start(device, threads),
+    )
+
+
+@app.command()
+def landscape(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) -> None:
+    """Loss over the plane through the first trajectory and its predictions (work/SUITE/landscape.csv)."""
+    from know.landscape import make_landscape
+
+    settings, work = load_suite(suite), _work(suite)
+    folder = work / "trajectories" / settings.origins[0].slug / "t0" / settings.tracks[0]
+    known = work / "known" / "known.safetensors"
+    make_landscape(folder, known, out=work / "landscape.csv", device=_start(device, threads))
+
+
+@app.command()
+def report(
+    suite: Annotated[str | None, typer.Option("--suite", help="Publish this suite's run into results/SUITE/.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that the pages fit the records; change nothing.")
+    ] = False,
+    results: Annotated[Path, typer.Option(help="Folder of the committed results.")] = RESULTS,
+) -> None:
+    """Write tables and pages from the run records, or check that the committed ones fit them (exit code 2 if not).
+
+    With --suite: gather that suite's finished run into results/SUITE/. Without: write the pages of all suites anew.
+    """
+    from know import report as pages
+
+    if suite and not check:
+        pages.publish(load_suite(suite), Path(suite).stem, _work(suite), results)
+    elif check:
+        for page in pages.check(results):
+            print(f"{page} fits its records")
+    else:
+        pages.write_pages(results)
+
+
+@app.command()
+def verify(
+    suite: SuiteName = "smoke",
+    against: Annotated[str, typer.Option(help="Git revision whose results to compare with.")] = "HEAD",
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
+) -> None:
+    """Check a run: hashes of every file, the code that made it, and its results against the committed ones.
+
+    Exact where the recorded environment (processor, library versions) is the same; otherwise every arm's mean must lie
+    within the combined intervals.
+    """
+    from know.verify import verify_suite
+
+    for line in verify_suite(load_suite(suite), Path(suite).stem, _work(suite), results, against):
+        print(line)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise KnowError(f"--fractions {text!r}: give numbers with commas between, such as 0.25,0.5,1") from error
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise KnowError(f"-o {text!r}: write it as name=value")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def _checked(kind: type, options: dict[str, str] | None = None, /, **values: Any) -> Any:
+    """A settings object from command-line values; the first wrong one becomes a one-line error."""
+    import pydantic
+
+    try:
+        return kind(**values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise KnowError(f"--{(options or {}).get(name, name).replace('_', '-')}: {first['msg']}") from error

@@ -1,0 +1,170 @@
+"""Files: atomic writes, content hashes, and the code fingerprint. Imports neither torch nor numpy.
+
+Every file is written under a temporary name that carries the process id and then renamed, so a reader sees the old
+content or the new one, never half of it, and two processes never share a temporary file.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import csv
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from know.errors import KnowError
+
+PACKAGE = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise KnowError(f"cannot write {path}: {error.strerror or error}; check permission and free space") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path | str, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KnowError(f"{path} does not exist") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise KnowError(f"{path} is not valid JSON ({error}); it is corrupt or truncated, make it again") from error
+
+
+def write_csv(path: Path | str, rows: Iterable[dict], columns: list[str]) -> None:
+    """Rows in the given order; floats as given by the caller (round first: versioned files carry fixed digits)."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+@contextlib.contextmanager
+def resumable_folder(out: Path | str, fingerprint: str) -> Iterator[Path]:
+    """Yield the working folder `<out>.partial`; when the block ends well it becomes `out`, in one rename.
+
+    A kill leaves the working folder behind. The next call continues in it if its fingerprint (settings, data and code)
+    is the same, and starts from nothing if not. What stood at `out` stays intact until then.
+    """
+    out = Path(out)
+    partial = out.with_name(f"{out.name}.partial")
+    mark = partial / "fingerprint"
+    if partial.exists() and not (mark.is_file() and mark.read_text() == fingerprint):
+        shutil.rmtree(partial)
+    for stray in partial.rglob(".*.tmp"):  # what a killed process was writing
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    write_text(mark, fingerprint)
+    yield partial
+    mark.unlink()
+    try:
+        if out.exists():
+            old = out.with_name(f".{out.name}.{os.getpid()}.old")
+            os.replace(out, old)
+            os.replace(partial, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, out)
+    except OSError as error:
+        raise KnowError(f"cannot write {out}: {error.strerror or error}; check permission and free space") from error
+
+
+def sha256_file(path: Path | str) -> str:
+    path = Path(path)
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise KnowError(f"cannot read {path}: {error.strerror}") from error
+
+
+def digest(value: object) -> str:
+    """Short stable hash of a JSON-serialisable value (sorted keys)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def module_path(module: str) -> Path | None:
+    """File of a module of this package by its dotted name, or None."""
+    base = PACKAGE.parent.joinpath(*module.split("."))
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Names of this package's modules that a syntax tree imports, at any depth (also inside functions)."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.startswith(f"{PACKAGE.name}.") and module_path(name)}
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+@functools.cache
+def code_closure(module: str) -> tuple[str, ...]:
+    """A module of this package and all it imports from this package, sorted; plugin folders count as a whole."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = module_path(name)
+        if name in seen or path is None:
+            continue
+        seen.add(name)
+        waiting += _imports(ast.parse(path.read_bytes()))
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            waiting += [f"{name}.{plugin.stem}" for plugin in path.parent.glob("[!_]*.py")]
+    return tuple(sorted(seen))
+
+
+def syntax(path: Path | str) -> str:
+    """The code of a Python file in normal form: no docstrings, comments or layout."""
+    return ast.unparse(_without_docstrings(ast.parse(Path(path).read_bytes())))
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+    """Fingerprint of what a stage runs: the syntax trees, without docstrings and comments, of its `code_closure`.
+
+    A change of wording re-runs nothing; a change of code re-runs exactly the stages that can reach it.
+    """
+    return digest({name: syntax(module_path(name)) for name in code_closure(module)})

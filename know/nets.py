@@ -1,0 +1,207 @@
+"""Networks: the small ones the suites use, the paper's ResNet-18, and any timm or torchvision model by name.
+
+`build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`; `timm:NAME` and `torchvision:NAME` load no pretrained weights
+unless asked. The classifier ("head") is found by name, so that it can be replaced for another number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from know.errors import KnowError, unknown
+
+NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
+"""Module types whose parameters count as normalisation (BatchNorm, InstanceNorm, LayerNorm, GroupNorm)."""
+
+
+class PlainCNN(nn.Module):
+    """The small network of the authors' examples: 3x3 convolutions 8-16-32-32 with biases, no normalisation.
+
+    Max-pooling after a convolution while the side is at least 4; then linear 64 and the head.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int):
+        super().__init__()
+        channels, side = shape[0], min(shape[1:])
+        self.convs, self.pooled = nn.ModuleList(), []
+        for width in (8, 16, 32, 32):
+            self.convs.append(nn.Conv2d(channels, width, 3, padding=1))
+            self.pooled.append(side >= 4)
+            channels, side = width, side // 2 if side >= 4 else side
+        self.hidden = nn.Linear(self._features(torch.zeros(1, *shape)).shape[1], 64)
+        self.head = nn.Linear(64, classes)
+
+    def _features(self, x: Tensor) -> Tensor:
+        for conv, pool in zip(self.convs, self.pooled, strict=True):
+            x = F.relu(conv(x))
+            x = F.max_pool2d(x, 2) if pool else x
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, classes)
+        return self.head(F.relu(self.hidden(self._features(x))))
+
+
+class MLP(nn.Module):
+    """Two hidden layers of 64."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int):
+        super().__init__()
+        self.first = nn.Linear(shape[0] * shape[1] * shape[2], 64)
+        self.second = nn.Linear(64, 64)
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, classes)
+        return self.head(F.relu(self.second(F.relu(self.first(x.flatten(1))))))
+
+
+class BasicBlock(nn.Module):
+    """conv-norm-relu-conv-norm plus shortcut, relu; the shortcut is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, bias: bool, **norm: float):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
+        self.norm1 = nn.BatchNorm2d(outputs, **norm)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=bias)
+        self.norm2 = nn.BatchNorm2d(outputs, **norm)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=bias)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs, **norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet8(nn.Module):
+    """One block per stage of 16-32-64 (78 k parameters), BatchNorm; the stem halves pictures of 24 pixels or more."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int):
+        super().__init__()
+        self.stem = nn.Conv2d(shape[0], 16, 3, 2 if min(shape[1:]) >= 24 else 1, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        widths = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+        self.blocks = nn.Sequential(*(BasicBlock(*width, bias=False) for width in widths))
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, classes)
+        x = self.blocks(F.relu(self.norm(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class ResNet18Cifar(nn.Module):
+    """The paper's ResNet-18 for 32x32 as in the released script (Keras): about 2.07 GMAC and 11.2 M parameters.
+
+    7x7 stem with stride 1, then one pixel of zero padding instead of max-pooling (maps of 34-34-17-9); biases on every
+    convolution; BatchNorm eps 1e-3 and momentum 0.99 in Keras' terms, 0.01 in torch's; he_normal kernels, zero biases.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int):
+        super().__init__()
+        norm = {"eps": 1e-3, "momentum": 0.01}
+        self.stem = nn.Conv2d(shape[0], 64, 7, padding=3)
+        self.norm = nn.BatchNorm2d(64, **norm)
+        stages = ((64, 64, 1), (64, 128, 1), (128, 256, 2), (256, 512, 2))
+        blocks = []
+        for inputs, outputs, stride in stages:
+            blocks += [BasicBlock(inputs, outputs, stride, bias=True, **norm)]
+            blocks += [BasicBlock(outputs, outputs, 1, bias=True, **norm)]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(512, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # Keras' he_normal: standard deviation sqrt(2 / fan_in) of a normal cut at two sigma
+                std = (2 / module.weight[0].numel()) ** 0.5 / 0.87962566
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, 32, 32) -> (B, classes)
+        x = F.pad(F.relu(self.norm(self.stem(x))), (1, 1, 1, 1))
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def vit_tiny(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """timm's VisionTransformer, 16 patches, width 48, depth 4, 3 heads, LayerNorm (pre-norm)."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    size = {"img_size": shape[1:], "patch_size": shape[1] // 4, "in_chans": shape[0], "num_classes": classes}
+    return VisionTransformer(**size, embed_dim=48, depth=4, num_heads=3, mlp_ratio=2)
+
+
+NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+    "mlp": MLP,
+    "plaincnn": PlainCNN,
+    "resnet8": ResNet8,
+    "resnet18_cifar": ResNet18Cifar,
+    "vit_tiny": vit_tiny,
+}
+
+
+def build(
+    name: str, shape: tuple[int, int, int], classes: int, *, seed: int = 0, pretrained: bool = False
+) -> nn.Module:
+    """A freshly initialised network for pictures of `shape` (C, H, W); the global random state is left as it was.
+
+    pretrained: load the published weights of a `timm:` or `torchvision:` model (downloads them).
+    """
+    library, _, model = name.rpartition(":")
+    if library not in ("", "timm", "torchvision") or (not library and name not in NETWORKS):
+        raise unknown("network", name, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not library:
+            return NETWORKS[name](shape, classes)
+        if library == "timm":
+            import timm
+
+            if not timm.is_model(model):
+                raise unknown("timm network", model, timm.list_models())
+            return timm.create_model(model, pretrained=pretrained, in_chans=shape[0], num_classes=classes)
+        if shape[0] != 3:
+            raise KnowError(f"{name} takes pictures of 3 channels, not {shape[0]}; networks of timm take any number")
+        import torchvision
+
+        if model not in torchvision.models.list_models(module=torchvision.models):
+            raise unknown("torchvision network", model, torchvision.models.list_models(module=torchvision.models))
+        network = torchvision.models.get_model(model, weights="DEFAULT" if pretrained else None)
+        replace_head(network, classes, seed=seed)
+        return network
+
+
+def head_name(model: nn.Module) -> str:
+    """Dotted name of the classifier: timm's own record, an attribute `head`, else the last linear layer."""
+    recorded = getattr(model, "pretrained_cfg", None) or {}
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for candidate in (recorded.get("classifier"), "head"):
+        if isinstance(candidate, str) and candidate in names:
+            return candidate
+    if not names:
+        raise KnowError(f"{type(model).__name__} has no linear layer that could be its classifier")
+    return names[-1]
+
+
+def replace_head(model: nn.Module, classes: int, *, seed: int) -> None:
+    """Put a fresh linear classifier for `classes` classes in place of the old one (in place, old device and dtype)."""
+    name = head_name(model)
+    old = model.get_submodule(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new.to(old.weight.device, old.weight.dtype))
+
+
+def head_and_normalisation(model: nn.Module) -> set[str]:
+    """Names of the parameters of the head and of every normalisation layer."""
+    head = head_name(model)
+    chosen = {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if name == head or isinstance(module, NORMALISATION)
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    return {name.removeprefix(".") for name in chosen}

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.predictors import TensorInfo, predictor
+
+
+@predictor(depths=(1, 2, 3))
+def known(window: Tensor, tensor: TensorInfo) -> Tensor:
+    """KNOWN, the paper's meta-learned hyper-model: theta_0 plus its residual (paper, section 3).
+
+    The step size is 1, as published.
+    """
+    return window[:, -1] + tensor.known().residual(window, tensor.role)

@@ -1,0 +1,131 @@
+"""Statistics of the tables: paired differences over source trajectories, and the share of the gap closed.
+
+The unit of replication is the source trajectory. Fine-tunes of one trajectory are averaged first and never counted as
+replicates. Inference is conditional on the datasets and the test set.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CONFIDENCE = 0.95
+GRAIN = 0.01
+FEW = 5
+"""With fewer trajectories than this a result is called preliminary."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean (or ratio) with its two-sided interval; nan limits where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def paired_t(differences: np.ndarray) -> Interval:
+    """Mean of paired differences, float (n,), one per trajectory, with the t interval of n - 1 degrees of freedom."""
+    values = np.asarray(differences, dtype=float)
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    if n == 1:
+        return Interval(float(values[0]), math.nan, math.nan, 1)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
+
+
+def two_sample_limit(a: np.ndarray, b: np.ndarray, *, comparisons: int) -> float:
+    """How far the mean accuracies of two runs, float (n,) each, may be apart by chance.
+
+    Two-sample t, Bonferroni-corrected for `comparisons`, plus `GRAIN`, since a small test set has few values.
+    """
+    freedom = len(a) + len(b) - 2
+    error = math.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
+    return float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), freedom) * error) + GRAIN
+
+
+def fieller(numerator: np.ndarray, denominator: np.ndarray) -> Interval | None:
+    """Ratio of two paired means, float (n,) each, with Fieller's interval (Fieller 1954).
+
+    None where the denominator's own interval includes 0: the ratio is then unbounded.
+    """
+    a, b = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    kept = np.isfinite(a) & np.isfinite(b)
+    a, b = a[kept], b[kept]
+    n = len(a)
+    if n < 2:
+        return None
+    t2 = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) ** 2
+    (saa, sab), (_, sbb) = np.cov(a, b, ddof=1) / n
+    ma, mb = a.mean(), b.mean()
+    # the interval is where (ma - x mb)^2 <= t^2 (saa - 2 x sab + x^2 sbb), a quadratic in x
+    qa = mb**2 - t2 * sbb
+    if qa <= 0:
+        return None
+    qb, qc = ma * mb - t2 * sab, ma**2 - t2 * saa
+    root = math.sqrt(max(0.0, qb**2 - qa * qc))
+    return Interval(float(ma / mb), float((qb - root) / qa), float((qb + root) / qa), n)
+
+
+def trajectory_means(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
+    """One value per (cell, recipe, arm, trajectory): the mean over fine-tunes. Arms as columns.
+
+    Index: cell, recipe, trajectory.
+    """
+    return runs.pivot_table(index=["cell", "recipe", "trajectory"], columns="arm", values=column, aggfunc="mean")
+
+
+def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarray:
+    """Paired differences arm - baseline, one per trajectory (rows of `means`), nan where either is missing."""
+    return (means[arm] - means[baseline]).to_numpy()
+
+
+def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
+    """One row per (cell, recipe, arm), in percentage points.
+
+    Columns: cell, recipe, arm, depth, n (trajectories), accuracy (mean); difference with low and high (paired with
+    naive); share with share_low and share_high (of the gap naive to oracle; nan where undefined); learning_rate,
+    on_edge, failed (runs that diverged); step, source_accuracy and weight_error (means, before fine-tuning).
+    """
+    means = 100 * trajectory_means(runs, column)
+    facts = runs.groupby(["cell", "recipe", "arm"]).agg(
+        depth=("depth", "first"),
+        learning_rate=("learning_rate", "first"),
+        on_edge=("on_edge", "first"),
+        failed=("status", lambda status: int((status != "ok").sum())),
+        step=("step", "mean"),
+        source_accuracy=("source_accuracy", lambda values: 100 * values.mean()),
+        weight_error=("weight_error", lambda values: pd.to_numeric(values).mean()),
+    )
+    rows = []
+    for (cell, recipe), table in means.groupby(level=["cell", "recipe"]):
+        for arm in table.columns[table.notna().any()]:
+            difference = paired_t(compare(table, arm))
+            share = None
+            if "oracle" in table and arm != "naive":
+                share = fieller(compare(table, arm), compare(table, "oracle"))
+            rows.append(
+                {
+                    "cell": cell,
+                    "recipe": recipe,
+                    "arm": arm,
+                    "n": int(table[arm].notna().sum()),
+                    "accuracy": table[arm].mean(),
+                    "difference": difference.mean,
+                    "low": difference.low,
+                    "high": difference.high,
+                    "share": share.mean if share else math.nan,
+                    "share_low": share.low if share else math.nan,
+                    "share_high": share.high if share else math.nan,
+                    **facts.loc[(cell, recipe, arm)].to_dict(),
+                }
+            )
+    return pd.DataFrame(rows)

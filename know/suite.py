@@ -1,0 +1,351 @@
+"""A suite: what is run, as strictly validated YAML. Needs neither torch nor data, so the workflow reads it in no time.
+
+The settings below are also the arguments of the library's stages (a `Recipe` for `training.train`, and so on).
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from know.errors import KnowError, unknown
+from know.files import PACKAGE
+
+SUITES = Path("benchmarks/suites")
+WORK = Path("work")
+RESULTS = Path("results")
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Track = Literal["overflow", "retrodiction"]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Settings):
+    """One training run. `steps`, where given, replaces `epochs`."""
+
+    epochs: Positive
+    learning_rate: Rate
+    steps: Positive | None = None
+    batch_size: Positive = 128
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augment: bool = False
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs of a first phase that trains normalisation layers and head only."""
+    head_learning_rate: Rate = 1e-3
+
+
+class Forgetting(Settings):
+    """The structured forgetting of paper, section 3: fractions 1, r, r^2, ... of D0, S snapshots."""
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    length: Annotated[int, Field(ge=2)] = 5
+    smallest: Positive = 64
+    """Fewest images the smallest subset may have."""
+    step: Recipe
+    carry_optimizer: bool = True
+    """Whether the optimiser's state goes from one subset to the next, as in the released script."""
+
+
+class MetaTraining(Settings):
+    """The meta-set (small trajectories) and the training of KNOWN on its windows."""
+
+    datasets: list[str] = Field(min_length=1)
+    networks: list[str] = Field(min_length=1)
+    trajectories: Annotated[int, Field(ge=2)]
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the trajectories whose windows are only for early stopping."""
+    shards: Positive = 2
+    images: Positive
+    """Size of the largest subset of a run."""
+    smallest: Positive = 64
+    pretraining_epochs: tuple[Positive, Positive]
+    forgetting_epochs: Positive = 1
+    rate: tuple[Share, Share] = (0.3, 0.9)
+    learning_rate: tuple[Rate, Rate] = (1e-5, 4e-3)
+    batch_size: Positive = 32
+    """Least batch size; the greatest is the smallest subset (paper: U(32, r^6 |D0|))."""
+    carry_optimizer: bool = True
+    windows: Positive = 4096
+    """At most this many windows per role from one trajectory."""
+    updates: Positive
+    window_batch: Positive = 1024
+    optimizer_rate: Rate = 1e-3
+    patience: Positive = 10
+    """Evaluations on held-out trajectories without improvement after which training of a role stops."""
+    evaluations: Positive = 40
+    bias_penalty: Annotated[float, Field(ge=0)] = 0.1
+    """L1 on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> MetaTraining:
+        if not 1 <= round(self.held_out * self.trajectories) < self.trajectories:
+            raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one side empty")
+        for name in ("pretraining_epochs", "rate", "learning_rate"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} goes from {low} down to {high}; give the lower bound first")
+        return self
+
+
+class Transfer(Settings):
+    """Fine-tuning on the target: the same function and the same search for every arm."""
+
+    recipe: Recipe
+    images: Positive
+    """Target images at share 1."""
+    validation: Positive
+    """Further target-training images, disjoint from `images`; they alone choose the learning rate."""
+    shares: list[Share] = [1.0]
+    fine_tunes: Positive = 1
+    grid: list[Rate] = Field(min_length=6)
+    """Learning rates of the search, factor 2 apart, with the published one (`recipe.learning_rate`) among them."""
+    extensions: Annotated[int, Field(ge=0)] = 2
+    """How many points may be added, for all arms, where some arm's best rate lies on an edge of the grid."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Transfer:
+        ratios = [b / a for a, b in itertools.pairwise(self.grid)]
+        if any(abs(ratio - 2) > 1e-6 for ratio in ratios):
+            raise ValueError("grid must rise by factors of 2")
+        if self.recipe.learning_rate not in self.grid:
+            raise ValueError(f"grid must contain recipe.learning_rate {self.recipe.learning_rate:g}")
+        return self
+
+
+class PredictorArms(Settings):
+    """Depths and options of one predictor, where they differ from what its file declares."""
+
+    depths: list[Positive] | None = None
+    options: dict[str, float | int | str | bool] = {}
+
+
+class Arms(Settings):
+    """Which arms stand in the tables. `predictors: all` takes every file in know/predictors/."""
+
+    references: list[Literal["naive", "scratch", "oracle", "oracle_steps"]]
+    predictors: Literal["all"] | dict[str, PredictorArms | None] = "all"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Arms:
+        if "naive" not in self.references:
+            raise ValueError("references must contain naive: all differences are paired with it")
+        return self
+
+
+class Pair(Settings):
+    """A source and a target dataset, with the networks they are run on."""
+
+    source: str
+    target: str
+    networks: list[str] = Field(min_length=1)
+    tracks: list[Track] = ["overflow"]
+
+
+@dataclass(frozen=True, order=True)
+class Origin:
+    """What a set of trajectories belongs to: every cell with this source and network shares them."""
+
+    source: str
+    network: str
+
+    @property
+    def slug(self) -> str:
+        return _slug(self.source, self.network)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One comparison: every arm is run on every trajectory of a cell."""
+
+    track: Track
+    source: str
+    target: str
+    network: str
+    share: float
+
+    @property
+    def slug(self) -> str:
+        return _slug(self.track, self.source, self.target, self.network, f"{100 * self.share:g}")
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.source, self.network)
+
+
+class Suite(Settings):
+    """A whole benchmark run; see the files in benchmarks/suites/."""
+
+    title: str
+    evidence: bool
+    """False for suites that prove the machinery only; every table of theirs says so."""
+    remarks: list[str] = []
+    """Sentences printed above the tables, such as what is in-distribution."""
+    pairs: list[Pair] = Field(min_length=1)
+    trajectories: Positive
+    pilots: Positive
+    pretraining: Recipe
+    forgetting: Forgetting
+    metatraining: MetaTraining
+    transfer: Transfer
+    arms: Arms
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Suite:
+        if self.forgetting.carry_optimizer and self.pretraining.optimizer != self.forgetting.step.optimizer:
+            raise ValueError("forgetting.carry_optimizer needs the same optimizer in pretraining and forgetting.step")
+        if self.pretraining.steps is not None:
+            raise ValueError("pretraining is given in epochs: the oracle has the same epochs, or the same steps")
+        return self
+
+    @pydantic.field_validator("trajectories")
+    @classmethod
+    def _at_least_two(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError("an interval over trajectories needs at least 2")
+        return value
+
+    @property
+    def origins(self) -> list[Origin]:
+        return sorted({cell.origin for cell in self.cells})
+
+    @property
+    def cells(self) -> list[Cell]:
+        cells = {
+            Cell(track, pair.source, pair.target, network, share)
+            for pair in self.pairs
+            for track, network, share in itertools.product(pair.tracks, pair.networks, self.transfer.shares)
+        }
+        return sorted(cells)
+
+    @property
+    def datasets(self) -> list[str]:
+        pairs = {name for pair in self.pairs for name in (pair.source, pair.target)}
+        return sorted(pairs | set(self.metatraining.datasets))
+
+    @property
+    def tracks(self) -> list[Track]:
+        return sorted({cell.track for cell in self.cells})
+
+    @property
+    def trajectory_ids(self) -> list[str]:
+        """Pilots p0, p1, ... (for the learning rates, never evaluated), then t0, t1, ..."""
+        return [f"p{i}" for i in range(self.pilots)] + [f"t{i}" for i in range(self.trajectories)]
+
+    def origin(self, slug: str) -> Origin:
+        return _by_slug("origin", slug, self.origins)
+
+    def cell(self, slug: str) -> Cell:
+        return _by_slug("cell", slug, self.cells)
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of that name in benchmarks/suites/, or of a path to a .yaml file.
+
+    Raises KnowError for an unknown suite, invalid YAML, an unknown key (names the nearest one) or a wrong value.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        if path.parent != SUITES:
+            raise KnowError(f"suite file {path} does not exist") from error
+        if not SUITES.is_dir():
+            raise KnowError(f"there is no folder {SUITES} here; run suites from the repository's top folder") from error
+        raise unknown("suite", name, [p.stem for p in SUITES.glob("*.yaml")]) from error
+    except UnicodeDecodeError as error:
+        raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
+    try:
+        suite = Suite.model_validate(yaml.load(text, _StrictLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise KnowError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
+    except pydantic.ValidationError as error:
+        raise KnowError(f"{path}: {'; '.join(_explain(e) for e in _relevant(error.errors()))}") from error
+    predictors = [file.stem for file in (PACKAGE / "predictors").glob("[!_]*.py")]
+    for predictor in suite.arms.predictors if suite.arms.predictors != "all" else ():
+        if predictor not in predictors:
+            raise KnowError(f"{path}: {unknown('predictor', predictor, predictors)}")
+    return suite
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (plain YAML silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _relevant(errors: list[dict]) -> list[dict]:
+    """Without pydantic's names for the members of a union, and without the members that were not meant."""
+    deeper = {error["loc"][:-1] for error in errors if error["type"] != "literal_error"}
+    kept = []
+    for error in errors:
+        *parents, last = error["loc"] or ("",)
+        if str(last).startswith("literal[") and any(place[: len(parents)] == tuple(parents) for place in deeper):
+            continue
+        kept.append({**error, "loc": tuple(part for part in error["loc"] if "[" not in str(part))})
+    return kept
+
+
+def _explain(error: dict) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        near = difflib.get_close_matches(str(key), _fields_at(parents), n=1, cutoff=0.4)
+        return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"key {place!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _fields_at(parents: list) -> list[str]:
+    """Names of the settings that exist at a place in a suite, for the hint at an unknown key."""
+    here: object = Suite
+    for part in parents:
+        if not isinstance(part, int) and isinstance(here, type) and issubclass(here, Settings):
+            here = _settings_in(here.model_fields[part].annotation) if part in here.model_fields else here
+    return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, Settings) else []
+
+
+def _settings_in(annotation: object) -> object:
+    """The settings class inside list[X], X | None, dict[str, X] or X itself."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    if isinstance(annotation, types.GenericAlias | types.UnionType) or typing.get_origin(annotation):
+        return next((found for arg in typing.get_args(annotation) if (found := _settings_in(arg))), None)
+    return None
+
+
+def _slug(*parts: str) -> str:
+    """A name that is safe in paths and in the workflow's wildcards."""
+    return ".".join(re.sub(r"[^\w+-]+", "_", part) for part in parts)
+
+
+def _by_slug(kind: str, slug: str, items: list) -> typing.Any:
+    for item in items:
+        if item.slug == slug:
+            return item
+    raise unknown(kind, slug, [item.slug for item in items])
