@@ -1,0 +1,39 @@
+"""The whole workflow: data -> trajectories, meta-set -> KNOWN -> transfer -> tables and figures.
+
+    snakemake --cores all                          the smoke suite (also: --use-conda)
+    snakemake --cores all --config suite=cpu       another one from benchmarks/suites/
+
+Everything made lives in work/<suite>/; the last rules publish into results/<suite>/. A rule re-runs when the part of the
+suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.10")
+sys.path.insert(0, workflow.basedir)
+# jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
+os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
+
+from know.files import code_hash, digest, syntax
+from know.suite import load_suite
+
+NAME = config.get("suite", "smoke")
+SUITE = load_suite(NAME)
+WORK = f"work/{NAME}"
+RESULTS = f"results/{NAME}"
+
+
+include: "workflow/compute.smk"
+include: "workflow/publish.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{WORK}/published.json",
+        f"{RESULTS}/README.md",
+        FIGURES,

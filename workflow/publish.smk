@@ -1,0 +1,72 @@
+# From run records to committed tables, pages and figures: no torch, no data.
+# `update`: a failing job leaves the committed files as they are.
+
+CELLS = [cell.slug for cell in SUITE.cells]
+TABLES = ("runs", "pilots", "trajectories", "metatraining", "landscape")
+FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - {"style"})
+FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
+
+
+rule publish:
+    input:
+        expand(rules.forget.output, origin=[origin.slug for origin in SUITE.origins]),
+        expand(rules.transfer.output, cell=CELLS),
+        rules.metatrain.output,
+        rules.landscape.output,
+    output:
+        update(expand(f"{RESULTS}/{{table}}.csv", table=TABLES)),
+        update(expand(f"{RESULTS}/{{file}}.json", file=("suite", "metrics"))),
+        update(f"{RESULTS}/README.md"),
+        published=f"{WORK}/published.json",
+    params:
+        suite=NAME,
+        code=code_hash("know.report"),
+        settings=SUITE.model_dump(mode="json"),
+    log:
+        f"{WORK}/logs/publish.log",
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m know report --suite {params.suite} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        expand(f"{RESULTS}/{{table}}.csv", table=TABLES),
+    output:
+        *[
+            report(
+                update(f"{RESULTS}/figures/{figure}.{kind}"),
+                caption=f"captions/{figure}.rst",
+                category="Figures",
+                labels={"figure": figure.replace("_", " "), "format": kind},
+            )
+            for figure in FIGURE_SCRIPTS
+            for kind in ("svg", "png")
+        ],
+    params:
+        suite=NAME,
+        code=digest([code_hash("know.report"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
+    log:
+        f"{WORK}/logs/figures.log",
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m paper_figures results/{params.suite} > {log} 2>&1"
+
+
+# Parts of the chain by name, for `dvc.yaml` and for people.
+rule trajectories:
+    input:
+        expand(rules.forget.output, origin=[origin.slug for origin in SUITE.origins]),
+
+
+rule known:
+    input:
+        rules.metatrain.output,
+
+
+rule transfers:
+    input:
+        expand(rules.transfer.output, cell=CELLS),
+        rules.landscape.output,
