@@ -1,0 +1,326 @@
+"""Meta-training: what is drawn, how windows are cut, who is held out, and that KNOWN learns what can be learnt."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from know.errors import KnowError
+from know.files import read_json, write_json
+from know.known import Known
+from know.metatrain import draw_run, fit_known, make_metaset, windows
+from know.suite import MetaTraining
+from know.trajectory import PREDICTED, load_facts, load_state, save_state
+
+
+def settings(**changes) -> MetaTraining:
+    plain = {
+        "datasets": ["digits:0-4"],
+        "networks": ["plaincnn"],
+        "trajectories": 4,
+        "held_out": 0.25,
+        "images": 300,
+        "smallest": 16,
+        "pretraining_epochs": (1, 3),
+        "batch_size": 16,
+        "updates": 30,
+        "evaluations": 3,
+        "windows": 100,
+        "window_batch": 64,
+    }
+    return MetaTraining(**{**plain, **changes})
+
+
+# what is drawn
+
+
+@pytest.mark.parametrize(("images", "smallest"), [(600, 16), (1000, 64), (100, 50), (50_000, 64)])
+def test_draws_stay_within_their_ranges_and_keep_the_smallest_subset(images, smallest):
+    ranges = settings(images=images, smallest=smallest, rate=(0.3, 0.9), learning_rate=(1e-5, 4e-3), batch_size=32)
+    runs = [draw_run(i, ranges) for i in range(300)]
+    for run in runs:
+        assert 0.3 <= run["rate"] <= 0.9
+        assert 1e-5 <= run["learning_rate"] <= 4e-3
+        assert run["smallest"] == round(images * run["rate"] ** 6) >= smallest
+        assert min(32, run["smallest"]) <= run["batch_size"] <= max(32, run["smallest"])
+        assert run["pretraining_epochs"] in (1, 2, 3)
+    for key in ("rate", "learning_rate"):  # the whole of the range is used
+        values = [run[key] for run in runs]
+        low, high = min(values), max(values)
+        assert sum(value > (low + high) / 2 for value in values) == pytest.approx(150, abs=50)
+    assert max(run["rate"] for run in runs) > 0.88
+    assert len({run["seed"] for run in runs}) == 300
+
+
+def test_a_run_is_a_function_of_its_number_and_the_ranges_alone():
+    other = settings(trajectories=400, shards=7, updates=9, held_out=0.5, windows=5)
+    assert [draw_run(i, settings()) for i in range(20)] == [draw_run(i, other) for i in range(20)]
+
+
+def test_runs_go_through_all_pairs_of_data_and_network():
+    ranges = settings(datasets=["digits", "digits:0-4", "digits:5-9"], networks=["mlp", "plaincnn"])
+    runs = [draw_run(i, ranges) for i in range(12)]
+    pairs = [(run["dataset"], run["network"]) for run in runs]
+    assert sorted(pairs) == sorted(2 * list(itertools.product(ranges.datasets, ranges.networks)))
+
+
+def test_ranges_that_no_run_can_satisfy_are_refused():
+    with pytest.raises(KnowError, match=r"100 images keep 90 .* above 0\.98, but rate ends at 0\.9"):
+        draw_run(0, settings(images=100, smallest=90))
+
+
+# windows
+
+
+def known_states(size: int = 20) -> list[dict[str, torch.Tensor]]:
+    """theta_0 ... theta_6: scalar number i of snapshot k has the value i + k / 10, and its role in the hundreds."""
+    shapes = {
+        "a.weight": (size, 1, 3, 3),
+        "b.weight": (size, 4),
+        "b.bias": (size,),
+        "n.weight": (size,),
+        "n.bias": (size,),
+    }
+    hundreds = {"a.weight": 1000, "b.weight": 2000, "b.bias": 3000, "n.weight": 4000, "n.bias": 4000}
+    numbers = {n: torch.arange(torch.Size(s).numel()).reshape(s) + float(hundreds[n]) for n, s in shapes.items()}
+    return [{name: number + k / 10 for name, number in numbers.items()} for k in range(7)]
+
+
+def test_windows_are_two_a_scalar_in_the_papers_order():
+    found = windows(known_states(), limit=10**6, seed=0)
+    assert set(found) == {"conv", "fc", "bias"}
+    for role, hundred, scalars in (("conv", 1000, 180), ("fc", 2000, 80), ("bias", 3000, 20)):
+        rows = found[role].double()
+        assert rows.shape == (2 * scalars, 6)
+        number = rows[:, 5].floor()
+        snapshot = ((rows - number[:, None]) * 10).round().long()
+        kinds = {tuple(row) for row in snapshot.tolist()}
+        assert kinds == {(6, 5, 4, 3, 2, 1), (5, 4, 3, 2, 1, 0)}  # five inputs, smallest subset first, then the target
+        pairs = {(int(n), row[-1]) for n, row in zip(number.tolist(), snapshot.tolist(), strict=True)}
+        assert pairs == {(hundred + i, last) for i in range(scalars) for last in (0, 1)}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40, 1000])
+def test_at_most_so_many_windows_of_each_role_are_kept(limit):
+    found, whole = (windows(known_states(), limit=n, seed=3) for n in (limit, 10**6))
+    for role in PREDICTED:
+        assert len(found[role]) == min(limit, len(whole[role]))
+        rows, all_rows = ({tuple(row) for row in table[role].tolist()} for table in (found, whole))
+        assert len(rows) == len(found[role])  # drawn without repetition
+        assert rows <= all_rows
+
+
+def test_kept_windows_come_from_everywhere_and_depend_on_the_seed():
+    first, again, other = (windows(known_states(), limit=60, seed=s)["conv"] for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    targets = first[:, 5].double()
+    assert 15 < int((targets - targets.floor() < 0.05).sum()) < 45  # both kinds of windows
+    assert 15 < int((targets < 1090).sum()) < 45  # both halves of the tensor
+
+
+def test_a_role_that_a_network_lacks_has_no_windows():
+    states = [{"b.weight": state["b.weight"]} for state in known_states()]
+    assert set(windows(states, limit=10, seed=0)) == {"fc"}
+
+
+# the meta-set
+
+
+@pytest.fixture(scope="module")
+def metaset(tmp_path_factory):
+    """One real, tiny meta-set, in one shard and in three."""
+    out = tmp_path_factory.mktemp("metaset")
+    for shards in (1, 3):
+        for shard in range(shards):
+            make_metaset(shard, settings(shards=shards), out=out / f"{shards}-{shard}")
+    return out
+
+
+def shards_of(metaset: Path, shards: int) -> list[Path]:
+    return [metaset / f"{shards}-{shard}" / "manifest.json" for shard in range(shards)]
+
+
+def test_the_number_of_shards_changes_no_trajectory(metaset):
+    one, three = (
+        {
+            path.name: path.read_bytes()
+            for folder in metaset.glob(f"{shards}-*")
+            for path in folder.glob("*.safetensors")
+        }
+        for shards in (1, 3)
+    )
+    assert len(one) == 4
+    assert one == three
+
+
+def test_a_trajectory_of_the_metaset_keeps_windows_and_what_was_drawn(metaset):
+    files = sorted((metaset / "1-0").glob("*.safetensors"))
+    for run, path in enumerate(files):
+        facts, found = load_facts(path), load_state(path)
+        assert facts == {**draw_run(run, settings()), "run": run, "status": "ok"}
+        assert {role: tuple(rows.shape) for role, rows in found.items()} == dict.fromkeys(PREDICTED, (100, 6))
+        assert all(float(rows.diff(dim=1).abs().max()) > 0 for rows in found.values())
+    assert len({path.read_bytes() for path in files}) == 4
+
+
+def test_the_number_of_shards_changes_no_bit_of_known(metaset, tmp_path):
+    for shards in (1, 3):
+        fit_known(reversed(shards_of(metaset, shards)), settings(shards=shards), out=tmp_path / str(shards))
+    one, three = (load_state(tmp_path / str(shards) / "known.safetensors") for shards in (1, 3))
+    assert all(torch.equal(one[name], three[name]) for name in one)
+    assert (tmp_path / "1" / "history.csv").read_bytes() == (tmp_path / "3" / "history.csv").read_bytes()
+
+
+def test_too_few_images_are_refused(tmp_path):
+    with pytest.raises(KnowError, match="images is 700, but digits:0-4 has 649"):
+        make_metaset(0, settings(images=700), out=tmp_path / "out")
+
+
+# the training of KNOWN
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Function that writes made-up windows, one file a trajectory, in so many shards; the manifests."""
+
+    def write(
+        trajectories: list[dict[str, torch.Tensor]], shards: int = 2, diverged=(), name="shards", networks=("mlp",)
+    ) -> list[Path]:
+        manifests = []
+        for shard in range(shards):
+            folder, files = tmp_path / name / str(shard), {}
+            for run in range(shard, len(trajectories), shards):
+                path = folder / f"{run:05d}.safetensors"
+                facts = {"run": run, "dataset": "digits", "network": networks[run % len(networks)]}
+                save_state(path, trajectories[run], facts | {"status": "diverged" if run in diverged else "ok"})
+                files[path.name] = ""
+            write_json(folder / "manifest.json", {"files": files})
+            manifests.append(folder / "manifest.json")
+        return manifests
+
+    return write
+
+
+def straight(seed: int, count: int = 400) -> dict[str, torch.Tensor]:
+    """Windows of weights that move by a constant of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for role in PREDICTED:
+        start, step = 0.3 * torch.randn(2, count, 1, generator=generator)
+        found[role] = start + 0.3 * step * torch.arange(6)
+    return found
+
+
+def error(known: Known, rows: torch.Tensor, role: str) -> float:
+    return float((rows[:, 4] + known.residual(rows[:, :5], role) - rows[:, 5]).abs().mean())
+
+
+def test_known_learns_a_constant_movement(shards, tmp_path):
+    chosen = settings(updates=240, evaluations=6, window_batch=256, optimizer_rate=5e-3, bias_penalty=0.0)
+    known = fit_known(shards([straight(i) for i in range(8)]), chosen, out=tmp_path / "known")
+    unseen = straight(100)
+    for role in PREDICTED:
+        no_change = float((unseen[role][:, 4] - unseen[role][:, 5]).abs().mean())
+        assert error(known, unseen[role], role) < 0.25 * no_change
+        assert known.facts["losses"][role]["held_out_loss"] < 0.25 * known.facts["losses"][role]["no_change_loss"]
+        assert known.facts["losses"][role]["linear_loss"] < 1e-6
+
+
+def test_the_best_weights_are_kept_and_the_recorded_loss_is_theirs(shards, tmp_path):
+    made = [straight(i) for i in range(8)]
+    chosen = settings(updates=60, evaluations=20, optimizer_rate=0.03)  # a rate at which the loss goes up and down
+    fit_known(shards(made), chosen, out=tmp_path / "known")
+    known = Known.load(tmp_path / "known" / "known.safetensors")
+    with (tmp_path / "known" / "history.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    for role in PREDICTED:
+        losses = [float(row["held_out_loss"]) for row in rows if row["role"] == role]
+        assert losses.index(min(losses)) < len(losses) - 1  # the last weights were not the best
+        assert known.facts["losses"][role]["held_out_loss"] == min(losses)
+        held_out = torch.cat([made[i][role] for i in (3, 7)])  # every 4th
+        assert error(known, held_out, role) == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2, 3])
+def test_held_out_trajectories_are_never_trained_on(shards, tmp_path, changed):
+    """With one evaluation, at the end, held-out windows cannot reach the weights: changing the others does."""
+    made = [straight(i) for i in range(4)]
+    other = [straight(50) if i == changed else windows for i, windows in enumerate(made)]
+    chosen = settings(updates=5, evaluations=1)
+    first, second = (
+        fit_known(shards(data, name=name), chosen, out=tmp_path / f"known-{name}")
+        for data, name in ((made, "a"), (other, "b"))
+    )
+    for role in PREDICTED:
+        a, b = first.nets[role].state_dict(), second.nets[role].state_dict()
+        held_out = first.facts["losses"][role]["no_change_loss"] != second.facts["losses"][role]["no_change_loss"]
+        assert all(torch.equal(a[name], b[name]) for name in a) == held_out
+        assert held_out == (changed == 3)
+
+
+def test_every_network_is_among_the_held_out(shards, tmp_path):
+    """Networks alternate from run to run; a plain stride would hold out one of them alone, here without conv."""
+    made = [straight(i) if i % 2 else {role: straight(i)[role] for role in ("fc", "bias")} for i in range(8)]
+    both = shards(made, networks=("mlp", "plaincnn"))
+    reverse = shards(made[::-1], networks=("plaincnn", "mlp"), name="reverse")
+    for manifests, name in ((both, "both"), (reverse, "reverse")):
+        known = fit_known(manifests, settings(updates=5, evaluations=1), out=tmp_path / f"known-{name}")
+        assert known.facts["held_out_trajectories"] == 2
+        assert known.facts["losses"].keys() == set(PREDICTED)
+
+
+def test_trajectories_that_diverged_are_used_for_nothing(shards, tmp_path):
+    made = [straight(i) for i in range(4)]
+    broken = {role: torch.full((10, 6), float("nan")) for role in PREDICTED}
+    clean = fit_known(shards(made, name="a"), settings(), out=tmp_path / "clean")
+    mixed = fit_known(shards([*made, broken], name="b", diverged={4}), settings(), out=tmp_path / "mixed")
+    assert (clean.facts["diverged"], mixed.facts["diverged"]) == (0, 1)
+    for role in PREDICTED:
+        a, b = clean.nets[role].state_dict(), mixed.nets[role].state_dict()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_stops_when_patience_is_lost(shards, tmp_path):
+    dice = torch.Generator().manual_seed(0)
+    noise = [{role: 0.3 * torch.randn(50, 6, generator=dice) for role in PREDICTED} for _ in range(4)]
+    chosen = settings(updates=4000, evaluations=400, patience=3, optimizer_rate=0.01)
+    fit_known(shards(noise), chosen, out=tmp_path / "known")
+    with (tmp_path / "known" / "history.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    for role in PREDICTED:
+        losses = [float(row["held_out_loss"]) for row in rows if row["role"] == role]
+        assert len(losses) < 400
+        assert losses.index(min(losses)) == len(losses) - 4
+
+
+def test_the_bias_penalty_keeps_biases_small(shards, tmp_path):
+    made = shards([straight(i) for i in range(4)])
+    sums = []
+    for penalty in (0.0, 0.1):
+        chosen = settings(updates=100, optimizer_rate=5e-3, bias_penalty=penalty)
+        known = fit_known(made, chosen, out=tmp_path / str(penalty))
+        sums.append(float(known.nets["fc"].values.first.bias.abs().sum().detach()))
+    assert sums[1] < 0.5 * sums[0]
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "diverged", "said"),
+    [
+        ([straight(i) for i in range(4)], {0, 1, 2}, "only 1 of 4 .* did not diverge"),
+        ([{"fc": straight(i)["fc"]} for i in range(4)], (), "no windows of role conv"),
+    ],
+)
+def test_too_little_to_train_on_is_named(shards, tmp_path, trajectories, diverged, said):
+    with pytest.raises(KnowError, match=said):
+        fit_known(shards(trajectories, diverged=diverged), settings(), out=tmp_path / "known")
+
+
+def test_the_card_says_what_known_was_trained_on(metaset, tmp_path):
+    known = fit_known(shards_of(metaset, 1), settings(), out=tmp_path / "known")
+    assert (known.facts["data"], known.facts["networks"]) == (["digits:0-4"], ["plaincnn"])
+    assert (known.facts["trajectories"], known.facts["held_out_trajectories"]) == (4, 1)
+    assert Known.load(tmp_path / "known" / "known.safetensors").facts == known.facts
+    assert read_json(shards_of(metaset, 1)[0])["data"].keys() == {"digits:0-4"}
