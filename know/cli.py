@@ -260,6 +260,8 @@ def predict(
         save_state(folder / "model.safetensors", weights)
         write_text(folder / "know_config.yml", yaml.safe_dump(config))
     print(f"{out / 'model.safetensors'}: {predictor} at depth {depth}, {config['virtual_data']:g} times the data")
+    if predictor == "known" and known is None:
+        print(f"KNOWN: the one that ships, meta-trained on {', '.join(know.Known.pretrained().facts['data'])} only")
 
 
 @app.command()

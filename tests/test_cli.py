@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import know
 from know import cli
 from know.files import sha256_file
+from know.known import PRETRAINED
 from know.trajectory import load_state, save_state
 
 TINY = Path(__file__).parent / "suites" / "tiny.yaml"
@@ -178,6 +179,16 @@ def test_what_was_asked_is_written_beside_the_weights(place, made):
         "known": sha256_file("known.safetensors"),
         "know": know.__version__,
     }
+
+
+def test_the_shipped_known_is_named_and_where_it_comes_from(place, made, capsys):
+    """Nobody should take its answer for more than it is: it has seen digits only."""
+    assert call("predict", made, "--out", "shipped") == 0
+    assert "meta-trained on digits only" in capsys.readouterr().out
+    config = yaml.safe_load(Path("shipped/know_config.yml").read_text(encoding="utf-8"))
+    assert config["known"] == sha256_file(PRETRAINED)
+    assert call("predict", made, "--known", "known.safetensors", "--out", "own") == 0
+    assert "meta-trained" not in capsys.readouterr().out
 
 
 def test_an_option_reaches_the_predictor(place):
