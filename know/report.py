@@ -50,7 +50,9 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
     _copy(work / "known" / "history.csv", folder / "metatraining.csv")
     _copy(work / "landscape.csv", folder / "landscape.csv")
     described = {arm: _describe(arm, predictor) for arm, predictor in zip(runs["arm"], runs["predictor"], strict=True)}
-    write_json(folder / "suite.json", {**settings.model_dump(mode="json"), "name": name, "described": described})
+    figures = sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem != "style")
+    about = {"name": name, "described": described, "figures": figures}
+    write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
     write_text(folder / "README.md", page(folder))
     write_json(folder / "provenance.json", provenance())
@@ -135,7 +137,7 @@ def page(folder: Path) -> str:
         lines += ["", ORACLE_RETRODICTION]
     lines += ["", "## Meta-training", "", *_metatraining(folder), ""]
     lines += ["## Figures", ""]
-    for name in sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem != "style"):
+    for name in suite["figures"]:
         lines += [f"![{name.replace('_', ' ')}](figures/{name}.png)", ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -178,7 +180,7 @@ def _processor() -> str:
 
 def _load(folder: Path) -> tuple[dict, pd.DataFrame]:
     suite = read_json(folder / "suite.json")
-    if missing := sorted({"described", "name", *Suite.model_fields} - set(suite)):
+    if missing := sorted({"described", "figures", "name", *Suite.model_fields} - set(suite)):
         raise KnowError(f"{folder / 'suite.json'} lacks {', '.join(missing)}; it is damaged, restore it")
     return suite, read_records([folder / "runs.csv"], RunRecord)
 

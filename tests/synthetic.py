@@ -85,7 +85,7 @@ def write_results(
     trajectories = sorted({run.trajectory for run in runs})
     settings = {**load_suite(str(TINY)).model_dump(mode="json"), "name": folder.name, "trajectories": len(trajectories)}
     texts = {arm: f"The arm {arm.partition('_x')[0]}." for arm in arms} | dict(described or {})
-    write_json(folder / "suite.json", {**settings, **suite, "described": texts})
+    write_json(folder / "suite.json", {**settings, **suite, "described": texts, "figures": ["headline"]})
     write_records(folder / "runs.csv", runs, RunRecord)
     write_records(folder / "pilots.csv", _pilots({run.cell for run in runs}, arms, settings), PilotRecord)
     origins = sorted({(run.source, run.network, run.track) for run in runs})
