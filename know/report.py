@@ -152,10 +152,11 @@ def provenance() -> dict:
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    outputs = (":!results", ":!dvc.lock")  # what a run itself rewrites is no change of the code
     packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "matplotlib", "safetensors", "scikit-learn")
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs)),
         "environment": {
             "processor": _processor(),
             "system": f"{platform.system()} {platform.machine()}",
