@@ -33,9 +33,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	uv pip install --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-# what know.Known.pretrained() loads: the KNOWN of a suite's run, with its card
+# what the package ships: the networks of a suite's meta-training, with their card
 pretrained: results
-	cp work/$(SUITE)/known/known.safetensors work/$(SUITE)/known/README.md know/pretrained/
+	cp work/$(SUITE)/known/5/*.safetensors work/$(SUITE)/known/5/README.md know/pretrained/
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-emit-index-url --no-header \

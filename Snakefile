@@ -19,6 +19,7 @@ sys.path.insert(0, workflow.basedir)
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
 from know.files import code_hash, digest, syntax
+from know.released import hashes
 from know.suite import load_suite
 
 NAME = config.get("suite", "smoke")

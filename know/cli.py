@@ -6,6 +6,7 @@ of the Snakefile also runs by hand. torch is imported only by commands that comp
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from know.errors import KnowError
-from know.suite import RESULTS, WORK, Forgetting, Recipe, load_suite
+from know.suite import LENGTH, RESULTS, WORK, Forgetting, Recipe, load_suite
 
 app = typer.Typer(
     help="KNOW prediction: weights as if trained on more data, from a forgetting trajectory.",
@@ -155,9 +156,9 @@ def forget(
         forgetting.make_origin(
             chosen,
             settings.trajectory_ids,
-            settings.tracks,
+            settings.tracks(chosen),
             settings.pretraining,
-            settings.forgetting,
+            settings.forgetting_of(chosen),
             out=_work(suite) / "trajectories" / chosen.slug,
             device=_start(device, threads),
         )
@@ -195,14 +196,23 @@ def metaset(
 
 
 @app.command()
-def metatrain(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) -> None:
-    """Train KNOWN on the meta-set of a suite (work/SUITE/known/); prints held-out losses beside "no change"."""
+def metatrain(
+    suite: SuiteName,
+    length: Annotated[int, typer.Option(min=2, max=6, help="S: snapshots that the networks take.")] = LENGTH,
+    device: Device = "cpu",
+    threads: Threads = 1,
+) -> None:
+    """Train KNOWN, scaled KNOWN and meta-linear on the meta-set of a suite (work/SUITE/known/LENGTH/).
+
+    Prints held-out losses beside "no change".
+    """
     from know.metatrain import fit_known
 
     settings = load_suite(suite).metatraining
     work = _work(suite)
     shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
-    known = fit_known(shards, settings, out=work / "known", device=_start(device, threads))
+    out, device = work / "known" / str(length), _start(device, threads)
+    known = fit_known(shards, settings, length=length, out=out, device=device)
     for role, loss in known.facts["losses"].items():
         print(f"{role:5} held-out loss {loss['held_out_loss']:.3g}, no change {loss['no_change_loss']:.3g}")
 
@@ -214,7 +224,10 @@ def predict(
     predictor: Annotated[str, typer.Option(help="Name of a file in know/predictors/.")] = "known",
     depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
     fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
-    known: Annotated[Path | None, typer.Option(help="File of a KNOWN; default the one the package ships.")] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="KNOWN's file, or the folder of a meta-training; default: what the package ships."),
+    ] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Option of the predictor, as step=0.5.")] = None,
     seed: Annotated[int, typer.Option(help="For predictors that draw random numbers.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
@@ -229,39 +242,134 @@ def predict(
 
     import know
     from know.files import resumable_folder, sha256_file, write_text
-    from know.known import PRETRAINED
+    from know.known import Models
+    from know.predictors import get
     from know.trajectory import save_state
 
     if out.exists():
         raise KnowError(f"{out} exists already; name a new folder")
     _start("cpu", threads)
-    if len(inputs) == 1:
-        if fractions:
-            raise KnowError("--fractions goes with several checkpoints; a trajectory folder knows its own")
-        trajectory = know.Trajectory.load(inputs[0])
-    elif not fractions:
-        raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")
-    else:
-        trajectory = know.Trajectory.from_checkpoints(inputs, _numbers(fractions))
+    trajectory = _trajectory(inputs, fractions)
     options = dict(_option(text) for text in option or [])
-    weights = know.predict(trajectory, predictor, depth, known=known, seed=seed, **options)
+    models = Models(known)
+    weights = know.predict(trajectory, predictor, depth, known=models, seed=seed, **options)
+    has_depth = bool(get(predictor).depths)
+    factor = round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** depth, 6)
     config = {
         "predictor": predictor,
         "depth": depth,
         "options": options,
         "seed": seed,
         "fractions": list(trajectory.fractions),
-        "virtual_data": round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** depth, 6),
+        "virtual_data": factor if has_depth else None,
         "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in trajectory.paths],
-        "known": sha256_file(known or PRETRAINED),
+        "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},
         "know": know.__version__,
     }
     with resumable_folder(out, "") as folder:
         save_state(folder / "model.safetensors", weights)
         write_text(folder / "know_config.yml", yaml.safe_dump(config))
-    print(f"{out / 'model.safetensors'}: {predictor} at depth {depth}, {config['virtual_data']:g} times the data")
-    if predictor == "known" and known is None:
-        print(f"KNOWN: the one that ships, meta-trained on {', '.join(know.Known.pretrained().facts['data'])} only")
+    place = f"at depth {depth}, {factor:g} times the data" if has_depth else "which has no depth"
+    print(f"{out / 'model.safetensors'}: {predictor} {place}")
+    if known is None and models.folder and any(models.folder in files[0].parents for files in models.files.values()):
+        print(f"asked: the networks that ship, meta-trained on {', '.join(know.Known.pretrained().facts['data'])} only")
+
+
+@app.command()
+def predictors(
+    name: Annotated[str | None, typer.Argument(help="Name of a predictor; none: list them all.")] = None,
+) -> None:
+    """List the predictors, or say what one is, with its options for -o, and its reference."""
+    from know import predictors as registry
+
+    if name is None:
+        for found in map(registry.get, registry.names()):
+            print(f"{found.name:20}{found.summary}")
+        return
+    found = registry.get(name)
+    print(f"{found.name}: {found.documentation}\n\nReference: {found.reference}")
+    print(f"Depths in suites: {', '.join(map(str, found.depths)) or 'it has none'}")
+    for option, default in found.options.items():
+        choices = f" (one of {', '.join(found.choices[option])})" if option in found.choices else ""
+        print(f"  -o {option}={default}{choices}")
+
+
+@app.command(name="inspect")
+def inspect_(
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(help="A trajectory folder, or checkpoints, smallest subset first.")
+    ] = None,
+    suite: MaybeSuite = None,
+    predictor: Annotated[str, typer.Option(help="Name of a predictor (see `know predictors`).")] = "known",
+    depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
+    fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
+    known: Annotated[
+        Path | None, typer.Option(help="KNOWN's file, or the folder of a meta-training; default: what ships.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option("-o", help="Option of the predictor, as step=0.5.")] = None,
+    seed: Annotated[int, typer.Option(help="For predictors that draw random numbers.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and a figure; must not exist.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
+) -> None:
+    """Take a prediction apart: does it shrink the weights, extrapolate their last movement, or neither?
+
+        know inspect run/ --predictor known --depth 3 --out inspected/
+
+    Prints, per tensor and role, the step relative to theta_0 and the shares of its square along -theta_0 (shrink),
+    along theta_0 - theta_1 (linear) and in neither; then how straight the trajectory itself is. --out adds csv files,
+    the response curves of the network that is asked, and a figure.
+
+    With --suite: the tables of a suite (work/SUITE/inspection/).
+    """
+    from know import inspection
+
+    if suite:
+        _start("cpu", threads or 1)
+        settings = load_suite(suite)
+        inspection.inspect_suite(settings.cells, settings.trajectory_ids, settings.arms, _work(suite))
+        return
+    if not inputs:
+        raise KnowError("give a trajectory folder, checkpoints with --fractions, or --suite")
+    if out and out.exists():
+        raise KnowError(f"{out} exists already; name a new folder")
+    _start("cpu", threads)
+    trajectory, options = _trajectory(inputs, fractions), dict(_option(text) for text in option or [])
+    asked = {"known": known, "seed": seed, "out": out, **options}
+    rows = inspection.inspect_trajectory(trajectory, predictor, depth, **asked)
+    print(f"{'tensor':32} {'role':5} {'weights':>9} {'step':>7} {'shrink':>7} {'linear':>7} {'neither':>7}")
+    for row in rows:
+        numbers = (row.step, row.shrink, row.linear, row.neither)
+        shown = " ".join("      -" if number is None else f"{number + 0.0:7.3f}" for number in numbers)
+        print(f"{row.tensor or 'all of role' if row.role != 'all' else 'all':32} {row.role:5} {row.weights:9} {shown}")
+    print("\ncosine of each difference theta_k - theta_{k+1} with the one before it, all tensors:")
+    cosines = {r["difference"]: r["cosine"] for r in inspection.movement(trajectory) if r["role"] == "all"}
+    print(", ".join(f"k = {k}: {cosine:.2f}" for k, cosine in cosines.items() if cosine is not None) or "only one")
+    if out:
+        from know.drawing import draw_inspection
+
+        print(
+            f"tables{' and figure' if draw_inspection(out) else ' (no figure: matplotlib is not installed)'} in {out}"
+        )
+
+
+@app.command()
+def import_keras(
+    source: Annotated[Path, typer.Argument(help="Folder with KNOWN_{Conv,FC,Bias}.h5 (or WNN_...).")],
+    out: Annotated[Path, typer.Argument(help="File to write, such as released.safetensors.")],
+    model: Annotated[str, typer.Option(help="released (KNOWN) or wnn.")] = "released",
+    roles: Annotated[
+        str, typer.Option(help="released: kernels of every size go to the conv network; paper: only 3x3 ones.")
+    ] = "released",
+) -> None:
+    """Turn the authors' Keras files into a file for `know predict --known`. Needs h5py (pip install 'know[keras]')."""
+    from know.errors import unknown
+    from know.known import Known
+    from know.released import MODELS
+
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    Known.from_keras(source, model, roles=roles).save(out)
+    print(f"{out}: {model}, three networks; ask it with `know predict RUN --known {out} --out BETTER`")
 
 
 @app.command()
@@ -271,19 +379,25 @@ def transfer(
     device: Device = "cpu",
     threads: Threads = 1,
 ) -> None:
-    """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated."""
+    """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated.
+
+    Finished fine-tunes are remembered by content in work/SUITE/memory/, so that a new arm costs only its own. With
+    KNOW_FORCE set, everything is computed anew.
+    """
     from know.transfer import run_cell
 
     settings, work = load_suite(suite), _work(suite)
-    chosen = settings.cell(cell)
+    chosen, memory = settings.cell(cell), work / "memory" / f"{cell}.jsonl"
+    if os.environ.get("KNOW_FORCE"):
+        memory.unlink(missing_ok=True)
     run_cell(
         chosen,
         settings.trajectory_ids,
         settings.transfer,
         settings.arms,
         origin=work / "trajectories" / chosen.origin.slug,
-        known=work / "known" / "known.safetensors",
-        rate=settings.forgetting.rate,
+        known=work / "known" / str(chosen.length),
+        memory=memory,
         out=work / "transfers" / cell,
         device=_start(device, threads),
     )
@@ -295,9 +409,10 @@ def landscape(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) ->
     from know.landscape import make_landscape
 
     settings, work = load_suite(suite), _work(suite)
-    folder = work / "trajectories" / settings.origins[0].slug / "t0" / settings.tracks[0]
-    known = work / "known" / "known.safetensors"
-    make_landscape(folder, known, out=work / "landscape.csv", device=_start(device, threads))
+    cell = settings.cells[0]
+    folder = work / "trajectories" / cell.origin.slug / "t0" / cell.track
+    known = work / "known" / str(cell.length)
+    make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=_start(device, threads))
 
 
 @app.command()
@@ -338,6 +453,18 @@ def verify(
 
     for line in verify_suite(load_suite(suite), Path(suite).stem, _work(suite), results, against):
         print(line)
+
+
+def _trajectory(inputs: list[Path], fractions: str | None) -> Any:
+    from know.trajectory import Trajectory
+
+    if len(inputs) == 1:
+        if fractions:
+            raise KnowError("--fractions goes with several checkpoints; a trajectory folder knows its own")
+        return Trajectory.load(inputs[0])
+    if not fractions:
+        raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")
+    return Trajectory.from_checkpoints(inputs, _numbers(fractions))
 
 
 def _numbers(text: str) -> list[float]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
@@ -32,10 +33,12 @@ from know.nets import build
 from know.seeds import stream
 from know.suite import Forgetting, Origin, Recipe, Track
 from know.training import Outcome, accuracy, steps_per_epoch, train
-from know.trajectory import Trajectory, check_fractions, load_state, save_state, write_manifest
+from know.trajectory import State, Trajectory, check_fractions, load_state, save_state, write_manifest
 
 HALF = 0.5
 """D0 is this share of the source training set: the overflow track's virtual x2 then has a true counterpart."""
+TAIL, MEMORY = 0.25, 0.1
+"""Tail average: over the last quarter of the steps. EMA: its time constant is a tenth of the steps."""
 
 
 def forget(
@@ -125,13 +128,14 @@ class _Fit:
         self.dataset, self.settings, self.seed, self.progress = dataset, settings, seed, progress
         self.calls, self.optimizer = 0, None
 
-    def __call__(self, model: nn.Module, split: Split) -> None:
+    def __call__(self, model: nn.Module, split: Split, after_step: Callable | None = None) -> None:
         self.calls += 1
         state = self.optimizer if self.settings.carry_optimizer else None
         seed = stream(self.seed, "forget", self.calls)
         label = f"forgetting step {self.calls}" if self.progress else None
         recipe = self.settings.step
-        outcome = train(model, self.dataset, split, recipe, seed=seed, optimizer_state=state, progress=label)
+        carried = {"optimizer_state": state, "after_step": after_step}
+        outcome = train(model, self.dataset, split, recipe, seed=seed, progress=label, **carried)
         _demand_finite(outcome, f"forgetting step {self.calls}")
         self.optimizer = outcome.optimizer
 
@@ -140,6 +144,31 @@ class _Fit:
 
     def load_state_dict(self, state: dict) -> None:
         self.calls, self.optimizer = state["calls"], state["optimizer"]
+
+
+class _Averages:
+    """Averages of the weights over one training run, buffers included: of its tail, and exponential (EMA)."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.tail, self.ema = model, None, None
+
+    def after_step(self, step: int, steps: int) -> None:
+        if self.ema is None:
+            decay = max(0.0, 1 - 1 / (MEMORY * steps))
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.ema.update_parameters(self.model)
+        if step > (1 - TAIL) * steps:
+            self.tail = self.tail or AveragedModel(self.model, use_buffers=True)
+            self.tail.update_parameters(self.model)
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """The references `tail_average` and `ema`: full state_dicts."""
+        averages = {"tail_average": self.tail, "ema": self.ema}
+        return {name: _copy(average.module) for name, average in averages.items()}
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def forget_builtin(
@@ -242,14 +271,14 @@ def _one_trajectory(
     seed = stream("source", origin.source, origin.network, trajectory)
     device = dataset.mean.device
     fresh = build(origin.network, dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))
-    initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    initial = _copy(fresh)
     model = fresh.to(device)
 
-    def pretrain(split: Split, recipe: Recipe) -> tuple[dict[str, Tensor], dict | None]:
+    def pretrain(split: Split, recipe: Recipe, after_step: Callable | None = None) -> tuple[State, dict | None]:
         model.load_state_dict(initial)
-        outcome = train(model, dataset, split, recipe, seed=stream(seed, "pretraining"))
+        outcome = train(model, dataset, split, recipe, seed=stream(seed, "pretraining"), after_step=after_step)
         _demand_finite(outcome, f"pretraining of {origin.slug}, {trajectory}")
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}, outcome.optimizer
+        return _copy(model), outcome.optimizer
 
     (half,) = nested_subsets(len(dataset.train), [HALF], stream(seed, "D0"))
     d0 = dataset.train.take(half)
@@ -270,15 +299,18 @@ def _one_trajectory(
     for track in tracks:
         fit = _Fit(dataset, settings, stream(seed, track))
         references = {"scratch": initial, "oracle": oracle}
+        averages = _Averages(model)  # of the run that makes theta_0
         if track == "overflow":
             steps = pretraining.epochs * steps_per_epoch(len(d0), pretraining.batch_size)
             references["oracle_steps"] = pretrain(dataset.train, pretraining.model_copy(update={"steps": steps}))[0]
-            fit.optimizer = pretrain(d0, pretraining)[1]
+            fit.optimizer = pretrain(d0, pretraining, averages.after_step)[1]
         else:
             model.load_state_dict(oracle)
             fit.optimizer = oracle_optimizer
-            fit(model, d0)  # theta_0 is theta_{-1} after the first forgetting step
+            fit(model, d0, averages.after_step)  # theta_0 is theta_{-1} after the first forgetting step
         theta_0 = copy.deepcopy(model)
+        references |= averages.states()
+        references["compute_matched"] = _compute_matched(theta_0, dataset, d0, settings, fit, stream(seed, track))
         forget(
             model,
             d0,
@@ -291,6 +323,22 @@ def _one_trajectory(
             references=references,
             facts={**described, "track": track, "trajectory": trajectory, "source_seed": seed},
         )
+
+
+def _compute_matched(
+    theta_0: nn.Module, dataset: Dataset, d0: Split, settings: Forgetting, fit: _Fit, seed: int
+) -> State:
+    """theta_0 trained on D0, in the manner of the forgetting steps, for as many steps as all of them take together.
+
+    In epochs of D0: (r + ... + r^(S-1)) times the epochs per step, 0.94 at r = 0.5, S = 5.
+    """
+    step, sizes = settings.step, [round(len(d0) * settings.rate**k) for k in range(1, settings.length)]
+    steps = sum(step.steps or step.epochs * steps_per_epoch(size, step.batch_size) for size in sizes)
+    model, state = copy.deepcopy(theta_0), fit.optimizer if settings.carry_optimizer else None
+    recipe = settings.step.model_copy(update={"steps": steps})
+    outcome = train(model, dataset, d0, recipe, seed=stream(seed, "compute_matched"), optimizer_state=state)
+    _demand_finite(outcome, "further training of theta_0 (compute_matched)")
+    return _copy(model)
 
 
 def _demand_finite(outcome: Outcome, what: str) -> None:

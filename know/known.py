@@ -1,20 +1,39 @@
 """KNOWN, the hyper-model of the paper: the step back in time of one scalar weight from its forgetting history.
 
-Three copies, one per role (conv, fc, bias), of 9,425 parameters each at S = 5; as in the released Keras network.
+Three copies, one per role (conv, fc, bias), of 9,425 parameters each at S = 5; as in the released Keras network. The
+same network, fed with scaled histories, is WNN (an earlier hyper-model of the same group) and our "scaled KNOWN".
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from know.errors import KnowError
+from know import released
+from know.errors import KnowError, unknown
 from know.trajectory import PREDICTED, load_facts, load_state, save_state
 
-PRETRAINED = Path(__file__).parent / "pretrained" / "known.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"
+Scaling = Literal["none", "range", "wnn"]
+
+
+def scale_windows(window: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """What a network is fed with, (N, S), and the factor (N,) that turns its answer into a step of the weights.
+
+    none: raw values, as KNOWN takes them. range: shifted by the first value and divided by the range. wnn: the released
+    WNN's way, likewise with half the size and its own small constants.
+    """
+    if scaling == "none":
+        return window, torch.ones_like(window[:, 0])
+    shifted = window - window[:, :1]
+    extent = window.amax(1) - window.amin(1)
+    factor = extent + 1e-8 if scaling == "range" else 2 * (extent + 1e-8 + 1e-5)
+    return shifted / factor[:, None], factor
 
 
 class Stream(nn.Module):
@@ -60,11 +79,17 @@ class KnownNet(nn.Module):
 
 
 class Known:
-    """The three role networks; `facts` say what they were trained on (the card)."""
+    """The three role networks of KNOWN, scaled KNOWN or WNN.
+
+    facts: what they were trained on (the card), and two things that decide how they are asked: `scaling` (see
+    `scale_windows`; default none) and `roles`, "paper" (default) or "released": the released prediction script sends
+    kernels of every size to the conv network, the paper's data page only 3x3 ones.
+    """
 
     def __init__(self, nets: dict[str, KnownNet], facts: dict | None = None):
         self.nets, self.facts = nets, facts or {}
         self.length = nets["conv"].values.first.in_features
+        self.scaling: Scaling = self.facts.get("scaling", "none")
 
     @torch.no_grad()
     def residual(self, window: Tensor, role: str, chunk: int = 16384) -> Tensor:
@@ -75,9 +100,16 @@ class Known:
         if role not in self.nets or window.ndim != 2 or window.shape[1] != self.length:
             roles = "/".join(self.nets)
             raise KnowError(f"KNOWN takes windows (N, {self.length}) of {roles}, got {tuple(window.shape)} of {role!r}")
-        net = self.nets[role]
-        parts = [net(part) for part in window.float().split(chunk)]
-        return torch.cat(parts) if parts else window.new_zeros(0)
+        net, answers = self.nets[role], []
+        for part in window.float().split(chunk):
+            inputs, factor = scale_windows(part, self.scaling)
+            answers.append(net(inputs) * factor)
+        return torch.cat(answers) if answers else window.new_zeros(0)
+
+    def role_of(self, role: str, shape: tuple[int, ...]) -> str:
+        """The network to ask for a tensor whose role is `role` by the paper's rule (see the class)."""
+        kernel = role == "fc" and len(shape) > 2
+        return "conv" if kernel and self.facts.get("roles") == "released" else role
 
     def save(self, path: Path | str) -> None:
         state = {f"{role}.{name}": t for role, net in self.nets.items() for name, t in net.state_dict().items()}
@@ -99,6 +131,96 @@ class Known:
         return cls(nets, load_facts(path))
 
     @classmethod
+    def from_keras(
+        cls, folder: Path | str, model: Literal["released", "wnn"] = "released", *, roles: str = "released"
+    ) -> Known:
+        """The authors' networks from the Keras 2 files KNOWN_{Conv,FC,Bias}.h5 (or WNN_...) in `folder`; needs h5py.
+
+        roles: "released" as their script asks them, or "paper" as their data page says. The released WNN adds its
+        answer for biases to the unscaled value; here it is added to the scaled one, as for the other two roles.
+        """
+        if roles not in ("paper", "released"):
+            raise unknown("rule of roles", roles, ("paper", "released"))
+        files = {role: Path(folder) / f"{released.MODELS[model]}_{end}.h5" for role, end in released.ROLES.items()}
+        nets = {role: _read_keras(path) for role, path in files.items()}
+        facts = {"data": ["mnist", "fashion_mnist", "cifar10"], "model": model, "roles": roles}
+        return cls(nets, {**facts, "scaling": "wnn" if model == "wnn" else "none"})
+
+    @classmethod
     def pretrained(cls) -> Known:
         """The networks that the package ships; their card is know/pretrained/README.md."""
-        return cls.load(PRETRAINED)
+        return cls.load(PRETRAINED / "known.safetensors")
+
+
+class Models:
+    """Meta-learned models by name, read when first asked for.
+
+    known, scaled: `Known`, from `<name>.safetensors`. meta_linear: its coefficients, tensors by role. All from one
+    folder, by default what the package ships. released, wnn: the authors', from the folder in KNOW_REFERENCE.
+
+    given: a `Known` (then it is the only one), its file (the others are looked for beside it), a folder, or a mapping
+    of names to models.
+    """
+
+    def __init__(self, given: Known | Models | Mapping[str, Any] | Path | str | None = None):
+        self.folder: Path | None = None
+        self.found: dict[str, Any] = {}
+        self.files: dict[str, list[Path]] = {}
+        """Files that were read, by model."""
+        if isinstance(given, Known):
+            self.found = {"known": given}
+        elif isinstance(given, Models):
+            self.folder, self.found, self.files = given.folder, given.found, given.files
+        elif isinstance(given, Mapping):
+            self.found = dict(given)
+        else:
+            path = PRETRAINED if given is None else Path(given)
+            self.folder = path if path.is_dir() else path.parent
+            if not path.is_dir():
+                self.found, self.files = {"known": Known.load(path)}, {"known": [path]}
+
+    def __getitem__(self, name: str) -> Any:
+        """The model of that name; KnowError if it is unknown or not to be had here, with the reason."""
+        if name not in self.found:
+            self.found[name] = self._read(name)
+        return self.found[name]
+
+    def _read(self, name: str) -> Any:
+        if name in released.MODELS:
+            if reason := released.missing(name):
+                raise KnowError(f"the model {name!r} is not available: {reason}")
+            self.files[name] = released.paths(name)
+            return Known.from_keras(self.files[name][0].parent, name)
+        if name not in ("known", "scaled", "meta_linear"):
+            raise unknown("model", name, ("known", "scaled", "meta_linear", *released.MODELS))
+        if self.folder is None:
+            raise KnowError(f"no model {name!r} was given beside KNOWN; give the folder of a meta-training instead")
+        path = self.folder / f"{name}.safetensors"
+        model = load_state(path) if name == "meta_linear" else Known.load(path)
+        self.files[name] = [path]
+        return model
+
+
+def _read_keras(path: Path) -> KnownNet:
+    """One role network from a Keras 2 file: layers `dense*` in the order of their numbers, kernels stored (in, out)."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise KnowError("reading Keras files needs h5py: pip install 'know[keras]'") from error
+    layers = ("first", "squeeze", "shift", "amplitude", "rate", "last")
+    names = [*(f"{s}.{layer}" for s in ("values", "differences") for layer in layers), "out"]
+    try:
+        with h5py.File(path) as archive:
+            kernels: list[str] = []
+            archive.visit(lambda name: kernels.append(name) if name.endswith("kernel:0") else None)
+            kernels.sort(key=lambda name: int(name.split("/")[0].partition("_")[2] or 0))
+            state = {}
+            for name, kernel in zip(names, kernels, strict=True):
+                state[f"{name}.weight"] = torch.from_numpy(archive[kernel][()].T.copy())
+                state[f"{name}.bias"] = torch.from_numpy(archive[kernel.replace("kernel", "bias")][()])
+        net = KnownNet(state["values.first.weight"].shape[1])
+        net.load_state_dict(state)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise KnowError(f"{path} is missing or is not one of the authors' Keras files ({reason})") from error
+    return net

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from know.data import load
 from know.errors import KnowError
 from know.files import write_csv
-from know.known import Known
+from know.known import Models
 from know.nets import build
 from know.predictors import predict
+from know.suite import LENGTH
 from know.training import logits
 from know.trajectory import PREDICTED, State, Trajectory, roles
 
@@ -28,7 +29,7 @@ MARGIN = 0.25
 
 
 def make_landscape(
-    trajectory_folder: Path, known_path: Path, *, out: Path, size: int = 25, device: str = "cpu"
+    trajectory_folder: Path, known_folder: Path, *, length: int = LENGTH, out: Path, size: int = 25, device: str = "cpu"
 ) -> None:
     """Write the table `out` (csv) of the plane of one trajectory. Columns: kind, label, x, y, loss.
 
@@ -37,7 +38,7 @@ def make_landscape(
     loss is of the weights themselves, which lie off the plane; size^2 rows `grid`, whose loss is on the plane.
     `variance`: the share of the points' variance along x and along y. `about`: what was drawn, in words.
     """
-    trajectory, known = Trajectory.load(trajectory_folder), Known.load(known_path)
+    trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
     facts = trajectory.manifest
     if missing := [key for key in ("source", "network", "track", "trajectory") if key not in facts]:
         raise KnowError(f"{trajectory_folder} was not made by a suite: its manifest lacks {', '.join(missing)}")

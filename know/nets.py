@@ -45,6 +45,20 @@ class PlainCNN(nn.Module):
         return self.head(F.relu(self.hidden(self._features(x))))
 
 
+class NormCNN(nn.Module):
+    """The smallest network with kernels and normalisation: 3x3 convolutions 8-16, each with BatchNorm, mean, head."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(shape[0], 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, classes)
+        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
+        return self.head(F.relu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
 class MLP(nn.Module):
     """Two hidden layers of 64."""
 
@@ -134,6 +148,7 @@ def vit_tiny(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": MLP,
+    "normcnn": NormCNN,
     "plaincnn": PlainCNN,
     "resnet8": ResNet8,
     "resnet18_cifar": ResNet18Cifar,
@@ -205,3 +220,15 @@ def head_and_normalisation(model: nn.Module) -> set[str]:
         for parameter, _ in module.named_parameters(recurse=False)
     }
     return {name.removeprefix(".") for name in chosen}
+
+
+def reset_normalisation(model: nn.Module) -> None:
+    """Give every normalisation layer the parameters and running statistics of a fresh network, in place."""
+    for module in model.modules():
+        if isinstance(module, NORMALISATION) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+def has_running_statistics(model: nn.Module) -> bool:
+    """Whether a layer keeps running statistics (BatchNorm does, LayerNorm does not)."""
+    return any(getattr(module, "running_mean", None) is not None for module in model.modules())

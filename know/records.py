@@ -32,12 +32,16 @@ class RunRecord(BaseModel):
     network: str
     share: Fraction
     """Share of the target images."""
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    """r, the ratio of consecutive subsets."""
+    length: Annotated[int, Field(ge=2)]
+    """S, the number of snapshots that predictors see."""
     trajectory: str
     arm: str
     predictor: str
     """Empty for references."""
     depth: Annotated[int, Field(ge=0)]
-    """Recursions of the predictor; 0 for references."""
+    """Recursions of the predictor; 0 for references and predictors without depth."""
     recipe: Literal["published", "tuned"]
     fine_tune: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -49,8 +53,10 @@ class RunRecord(BaseModel):
     validation_accuracy: Fraction
     source_accuracy: Fraction
     """Source test accuracy of the weights before fine-tuning, with the running statistics of theta_0."""
-    step: Annotated[float, Field(ge=0)]
-    """|weights - theta_0| / |theta_0| over the predicted tensors."""
+    source_accuracy_recalibrated: Fraction
+    """Likewise, with running statistics measured anew on source training images; the same where there are none."""
+    step: Annotated[float, Field(ge=0)] | None
+    """|weights - theta_0| / |theta_0| over the predicted tensors; none where a prediction is not finite."""
     weight_error: Annotated[float, Field(ge=0)] | None
     """|weights - theta_{-1}| / |theta_0 - theta_{-1}|; only on the retrodiction track, where theta_{-1} exists."""
     source_seed: int
@@ -110,4 +116,4 @@ def read_records(paths: Iterable[Path | str], kind: type[BaseModel]) -> pd.DataF
     return pd.DataFrame([row.model_dump() for row in rows], columns=list(kind.model_fields))
 
 
-_OPTIONAL = {"weight_error", "validation_loss"}
+_OPTIONAL = {"step", "weight_error", "validation_loss"}

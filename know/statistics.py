@@ -93,7 +93,8 @@ def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
 
     Columns: cell, recipe, arm, depth, n (trajectories), accuracy (mean); difference with low and high (paired with
     naive); share with share_low and share_high (of the gap naive to oracle; nan where undefined); learning_rate,
-    on_edge, failed (runs that diverged); step, source_accuracy and weight_error (means, before fine-tuning).
+    on_edge, failed (runs that diverged); step, source_accuracy (and _recalibrated) and weight_error (means, before
+    fine-tuning).
     """
     means = 100 * trajectory_means(runs, column)
     facts = runs.groupby(["cell", "recipe", "arm"]).agg(
@@ -101,8 +102,9 @@ def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
         learning_rate=("learning_rate", "first"),
         on_edge=("on_edge", "first"),
         failed=("status", lambda status: int((status != "ok").sum())),
-        step=("step", "mean"),
+        step=("step", lambda values: pd.to_numeric(values).mean()),
         source_accuracy=("source_accuracy", lambda values: 100 * values.mean()),
+        source_accuracy_recalibrated=("source_accuracy_recalibrated", lambda values: 100 * values.mean()),
         weight_error=("weight_error", lambda values: pd.to_numeric(values).mean()),
     )
     rows = []

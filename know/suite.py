@@ -29,6 +29,11 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Track = Literal["overflow", "retrodiction"]
+Normalisation = Literal["carry", "reset", "recalibrate"]
+Reference = Literal["naive", "scratch", "oracle", "oracle_steps", "tail_average", "ema", "compute_matched"]
+
+RATE, LENGTH = 0.5, 5
+"""r and S of the paper's main experiments; names of cells mention them only where they differ."""
 
 
 class Settings(BaseModel):
@@ -118,6 +123,9 @@ class Transfer(Settings):
     """Learning rates of the search, factor 2 apart, with the published one (`recipe.learning_rate`) among them."""
     extensions: Annotated[int, Field(ge=0)] = 2
     """How many points may be added, for all arms, where some arm's best rate lies on an edge of the grid."""
+    normalisation: Normalisation = "carry"
+    """Of all arms but those that are about it: carry the weights' own normalisation parameters and running statistics;
+    reset them to a fresh network's; or carry the parameters and measure the statistics anew on the target images."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Transfer:
@@ -130,16 +138,24 @@ class Transfer(Settings):
 
 
 class PredictorArms(Settings):
-    """Depths and options of one predictor, where they differ from what its file declares."""
+    """One line of arms: a predictor with options, at some depths."""
 
+    predictor: str | None = None
+    """Name of a file in know/predictors/; by default the name of the entry."""
     depths: list[Positive] | None = None
+    """By default those that the predictor's file declares."""
     options: dict[str, float | int | str | bool] = {}
 
 
 class Arms(Settings):
-    """Which arms stand in the tables. `predictors: all` takes every file in know/predictors/."""
+    """Which arms stand in the tables.
 
-    references: list[Literal["naive", "scratch", "oracle", "oracle_steps"]]
+    `predictors: all` takes every file in know/predictors/ with the variants it declares, but those that need files from
+    outside the project (the authors' released weights), so that the tables are the same everywhere. An entry that
+    names such a predictor puts it in the tables, as "not available" where the files are missing.
+    """
+
+    references: list[Reference]
     predictors: Literal["all"] | dict[str, PredictorArms | None] = "all"
 
     @pydantic.model_validator(mode="after")
@@ -156,18 +172,23 @@ class Pair(Settings):
     target: str
     networks: list[str] = Field(min_length=1)
     tracks: list[Track] = ["overflow"]
+    rates: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Values of r, for an ablation; by default forgetting.rate."""
+    lengths: list[Annotated[int, Field(ge=2, le=6)]] | None = None
+    """Values of S, for an ablation; by default forgetting.length. A shorter history is the end of a longer one."""
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """What a set of trajectories belongs to: every cell with this source and network shares them."""
+    """What a set of trajectories belongs to: every cell with this source, network and r shares them."""
 
     source: str
     network: str
+    rate: float = RATE
 
     @property
     def slug(self) -> str:
-        return _slug(self.source, self.network)
+        return _slug(self.source, self.network, *([] if self.rate == RATE else [f"r{self.rate:g}"]))
 
 
 @dataclass(frozen=True, order=True)
@@ -179,14 +200,18 @@ class Cell:
     target: str
     network: str
     share: float
+    rate: float = RATE
+    length: int = LENGTH
 
     @property
     def slug(self) -> str:
-        return _slug(self.track, self.source, self.target, self.network, f"{100 * self.share:g}")
+        parts = [self.track, self.source, self.target, self.network, f"{100 * self.share:g}"]
+        parts += [] if self.rate == RATE else [f"r{self.rate:g}"]
+        return _slug(*parts, *([] if self.length == LENGTH else [f"s{self.length}"]))
 
     @property
     def origin(self) -> Origin:
-        return Origin(self.source, self.network)
+        return Origin(self.source, self.network, self.rate)
 
 
 class Suite(Settings):
@@ -212,6 +237,8 @@ class Suite(Settings):
             raise ValueError("forgetting.carry_optimizer needs the same optimizer in pretraining and forgetting.step")
         if self.pretraining.steps is not None:
             raise ValueError("pretraining is given in epochs: the oracle has the same epochs, or the same steps")
+        if self.lengths[-1] > 6:
+            raise ValueError("forgetting.length is at most 6: the meta-set has 7 snapshots, one of them the target")
         return self
 
     @pydantic.field_validator("trajectories")
@@ -228,9 +255,15 @@ class Suite(Settings):
     @property
     def cells(self) -> list[Cell]:
         cells = {
-            Cell(track, pair.source, pair.target, network, share)
+            Cell(track, pair.source, pair.target, network, share, rate, length)
             for pair in self.pairs
-            for track, network, share in itertools.product(pair.tracks, pair.networks, self.transfer.shares)
+            for track, network, share, rate, length in itertools.product(
+                pair.tracks,
+                pair.networks,
+                self.transfer.shares,
+                pair.rates or [self.forgetting.rate],
+                pair.lengths or [self.forgetting.length],
+            )
         }
         return sorted(cells)
 
@@ -239,9 +272,18 @@ class Suite(Settings):
         pairs = {name for pair in self.pairs for name in (pair.source, pair.target)}
         return sorted(pairs | set(self.metatraining.datasets))
 
+    def tracks(self, origin: Origin) -> list[Track]:
+        return sorted({cell.track for cell in self.cells if cell.origin == origin})
+
     @property
-    def tracks(self) -> list[Track]:
-        return sorted({cell.track for cell in self.cells})
+    def lengths(self) -> list[int]:
+        """Every S of the suite: each has a KNOWN of its own."""
+        return sorted({cell.length for cell in self.cells})
+
+    def forgetting_of(self, origin: Origin) -> Forgetting:
+        """The settings of an origin's trajectories: its r, and as many snapshots as any of its cells takes."""
+        length = max(cell.length for cell in self.cells if cell.origin == origin)
+        return self.forgetting.model_copy(update={"rate": origin.rate, "length": length})
 
     @property
     def trajectory_ids(self) -> list[str]:
@@ -280,7 +322,8 @@ def load_suite(name: str) -> Suite:
     except pydantic.ValidationError as error:
         raise KnowError(f"{path}: {'; '.join(_explain(e) for e in _relevant(error.errors()))}") from error
     predictors = [file.stem for file in (PACKAGE / "predictors").glob("[!_]*.py")]
-    for predictor in suite.arms.predictors if suite.arms.predictors != "all" else ():
+    for name, entry in suite.arms.predictors.items() if suite.arms.predictors != "all" else ():
+        predictor = (entry and entry.predictor) or name
         if predictor not in predictors:
             raise KnowError(f"{path}: {unknown('predictor', predictor, predictors)}")
     return suite

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from know.data import Dataset, Split, augment, normalise
@@ -43,13 +45,17 @@ def train(
     *,
     seed: int,
     learning_rate: float | None = None,
+    rate_factors: Mapping[str, float] | None = None,
     optimizer_state: dict | None = None,
+    after_step: Callable[[int, int], object] | None = None,
     progress: str | None = None,
 ) -> Outcome:
     """Train `model` in place on `split` (a part of `dataset`, which gives normalisation and mirror rule).
 
     learning_rate: overrides `recipe.learning_rate` (the arms' search changes nothing else).
+    rate_factors: of the learning rate, by parameter name, in the phase that trains everything; 1 where not given.
     optimizer_state: continue with this state (the released forgetting script carries Adam's).
+    after_step: called as after_step(steps done, steps in all) in the phase that trains everything.
     progress: label of a progress bar, shown only on a terminal; None for none.
     """
     device = next(model.parameters()).device
@@ -64,7 +70,7 @@ def train(
     bar = tqdm(total=sum(p[1] for p in phases), desc=progress, disable=None if progress else True, leave=False)
     model.train()
     for head_only, budget, rate in phases:
-        optimizer = _optimizer(model, recipe, rate, head_only)
+        optimizer = _optimizer(model, recipe, rate, head_only, rate_factors or {})
         if optimizer_state is not None and not head_only:
             # moments only: torch would share the tensors, and bring the old recipe's weight decay
             moments = copy.deepcopy(optimizer_state["state"])
@@ -77,7 +83,7 @@ def train(
             for batch in batches:
                 factor = 1.0 if head_only else schedule(recipe.schedule, step, budget, per_epoch)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * factor
+                    group["lr"] = rate * factor * group["factor"]
                 part = split.take(batch)
                 images = augment(part.images, pictures, flip=dataset.flip) if recipe.augment else part.images
                 scores = model(normalise(images, dataset))  # (B, classes)
@@ -88,6 +94,8 @@ def train(
                 loss_sum += loss.detach() * len(batch)
                 correct += (scores.detach().argmax(1) == part.labels).sum()
                 step += 1
+                if after_step and not head_only:
+                    after_step(step, budget)
             seen = sum(len(batch) for batch in batches)
             row = {"epoch": len(outcome.history) + 1, "loss": float(loss_sum) / seen, "accuracy": float(correct) / seen}
             outcome.history.append({**row, "learning_rate": rate * factor})
@@ -129,11 +137,16 @@ def schedule(name: str, step: int, budget: int, steps_per_epoch: int) -> float:
     return (step + 1) / (peak + 1) if step < peak else max(0.0, (budget - step) / (budget - peak))
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, rate: float, head_only: bool) -> torch.optim.Optimizer:
+def _optimizer(
+    model: nn.Module, recipe: Recipe, rate: float, head_only: bool, factors: Mapping[str, float]
+) -> torch.optim.Optimizer:
     chosen = head_and_normalisation(model) if head_only else None
+    groups: dict[float, list[nn.Parameter]] = {}  # by factor: one group, and one fused kernel, where there is none
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen is None or name in chosen)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+        if parameter.requires_grad:
+            groups.setdefault(1.0 if head_only else factors.get(name, 1.0), []).append(parameter)
+    parameters = [{"params": group, "factor": factor} for factor, group in groups.items()]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True
@@ -156,6 +169,13 @@ def accuracy(model: nn.Module, dataset: Dataset, split: Split) -> float:
     scores = logits(model, dataset, split)
     correct = (scores.argmax(1) == split.labels) & scores.isfinite().all(1)
     return float(correct.double().mean())
+
+
+def recalibrate(model: nn.Module, dataset: Dataset, split: Split, batch: int = 256) -> None:
+    """Measure the running statistics of BatchNorm layers anew on the images of `split`, in place (equal weights to all
+    batches); parameters are left alone. Without such layers nothing happens.
+    """
+    update_bn((normalise(images, dataset) for images in split.images.split(batch)), model)
 
 
 def deterministic(threads: int | None = 1) -> None:

@@ -164,6 +164,16 @@ class Trajectory:
     def theta_0(self) -> State:
         return self.states[-1]
 
+    def last(self, length: int) -> Trajectory:
+        """The trajectory as one of `length` snapshots: those of the largest subsets. KnowError if it has fewer."""
+        count = len(self.paths)
+        if length > count:
+            raise KnowError(f"the trajectory has {count} snapshots, {length} are wanted")
+        kept = dict(self.manifest)
+        if "snapshots" in kept:
+            kept["snapshots"] = kept["snapshots"][count - length :]
+        return Trajectory(self.paths[count - length :], self.fractions[count - length :], kept)
+
     def window(self, name: str) -> Tensor:
         """History of the tensor `name`: float32 (numel, S), smallest subset first.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,20 +16,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from know import predictors
-from know.data import Dataset, Split, load
-from know.errors import KnowError
-from know.files import code_hash, digest, resumable_folder, sha256_file, write_json, write_text
-from know.known import Known
-from know.nets import build, head_name
+from know import predictors, released
+from know.data import load
+from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
+from know.finetune import Memory, Result, Start, fine_tune, source_accuracy, target_split
+from know.known import Models
 from know.records import PilotRecord, RunRecord, write_records
 from know.seeds import stream
-from know.suite import Arms, Cell, Transfer
-from know.training import accuracy, logits, train
+from know.suite import Arms, Cell, Normalisation, Transfer
 from know.trajectory import PREDICTED, State, Trajectory, roles
+
+REFERENCES = {
+    "naive": ("theta_0 itself, fine-tuned as always.", "paper, naive transfer"),
+    "scratch": ("The network's own random initialisation, never trained on the source.", "reference"),
+    "oracle": (
+        "Really trained on twice the source data, for as many epochs (twice the steps); on the retrodiction track "
+        "theta_{-1}, from which theta_0 was made.",
+        "reference",
+    ),
+    "oracle_steps": ("Really trained on twice the source data, with as many steps as theta_0.", "reference"),
+    "tail_average": (
+        "Mean of the weights over the last quarter of the steps that made theta_0.",
+        "Izmailov et al. 2018, arXiv 1803.05407",
+    ),
+    "ema": (
+        "Exponential moving average over the run that made theta_0, with a time constant of a tenth of its steps.",
+        "Polyak & Juditsky 1992",
+    ),
+    "compute_matched": (
+        "Naive, but theta_0 was trained on D0 for as many further steps as the forgetting trajectory took.",
+        "control, this project",
+    ),
+}
+"""What each reference arm is, and where it comes from."""
+GROUPS = {"tail_average": "average", "ema": "average", "compute_matched": "control"}
 
 
 @dataclass(frozen=True)
@@ -38,89 +59,62 @@ class Arm:
     """One way to get the weights that are fine-tuned."""
 
     name: str
+    summary: str
+    reference: str
+    group: str
     predictor: str = ""
     depth: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    normalisation: Normalisation = "carry"
+    missing: str | None = None
+    """Why it is not available here."""
 
-    def weights(self, trajectory: Trajectory, known: Known, seed: int) -> State:
-        """Its weights for one trajectory. naive: theta_0; oracle and scratch: kept with the trajectory."""
-        if self.predictor:
-            own = stream(seed, "arm", self.name)
-            return predictors.predict(trajectory, self.predictor, self.depth, known=known, seed=own, **self.options)
-        return trajectory.theta_0 if self.name == "naive" else trajectory.reference(self.name)
+    def start(self, trajectory: Trajectory, models: Models, seed: int) -> Start:
+        """What it hands to fine-tuning. naive: theta_0; the other references are kept with the trajectory.
+
+        Raises `predictors.Overflow` where a predictor's answer is not finite.
+        """
+        if not self.predictor:
+            weights = trajectory.theta_0 if self.name == "naive" else trajectory.reference(self.name)
+            return Start(weights, normalisation=self.normalisation)
+        asked = {"known": models, "seed": stream(seed, "arm", self.name), **self.options}
+        depth = max(1, self.depth)
+        if predictors.get(self.predictor).answers == "rate":
+            return Start(
+                trajectory.theta_0, predictors.rates(trajectory, self.predictor, depth, **asked), self.normalisation
+            )
+        return Start(predictors.predict(trajectory, self.predictor, depth, **asked), normalisation=self.normalisation)
 
 
-def arms_of(settings: Arms, rate: float, track: str) -> list[Arm]:
-    """The arms of a suite: references first, then predictors by name and depth, as `known_x8` (r^-depth = 8).
+def arms_of(settings: Arms, cell: Cell, normalisation: Normalisation = "carry") -> list[Arm]:
+    """The arms of a cell: references first, then predictors by name and depth, as `known_x8` (r^-depth = 8).
 
-    On the retrodiction track theta_{-1} is the only oracle, so `oracle_steps` exists on the overflow track alone.
+    On the retrodiction track theta_{-1} is the only oracle, so `oracle_steps` exists on the overflow track alone. Arms
+    that need more snapshots than the cell has, or models that are not here, say so in `missing`.
     """
-    arms = [Arm(name) for name in settings.references if track == "overflow" or name != "oracle_steps"]
-    chosen = settings.predictors
-    for name in predictors.names() if chosen == "all" else chosen:
-        found = predictors.get(name)
-        own = None if chosen == "all" else chosen[name]
-        options = found.check_options(own.options if own else {})
-        for depth in (own.depths if own else None) or found.depths:
-            arms.append(Arm(f"{name}_x{rate**-depth:.2g}", name, depth, options))
+    arms = [
+        Arm(name, *REFERENCES[name], GROUPS.get(name, "reference"), normalisation=normalisation)
+        for name in settings.references
+        if cell.track == "overflow" or name != "oracle_steps"
+    ]
+    for line in predictors.lines(settings):
+        found, options = line.predictor, line.options
+        missing = found.missing(options, cell.length)
+        for depth in line.depths or (0,):
+            arms.append(
+                Arm(
+                    f"{line.name}_x{cell.rate**-depth:.2g}" if depth else line.name,
+                    found.summary,
+                    found.reference,
+                    found.group,
+                    found.name,
+                    depth,
+                    options,
+                    found.normalisation or normalisation,
+                    missing,
+                )
+            )
     return arms
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one fine-tune gives. `accuracy` is None where the test set was not to be read (pilots)."""
-
-    status: str
-    validation_accuracy: float
-    validation_loss: float | None
-    accuracy: float | None
-
-
-def fine_tune(
-    weights: State,
-    network: str,
-    target: Dataset,
-    settings: Transfer,
-    *,
-    share: float,
-    learning_rate: float,
-    seed: int,
-    test: bool,
-) -> Result:
-    """THE fine-tuning function: new head, the suite's recipe, accuracy after the last epoch.
-
-    seed: of (source trajectory, target, fine-tune); decides the target subset, the validation images and the head.
-        Batch order and augmentation also depend on the share.
-    test: whether to read the test set.
-    """
-    device = target.mean.device
-    images, validation = target_split(target, settings, share, seed)
-    model = build(network, target.shape, len(target.classes), seed=stream(seed, "head"))
-    head = head_name(model) + "."
-    carried = {name: tensor for name, tensor in weights.items() if not name.startswith(head)}
-    missing, unexpected = model.load_state_dict(carried, strict=False)
-    if unexpected or any(not name.startswith(head) for name in missing):
-        raise KnowError(f"weights do not fit {network}: missing {missing}, unexpected {unexpected}")
-    model.to(device)
-    order = stream(seed, "share", share)
-    outcome = train(model, target, images, settings.recipe, seed=order, learning_rate=learning_rate)
-    scores = logits(model, target, validation)
-    loss = float(F.cross_entropy(scores, validation.labels))
-    return Result(
-        status=outcome.status,
-        validation_accuracy=round(accuracy(model, target, validation), 6),
-        validation_loss=round(loss, 6) if math.isfinite(loss) else None,
-        accuracy=round(accuracy(model, target, target.test), 6) if test else None,
-    )
-
-
-def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Split, Split]:
-    """Training and validation images, disjoint; a smaller share is a prefix of a larger one."""
-    total, wanted = len(target.train), settings.images + settings.validation
-    if wanted > total:
-        raise KnowError(f"{target.name} has {total} training images, transfer.images + validation is {wanted}")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(stream(seed, "subset")))
-    return target.train.take(order[: round(share * settings.images)]), target.train.take(order[-settings.validation :])
 
 
 Evaluate = Callable[[str, Arm, int, float], Result]
@@ -187,63 +181,76 @@ def run_cell(
     *,
     origin: Path,
     known: Path,
-    rate: float,
+    memory: Path,
     out: Path,
     device: str = "cpu",
 ) -> None:
     """Search on the pilots (p0, ...), freeze, evaluate on the others (t0, ...): `<out>/{pilots,runs}.csv`, choice.json.
 
-    origin: folder that `know.forgetting.make_origin` made. known: file of the KNOWN that predictors ask. rate: r, for
-    the names of the arms. Resumable: finished fine-tunes are kept in a journal while the cell is unfinished.
+    origin: folder that `know.forgetting.make_origin` made. known: folder of the meta-training that predictors ask.
+    memory: file of finished fine-tunes; what it holds is not computed again, be the cell killed or an arm added.
     """
     target, source = load(cell.target, device=device), load(cell.source, device=device)
     target_split(target, settings, cell.share, 0)  # too few images: say so before training
-    chosen, hyper = arms_of(arms, rate, cell.track), Known.load(known)
+    every, models = arms_of(arms, cell, settings.normalisation), Models(known)
+    chosen = [arm for arm in every if not arm.missing]
     pilots = [t for t in trajectories if t.startswith("p")]
     seeds = {t: Trajectory.load(origin / t / cell.track).manifest["source_seed"] for t in trajectories}
     code = code_hash(__name__)
-    described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), rate, code, torch.__version__]
-    inputs = [target.sha256, source.sha256, sha256_file(known), sha256_file(origin / "manifest.json")]
+    described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), code, torch.__version__]
+    inputs = [target.sha256, source.sha256, released.hashes()]
+    inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
+    remembered = Memory(memory)
+    recipe = settings.model_dump(exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares"})
+    fixed = [cell.network, target.sha256, cell.share, recipe]
 
     # one trajectory and the weights of one arm in memory at a time
     @functools.lru_cache(maxsize=1)
     def trajectory_of(trajectory: str) -> Trajectory:
-        return Trajectory.load(origin / trajectory / cell.track)
+        return Trajectory.load(origin / trajectory / cell.track).last(cell.length)
 
     @functools.lru_cache(maxsize=1)
-    def weights_of(trajectory: str, arm: str) -> State:
-        found = next(a for a in chosen if a.name == arm)
-        return found.weights(trajectory_of(trajectory), hyper, seeds[trajectory])
+    def start_of(trajectory: str, arm: str) -> tuple[Start, str] | None:
+        """With its fingerprint; None where the arm's weights are not finite."""
+        try:
+            start = next(a for a in chosen if a.name == arm).start(trajectory_of(trajectory), models, seeds[trajectory])
+        except predictors.Overflow:
+            return None
+        return start, start.fingerprint()
 
     # without the points that the grid may grow by
     total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(seeds) - 2 * len(pilots))
     bar = tqdm(desc=cell.slug, total=total, disable=None)
     with bar, resumable_folder(out, digest([described, inputs])) as folder:
-        journal = Journal(folder / "journal.jsonl")
 
         def evaluate(trajectory: str, arm: Arm, repeat: int, learning_rate: float) -> Result:
-            key = f"{trajectory} {arm.name} {repeat} {learning_rate:.6g}"
-            if key not in journal.results:
-                result = fine_tune(
-                    weights_of(trajectory, arm.name),
-                    cell.network,
-                    target,
-                    settings,
-                    share=cell.share,
-                    learning_rate=learning_rate,
-                    seed=stream(seeds[trajectory], "target", cell.target, repeat),
-                    test=trajectory not in pilots,
-                )
-                journal.add(key, result)
+            found, test = start_of(trajectory, arm.name), trajectory not in pilots
             bar.update()
-            return journal.results[key]
+            if found is None:
+                return Result("diverged", 0.0, None, 0.0 if test else None)
+            start, fingerprint = found
+            seed = stream(seeds[trajectory], "target", cell.target, repeat)
+            facts = {"share": cell.share, "learning_rate": learning_rate, "seed": seed, "test": test}
+            result = remembered.get(
+                [fingerprint, *fixed, facts],
+                lambda: vars(fine_tune(start, cell.network, target, settings, **facts)),
+            )
+            return Result(**result)
 
         choice, searched = choose_rates(chosen, pilots, settings, evaluate)
+        about = ("name", "summary", "reference", "group", "predictor", "depth", "options", "normalisation", "missing")
+        choice["described"] = [{key: getattr(arm, key) for key in about} for arm in every]
         write_json(folder / "choice.json", choice)
         write_records(folder / "pilots.csv", (PilotRecord(cell=cell.slug, **run) for run in searched), PilotRecord)
         records = []
         for trajectory, arm in itertools.product((t for t in trajectories if t not in pilots), chosen):
-            facts = describe(weights_of(trajectory, arm.name), trajectory_of(trajectory), source, cell)
+            facts = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
+            if found := start_of(trajectory, arm.name):
+                weights = found[0].weights
+                facts = describe(weights, trajectory_of(trajectory), cell.track) | remembered.get(
+                    ["source", found[1], cell.network, source.sha256],
+                    functools.partial(source_accuracy, weights, cell.network, source),
+                )
             for recipe, repeat in itertools.product(("published", "tuned"), range(settings.fine_tunes)):
                 tuned = choice["arms"][arm.name] if recipe == "tuned" else {}
                 learning_rate = tuned.get("learning_rate", settings.recipe.learning_rate)
@@ -271,11 +278,10 @@ def run_cell(
                 )
                 records.append(record)
         write_records(folder / "runs.csv", records, RunRecord)
-        journal.path.unlink()
 
 
-def describe(weights: State, trajectory: Trajectory, source: Dataset, cell: Cell) -> dict[str, float | None]:
-    """What can be said of an arm's weights before any fine-tuning (see `RunRecord`)."""
+def describe(weights: State, trajectory: Trajectory, track: str) -> dict[str, float | None]:
+    """How far an arm's weights are from theta_0 and, where it exists, from the truth (see `RunRecord`)."""
     theta_0 = trajectory.theta_0
     names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
 
@@ -284,33 +290,7 @@ def describe(weights: State, trajectory: Trajectory, source: Dataset, cell: Cell
         return float(torch.stack(squares).sum().sqrt())
 
     error = None
-    if cell.track == "retrodiction":
+    if track == "retrodiction":
         truth = trajectory.reference("oracle")
         error = float(f"{distance(weights, truth) / distance(theta_0, truth):.6g}")
-    model = build(cell.network, source.shape, len(source.classes))
-    model.load_state_dict(weights)
-    return {
-        "source_accuracy": round(accuracy(model.to(source.mean.device), source, source.test), 6),
-        "step": float(f"{distance(weights, theta_0) / distance(theta_0):.6g}"),
-        "weight_error": error,
-    }
-
-
-class Journal:
-    """Finished fine-tunes of an unfinished cell, one JSON line each; a line cut short by a kill is ignored."""
-
-    def __init__(self, path: Path):
-        self.path, self.results = path, {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        for line in whole:
-            entry = json.loads(line)
-            key = entry.pop("key")
-            self.results[key] = Result(**entry)
-        if whole != lines:
-            write_text(path, "".join(whole))
-
-    def add(self, key: str, result: Result) -> None:
-        self.results[key] = result
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"key": key, **vars(result)}) + "\n")
+    return {"step": float(f"{distance(weights, theta_0) / distance(theta_0):.6g}"), "weight_error": error}

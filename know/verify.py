@@ -46,8 +46,9 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
         for shard in range(settings.metatraining.shards)
     }
     recorded = {str(path): (read_json(path)["code"], module) for path, module in made.items()}
-    known = work / "known" / "known.safetensors"
-    recorded[str(known)] = (load_facts(known)["code"], "know.metatrain")
+    for length in settings.lengths:
+        known = work / "known" / str(length) / "known.safetensors"
+        recorded[str(known)] = (load_facts(known)["code"], "know.metatrain")
     runs = pd.read_csv(results / name / "runs.csv")
     recorded |= {f"{results / name / 'runs.csv'}": (code, "know.transfer") for code in runs["code"].unique()}
     for place, (code, module) in recorded.items():

@@ -9,15 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from style import (
-    RECIPES,
     arms_of,
+    block_panels,
+    blocks_of,
     cells_of,
     counted,
     footnote,
     interval_note,
-    legend,
+    limits,
     load_runs,
-    look,
     main,
     panels,
     title,
@@ -25,59 +25,70 @@ from style import (
 
 from know.statistics import summarise
 
+REPEATED = ("known", "oracle")
+"""Families that stand in every panel."""
+
 
 def draw(results: Path) -> Figure:
     runs = load_runs(results)
-    arms, cells = arms_of(runs), cells_of(runs)
-    several = arms[arms["depth"] > 0].groupby("family")["depth"].nunique() > 1
-    arms = arms[arms["family"].isin([*several.index[several], "oracle"])]
-    if not several.any():
+    arms, cells = arms_of(results), cells_of(runs)
+    ran = arms[arms.index.isin(runs["arm"])]
+    several = ran[ran["depth"] > 0].groupby("family")["depth"].nunique() > 1
+    arms = ran[ran["family"].isin(several.index[several])]
+    if arms.empty:
         figure, (axis,) = panels(1, columns=1, height=0.5)
         axis.axis("off")
         axis.text(0, 0.5, "No predictor was run at more than one depth.", va="center")
         return figure
-    summary = summarise(runs)
-    columns = 4 if len(cells) > 3 and several.sum() <= 5 else 2
-    figure, axes = panels(2 * len(cells), columns=columns, height=1.9)
-    pairs = [(cell, recipe) for cell in cells for recipe in RECIPES]
-    for place, (axis, (cell, recipe)) in enumerate(zip(axes, pairs, strict=True)):
-        part = summary[(summary["cell"] == cell) & (summary["recipe"] == recipe)].set_index("arm")
-        text = f"{RECIPES[recipe][0]}, {counted(part['n'])}"
-        if place % 2:  # the cell's right panel: under the title and on the scale of the left one
-            axis.sharey(axes[place - 1])
-            axis.tick_params(labelleft=False)
-            title(axis, text)
-        else:
-            title(axis, f"{cells[cell]}\n{text}", span=2)
-        draw_panel(axis, part, arms)
-        if place % columns == 0:
-            axis.set_ylabel("gain over naive (points)")
-        if place >= len(pairs) - columns:
-            axis.set_xlabel("virtual data factor")
-    legend(figure, axes, 5)
+    blocks = blocks_with_known(arms)
+    arms = pd.concat([arms, ran[ran["family"] == "oracle"]])
+    summary = summarise(runs[runs["recipe"] == "tuned"])
+    figure, rows = block_panels(len(cells), blocks, arms, height=1.9)
+    for axes, (cell, name) in zip(rows, cells.items(), strict=True):
+        part = summary[summary["cell"] == cell].set_index("arm")
+        title(axes[0], f"{name}, {counted(part['n'])}", span=len(axes))
+        axes[0].set_ylabel("gain over naive (points)")
+        axes[0].set_ylim(limits(part[part.index.isin(arms.index)]))
+        for axis, (_, families) in zip(axes, blocks, strict=True):
+            draw_panel(axis, part, arms[arms["family"].isin([*families, *REPEATED]) & arms.index.isin(part.index)])
+    for axis in rows[-1]:
+        axis.set_xlabel("virtual data factor")
     footnote(
         figure,
-        f"{interval_note(summary['n'])} Gain: accuracy minus naive, in percentage points; the two panels of a cell "
-        "share an axis. Right of the scale: the oracle, really trained on more data.",
+        f"{interval_note(summary['n'])} Gain: accuracy minus naive, in percentage points, each arm at its tuned rate "
+        "(the published rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel. Right of the "
+        "scale: the oracle, really trained on more data. A triangle on the edge: the mean lies beyond it.",
     )
     return figure
 
 
+def blocks_with_known(arms: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """The blocks of `arms`; KNOWN has a column of its own only if nothing else is there to be compared with it."""
+    blocks = [(heading, families) for heading, families in blocks_of(arms) if families != ["known"]]
+    if not blocks:
+        return blocks_of(arms)
+    first = ["known"] if "known" in set(arms["family"]) else []
+    return [(heading, [*first, *(f for f in families if f not in first)]) for heading, families in blocks]
+
+
 def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
-    """One line per predictor of `arms`; part: the summary of one cell and recipe, by arm."""
+    """One line per predictor of `arms`; part: the summary of one cell, by arm."""
     place = {factor: np.log2(float(factor[1:])) for factor in arms["factor"] if factor}
-    beyond = max(place.values()) + 0.9
-    looks = look(arms["family"])
+    beyond = max(place.values(), default=0) + 0.9
     axis.axhline(0, color="black", linewidth=0.6, zorder=1)
-    lines = [family for family in looks if family != "oracle"]
-    shift = {"oracle": 0.0, **dict(zip(lines, np.linspace(-0.27, 0.27, len(lines)), strict=True))}  # side by side
-    for family, (label, colour, marker) in looks.items():
-        found = part.reindex(arms.index[arms["family"] == family])
-        x = [place.get(factor, beyond) + shift[family] for factor in arms["factor"][found.index]]
-        bars = [found["difference"] - found["low"], found["high"] - found["difference"]]
-        line = "" if family == "oracle" else "-"
-        axis.errorbar(x, found["difference"], bars, elinewidth=0.8, c=colour, marker=marker, ls=line, label=label)
-    if "oracle" in looks:
+    lines = [family for family in dict.fromkeys(arms["family"]) if family != "oracle"]
+    shift = {"oracle": 0.0, **dict(zip(lines, np.linspace(-0.33, 0.33, len(lines)), strict=True))}  # side by side
+    low, high = axis.get_ylim()
+    for family, rows in arms.groupby("family", sort=False):
+        found, (colour, marker) = part.loc[rows.index], rows[["colour", "marker"]].iloc[0]
+        x = np.array([place.get(factor, beyond) + shift[family] for factor in rows["factor"]])
+        style = {"color": colour, "zorder": 4 if family == "known" else 3}
+        axis.vlines(x, found["low"], found["high"], linewidth=0.7, **style)
+        axis.plot(x, found["difference"], marker, ls="-", linewidth=0.5, markersize=3, **style)
+        for edge, arrow, outside in ((low, "v", found["difference"] < low), (high, "^", found["difference"] > high)):
+            for there in x[outside]:
+                axis.plot(there, edge, arrow, markersize=4, clip_on=False, **style)
+    if "oracle" in set(arms["family"]):
         axis.axvline(beyond - 0.45, color="#BBBBBB", linewidth=0.6, zorder=1)
         place["oracle"] = beyond
     axis.set_xticks(list(place.values()), list(place))

@@ -20,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds `know` in i
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
 
 from know.errors import KnowError
-from know.files import atomic
+from know.files import atomic, read_json
+from know.pages import GROUPS, axes_of
 from know.records import RunRecord, read_records
 from know.statistics import CONFIDENCE, FEW
 
@@ -57,41 +60,81 @@ LETTERS = 19
 """Letters of 7 pt per inch, to wrap long lines by."""
 
 FAMILIES = {
+    "naive": ("naive", "#000000", "x"),
+    "scratch": ("from scratch", "#7F7F7F", "v"),
     "oracle": ("oracle", "#E69F00", "*"),
     "oracle_steps": ("oracle, same steps", "#E69F00", "P"),
     "known": ("KNOWN", "#0072B2", "o"),
-    "shrink": ("shrink", "#009E73", "^"),
+    "released": ("released KNOWN", "#56B4E9", "X"),
+    "scaled_known": ("scaled KNOWN", "#882255", "<"),
+    "meta_linear": ("meta-linear", "#44AA99", "d"),
+    "meta_linear_theta0": ("meta-linear with θ₀", "#332288", "p"),
     "linear": ("linear step", "#D55E00", "s"),
+    "wnn": ("WNN", "#CC79A7", "h"),
+    "shrink": ("shrink", "#009E73", "^"),
     "random_step": ("random step", "#CC79A7", "D"),
-    "naive": ("naive", "#000000", "x"),
-    "scratch": ("from scratch", "#7F7F7F", "v"),
 }
-"""Label, colour and marker of a predictor or reference, in the order of the figures (colours: Okabe and Ito)."""
+"""Label, colour and marker of families that look the same everywhere (colours: Okabe and Ito; Tol)."""
 
-OTHERS = [("#882255", "<"), ("#56B4E9", ">"), ("#999933", "X"), ("#661100", "p"), ("#44AA99", "d")]
-"""Colour and marker of predictors without an entry above, by the alphabet."""
+PALETTE = ["#56B4E9", "#999933", "#661100", "#AA4499", "#44AA99", "#882255", "#332288"]
+MARKERS = ["o", "v", "X", "<", "h", ">", "d", "p", "8"]
+"""Colours and markers of the other families, in turn; the same in two panels mean nothing."""
+
+WORDS = {word.lower(): word for word in ("DMD", "EMA", "KNOWN", "LogFit", "MPE", "RRE", "TSV", "WNN")}
+"""Words in names of families that are no plain words; `theta0` as a word is θ₀."""
+
+BLOCKS = (("reference", "known"), ("prediction", "average"), ("control",))
+"""Groups that share the panels of a figure."""
+
+MOST = 8
+"""Families in one panel; beyond that colours can no longer be told apart, and a block gets another panel."""
 
 RECIPES = {"published": ("published rate", "#858585", "o"), "tuned": ("tuned rate", "#332288", "D")}
 """Label, colour and marker; the colours belong to no family."""
 
 
-def look(families: pd.Series) -> dict[str, tuple[str, str, str]]:
-    """Label, colour and marker of every family there is, in the order of the figures: unknown ones before naive."""
-    unknown = sorted(set(families) - set(FAMILIES))
-    known, last = [f for f in FAMILIES if f not in ("naive", "scratch")], ["naive", "scratch"]
-    looks = {f: (f.replace("_", " "), *OTHERS[i % len(OTHERS)]) for i, f in enumerate(unknown)} | FAMILIES
-    return {f: looks[f] for f in [*known, *unknown, *last] if f in set(families)}
+def arms_of(folder: Path) -> pd.DataFrame:
+    """One row per arm of a suite, in the order of its tables, those that were not available included.
 
-
-def arms_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, in the order of the figures. Index: arm; columns: family, depth, factor (text "×8"), label."""
-    arms = runs.groupby("arm")[["predictor", "depth"]].first()
-    arms["family"] = arms["predictor"].where(arms["predictor"] != "", arms.index)
-    arms["factor"] = [f"×{arm.rpartition('_x')[2]}" if depth else "" for arm, depth in arms["depth"].items()]
-    looks = look(arms["family"])
+    Index: arm; columns: group, family (the line's name), depth, factor (text "×8"), label, colour, marker.
+    """
+    arms = pd.DataFrame(read_json(folder / "suite.json")["described"]).set_index("name")[["group", "depth"]]
+    parts = [arm.rpartition("_x") if depth else (arm, "", "") for arm, depth in arms["depth"].items()]
+    arms["family"], arms["factor"] = [line for line, *_ in parts], [f"×{x}" if x else "" for *_, x in parts]
+    looks: dict[str, tuple[str, str, str]] = {}
+    for _, families in blocks_of(arms, most=len(arms)):
+        others = [family for family in families if family not in FAMILIES]
+        for place, family in enumerate(others):
+            name = " ".join(WORDS.get(word, word) for word in family.replace("theta0", "θ₀").split("_"))
+            looks[family] = (name, PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+    looks |= FAMILIES
     arms["label"] = (arms["family"].map(lambda family: looks[family][0]) + " " + arms["factor"]).str.strip()
-    order = {family: place for place, family in enumerate(looks)}
-    return arms.sort_values(["family", "depth", "label"], key=lambda c: c.map(order) if c.name == "family" else c)
+    arms["colour"], arms["marker"] = (arms["family"].map(lambda family, k=k: looks[family][k]) for k in (1, 2))
+    return arms
+
+
+def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]]]:
+    """Heading and families of the panels that show `arms` side by side, at most `most` families in each.
+
+    Those with a depth come first: a figure of depths alone then has the same neighbours, and their colours differ.
+    """
+    found = []
+    for groups in BLOCKS:
+        own = arms[arms["group"].isin(groups)]
+        families = list(dict.fromkeys([*own.loc[own["depth"] > 0, "family"], *own["family"]]))
+        heading = ", ".join(GROUPS[group] for group in groups if group in set(own["group"]))
+        count = -(-len(families) // most)
+        size = -(-len(families) // max(1, count))
+        for k in range(count):
+            part = f" ({k + 1} of {count})".replace(" ", "\N{NO-BREAK SPACE}")[1:] if count > 1 else ""
+            found.append((f"{heading} {part}".strip(), families[k * size : (k + 1) * size]))
+    return found
+
+
+def name_of(arms: pd.DataFrame, family: str) -> str:
+    """Label of a family, without a factor."""
+    first = arms[arms["family"] == family].iloc[0]
+    return first["label"].removesuffix(first["factor"]).strip()
 
 
 def load_runs(folder: Path) -> pd.DataFrame:
@@ -111,10 +154,19 @@ def load_table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def cells_of(runs: pd.DataFrame) -> dict[str, str]:
-    """Slug to title, in the order track, source, target, network, share."""
-    keys = ["track", "source", "target", "network", "share", "cell"]
-    found = runs[keys].drop_duplicates().sort_values(keys).itertuples()
-    return {c.cell: f"{c.source} → {c.target}\n{c.network}, {c.track}, {100 * c.share:g} % target" for c in found}
+    """Slug to title, in the order track, source, target, network, share, and r and S where they are not the paper's."""
+    keys = ["track", "source", "target", "network", "share", "rate", "length", "cell"]
+    found = runs[keys].drop_duplicates().sort_values(keys).to_dict("records")
+    shares = [f"{100 * c['share']:g} % target".replace(" ", "\N{NO-BREAK SPACE}") for c in found]
+    return {
+        c["cell"]: f"{c['source']} → {c['target']}\n{place_of(c)}, {share}"
+        for c, share in zip(found, shares, strict=True)
+    }
+
+
+def place_of(row: pd.Series | dict) -> str:
+    """Network, track, and r and S where they are not the paper's."""
+    return f"{row['network']}, {row['track']}{axes_of(row)}"
 
 
 def counted(n: pd.Series) -> str:
@@ -142,10 +194,57 @@ def panels(count: int, *, columns: int, height: float, **share: bool) -> tuple[F
     return figure, list(axes.flat[:count])
 
 
-def title(axis: Axes, text: str, span: int = 1) -> None:
-    """Title of a panel, each line of `text` wrapped to the width of `span` panels."""
+def block_panels(
+    count: int, blocks: list[tuple[str, list[str]]], arms: pd.DataFrame, *, height: float
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with `count` rows of panels, one per block, that share their y axis; a block's legend above its column.
+
+    Every panel is `height` inches high. Returns the panels row by row.
+    """
+    above = 0.13 * (2 + max(len(families) for _, families in blocks))
+    size = (COLUMN if len(blocks) == 1 else PAGE, above + count * height + 1.0)
+    figure = plt.figure(figsize=size)
+    grid = figure.add_gridspec(1 + count, len(blocks), height_ratios=[above, *[height] * count])
+    for column, (heading, families) in enumerate(blocks):
+        axis = figure.add_subplot(grid[0, column])
+        axis.axis("off")
+        handles = [_handle(arms, family) for family in families]
+        text = textwrap.fill(heading, round(LETTERS * size[0] / len(blocks)) - 3)
+        style = {"fontsize": 6, "title_fontsize": 6.5, "alignment": "left", "labelspacing": 0.25, "borderpad": 0}
+        axis.legend(handles=handles, title=text, loc="upper left", handlelength=1.8, borderaxespad=0, **style)
+    rows = []
+    for row in range(1, 1 + count):
+        first = figure.add_subplot(grid[row, 0])
+        rest = [figure.add_subplot(grid[row, column], sharey=first) for column in range(1, len(blocks))]
+        for axis in rest:
+            axis.tick_params(labelleft=False)
+        rows.append([first, *rest])
+    return figure, rows
+
+
+def _handle(arms: pd.DataFrame, family: str) -> Line2D:
+    first = arms[arms["family"] == family].iloc[0]
+    style = {"color": first["colour"], "marker": first["marker"], "linestyle": dashed(family, "-")}
+    return Line2D([], [], label=name_of(arms, family), markersize=3.5, **style)
+
+
+def dashed(family: str, line: str) -> str:
+    """The second oracle has the colour of the first, so it is dashed."""
+    return "--" if family == "oracle_steps" else line
+
+
+def limits(part: pd.DataFrame) -> tuple[float, float]:
+    """Ends of an axis of differences: all intervals, unless a few long ones would press the others together."""
+    ends = pd.concat([part[["low", "high"]].stack(), part["difference"]])
+    reach = max(1.0, 4 * ends.abs().quantile(0.7))
+    low, high = max(min(ends.min(), -0.2), -reach), min(max(ends.max(), 0.2), reach)
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
+def title(axis: Axes, text: str, span: int = 1, beside: float = 0.6) -> None:
+    """Title of a panel, each line of `text` wrapped to the width of `span` panels; beside: inches left of them."""
     columns = axis.get_subplotspec().get_gridspec().ncols
-    letters = round(LETTERS * span * (axis.figure.get_figwidth() - 0.6) / columns) - 4
+    letters = round(LETTERS * span * (axis.figure.get_figwidth() - beside) / columns) - 4
     axis.set_title("\n".join(textwrap.fill(line, letters) for line in text.split("\n")))
 
 
@@ -163,9 +262,13 @@ def footnote(figure: Figure, text: str) -> None:
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write `<name>.svg` and `<name>.png`, without dates or versions: the same bytes from the same data."""
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        with atomic(folder / f"{name}.{kind}") as temporary:
-            figure.savefig(temporary, format=kind, metadata=metadata)
+    with atomic(folder / f"{name}.svg") as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+    with atomic(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png")
+        with Image.open(temporary) as picture:  # 256 colours need a third of the room in the repository
+            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(temporary, format="png", optimize=True)
     plt.close(figure)
 
 

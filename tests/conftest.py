@@ -1,4 +1,4 @@
-"""What several test files share: one thread, the digits, a tiny real trajectory, KNOWN with random weights."""
+"""What several test files share: one thread, the digits, a tiny real trajectory, networks with random weights."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import nn
 
 import know
 from know.data import load
-from know.known import Known, KnownNet
+from know.known import Known, KnownNet, Models
 from know.suite import Recipe
 from know.training import deterministic, train
 from know.trajectory import PREDICTED, Trajectory, save_state
@@ -55,17 +55,47 @@ def trajectory(digits, trained_mlp, tmp_path_factory) -> Trajectory:
     return know.forget(copy.deepcopy(trained_mlp), digits.train, fit, out=out)
 
 
-@pytest.fixture(scope="session")
-def hyper() -> Known:
+def random_known(seed: int, length: int = 5, **facts) -> Known:
     """KNOWN at its initial weights, with biases too, so that no answer is zero."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        nets = {role: KnownNet() for role in PREDICTED}
+        torch.manual_seed(seed)
+        nets = {role: KnownNet(length) for role in PREDICTED}
         for net in nets.values():
             for name, parameter in net.named_parameters():
                 if name.endswith("bias"):
                     nn.init.uniform_(parameter, -0.1, 0.1)
-    return Known(nets, {"trained": False})
+    return Known(nets, {"trained": False, **facts})
+
+
+@pytest.fixture(scope="session")
+def hyper() -> Known:
+    return random_known(3)
+
+
+@pytest.fixture(scope="session")
+def overflowing() -> Known:
+    """KNOWN whose exponentials are infinite, so that no answer is finite; its own weights are."""
+    known = random_known(3)
+    with torch.no_grad():
+        for net in known.nets.values():
+            net.values.first.bias.fill_(1e30)
+    return known
+
+
+@pytest.fixture(scope="session")
+def models(hyper) -> Models:
+    """Every model that a predictor may ask, with random weights; stand-ins for the authors' too."""
+    dice = torch.Generator().manual_seed(4)
+    terms = {f"{role}{end}": 4 + bool(end) for role in PREDICTED for end in ("", ".theta_0")}
+    return Models(
+        {
+            "known": hyper,
+            "scaled": random_known(5, scaling="range"),
+            "meta_linear": {name: 0.5 * torch.randn(count, generator=dice) for name, count in terms.items()},
+            "released": random_known(6, roles="released"),
+            "wnn": random_known(7, scaling="wnn", roles="released"),
+        }
+    )
 
 
 @pytest.fixture

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import itertools
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from know.files import write_csv, write_json, write_text
+from know.pages import GROUPS, SNAPSHOT_COLUMNS, page
 from know.records import PilotRecord, RunRecord, read_records, write_records
-from know.report import SNAPSHOT_COLUMNS, metrics, page
-from know.suite import Cell, load_suite
+from know.report import metrics
+from know.suite import Cell, Reference, load_suite
 
 TINY = Path(__file__).parent / "suites" / "tiny.yaml"
 MLP = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
@@ -27,17 +29,27 @@ GAINS = {  # points above naive, by trajectory
     "known_x2": (1, 3, 2, 2, 2),
     "known_x4": (2, 2, 2, 2, 2),
     "linear_x2": (-1, 1, 0, 0, 0),
+    "rre": (0, 1, -1, 0, 1),
+    "mean": (1, 0, 0, 1, 0),
+    "shrink_x2": (0, 1, 1, 0, 1),
 }
 FORGOTTEN = (4, 6, 5, 5, 5)
 """Points that the last snapshot has lost on the images left out, by trajectory."""
+OTHERS = {"known": "known", "mean": "average", "tail_average": "average", "ema": "average"}
+OTHERS |= dict.fromkeys(("compute_matched", "random_step", "reset", "shrink", "trajectory_part"), "control")
+"""Groups of lines of arms that are neither references nor predictions."""
+PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
+STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
+MOVEMENT = [*PLACE, "role", "difference", "size", "cosine"]
+RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
 
 
 def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe: str = "tuned", **changed) -> RunRecord:
     """A valid row; everything may be changed."""
-    predictor, _, factor = arm.rpartition("_x")
+    line, depth = parse(arm)
     facts = {
-        "predictor": predictor,
-        "depth": int(factor).bit_length() - 1 if predictor else 0,
+        "predictor": "" if arm in typing.get_args(Reference) else line,
+        "depth": depth,
         "fine_tune": 0,
         "learning_rate": 4e-4 if recipe == "published" else 1.6e-3,
         "on_edge": False,
@@ -45,6 +57,7 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe:
         "accuracy": 0.8,
         "validation_accuracy": 0.75,
         "source_accuracy": 0.9,
+        "source_accuracy_recalibrated": 0.92,
         "step": 0.0 if arm == "naive" else 0.25,
         "weight_error": 1.0 if cell.track == "retrodiction" else None,
         "source_seed": 1,
@@ -53,9 +66,31 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe:
         "target_data": "a" * 64,
         "code": "c0de",
     }
-    place = {key: getattr(cell, key) for key in ("track", "source", "target", "network", "share")}
+    place = {key: getattr(cell, key) for key in ("track", "source", "target", "network", "share", "rate", "length")}
     names = {"cell": cell.slug, "arm": arm, "trajectory": trajectory, "recipe": recipe}
     return RunRecord(**{**place, **names, **facts, **changed})
+
+
+def parse(arm: str) -> tuple[str, int]:
+    """Line and depth of an arm at r = 0.5: `known_x4` is known at depth 2, `rre_global` has no depth."""
+    line, _, factor = arm.rpartition("_x")
+    return (line, int(factor).bit_length() - 1) if line and factor.isdigit() else (arm, 0)
+
+
+def described_as(arm: str, group: str | None = None) -> dict:
+    """What suite.json says of an arm; the group is found in `OTHERS`, else by its being a reference."""
+    line, depth = parse(arm)
+    reference = arm in typing.get_args(Reference)
+    return {
+        "name": arm,
+        "summary": f"The arm {line}.",
+        "reference": "for the tests",
+        "group": group or OTHERS.get(line, "reference" if reference else "prediction"),
+        "predictor": "" if reference else line,
+        "depth": depth,
+        "options": {},
+        "normalisation": "carry",
+    }
 
 
 def records(cell: Cell = MLP, gains: Mapping[str, Sequence[float]] = GAINS, trajectories: int = 3) -> list[RunRecord]:
@@ -73,25 +108,36 @@ def write_results(
     runs: Iterable[RunRecord],
     *,
     forgotten: Mapping[str, Sequence[float]] | None = None,
-    described: Mapping[str, str] | None = None,
+    described: Sequence[dict] | None = None,
+    unavailable: Mapping[str, Mapping[str, str]] | None = None,
     **suite,
 ) -> Path:
     """Everything that a published suite has in its folder, the page included, without the figures.
 
-    forgotten: network to points lost by trajectory, where not `FORGOTTEN`. described: of arms. suite: its other keys.
+    forgotten: network to points lost by trajectory, where not `FORGOTTEN`. described: of arms, by default of those in
+    runs. unavailable: cell to arm to reason. suite: its other keys.
     """
     runs = list(runs)
     arms = sorted({run.arm for run in runs})
     trajectories = sorted({run.trajectory for run in runs})
     settings = {**load_suite(str(TINY)).model_dump(mode="json"), "name": folder.name, "trajectories": len(trajectories)}
-    texts = {arm: f"The arm {arm.partition('_x')[0]}." for arm in arms} | dict(described or {})
-    write_json(folder / "suite.json", {**settings, **suite, "described": texts, "figures": ["headline"]})
+    about = described or sorted(map(described_as, arms), key=lambda arm: list(GROUPS).index(arm["group"]))
+    facts = {"described": about, "unavailable": unavailable or {}, "figures": ["headline"]}
+    write_json(folder / "suite.json", {**settings, **suite, **facts})
     write_records(folder / "runs.csv", runs, RunRecord)
     write_records(folder / "pilots.csv", _pilots({run.cell for run in runs}, arms, settings), PilotRecord)
-    origins = sorted({(run.source, run.network, run.track) for run in runs})
-    rows = [row for origin in origins for row in _snapshots(*origin, trajectories, (forgotten or {}))]
+    places = sorted({(run.source, run.network, run.track, run.rate, run.length) for run in runs})
+    rows = [row for place in places for row in _snapshots(*place, trajectories, (forgotten or {}))]
     write_csv(folder / "trajectories.csv", rows, SNAPSHOT_COLUMNS)
-    write_csv(folder / "metatraining.csv", _history(), list(_history()[0]))
+    own = [dict(zip(PLACE, (*place, t), strict=True)) for place, t in itertools.product(places, trajectories)]
+    lines = list(dict.fromkeys((parse(arm["name"])[0], arm["depth"] > 0) for arm in about if arm["predictor"]))
+    write_csv(folder / "steps.csv", [{**at, **row} for at in own for row in _steps(lines, at["trajectory"])], STEPS)
+    write_csv(folder / "movement.csv", [{**at, **row} for at in own for row in _movement(at["length"])], MOVEMENT)
+    lengths = sorted({length for *_, length in places})
+    write_csv(folder / "responses.csv", _responses(lengths, [line for line, _ in lines]), RESPONSES)
+    for name, make in (("metatraining", _history), ("meta_linear", _meta_linear)):
+        rows = [{"length": length, **row} for length in lengths for row in make()]
+        write_csv(folder / f"{name}.csv", rows, list(rows[0]))
     write_csv(folder / "landscape.csv", _landscape(), ["kind", "label", "x", "y", "loss"])
     write_json(folder / "metrics.json", metrics(read_records([folder / "runs.csv"], RunRecord)))
     write_text(folder / "README.md", page(folder))
@@ -113,33 +159,85 @@ def change_csv(path: Path, row: int, **values: object) -> None:
 
 
 def _pilots(cells: set[str], arms: list[str], settings: dict) -> list[PilotRecord]:
-    """Validation accuracy that rises to 80 % at 1.6e-3 and falls again."""
+    """Validation accuracy that rises to its peak, 80 % or a little less from arm to arm, at 1.6e-3 and falls again."""
     rates = settings["transfer"]["grid"]
     peak = {rate: 0.8 - 0.05 * abs(k - 2) for k, rate in enumerate(rates)}
     fixed = {"trajectory": "p0", "fine_tune": 0, "status": "ok", "validation_loss": 0.5}
+    shifts = {arm: round(0.1 * k / len(arms), 6) for k, arm in enumerate(arms)}
     return [
-        PilotRecord(cell=cell, arm=arm, learning_rate=rate, validation_accuracy=peak[rate], **fixed)
+        PilotRecord(
+            cell=cell, arm=arm, learning_rate=rate, validation_accuracy=round(peak[rate] - shifts[arm], 6), **fixed
+        )
         for cell, arm, rate in itertools.product(sorted(cells), arms, rates)
     ]
 
 
-def _snapshots(source: str, network: str, track: str, trajectories: list[str], forgotten: Mapping) -> list[dict]:
+def _snapshots(
+    source: str, network: str, track: str, rate: float, length: int, trajectories: list[str], forgotten: Mapping
+) -> list[dict]:
     lost, rows = forgotten.get(network, FORGOTTEN), []
-    for trajectory, k in itertools.product(["p0", *trajectories], range(5)):
-        after = 0.9 - (lost[int(trajectory[1:])] / 100 if k == 4 else 0)
+    place = {"source": source, "network": network, "rate": rate, "track": track}
+    for trajectory, k in itertools.product(["p0", *trajectories], range(length)):
+        after = 0.9 - (lost[int(trajectory[1:])] / 100 if k == length - 1 else 0)
         left_out = {"left_out_accuracy": f"{after:.6f}", "left_out_accuracy_theta_0": 0.9} if k else {}
-        facts = {"snapshot": k, "fraction": 0.5**k, "images": 320 >> k, "test_accuracy": 0.9, **left_out}
-        rows.append({"source": source, "network": network, "track": track, "trajectory": trajectory, **facts})
+        facts = {"snapshot": k, "fraction": rate**k, "images": int(320 * rate**k), "test_accuracy": 0.9, **left_out}
+        rows.append({**place, "trajectory": trajectory, **facts})
     return rows
+
+
+def _steps(lines: Iterable[tuple[str, bool]], trajectory: str) -> list[dict]:
+    """Steps that grow with the depth; the shares differ from line to line, and one is negative in every fourth line."""
+    rows = []
+    for place, (line, deep) in enumerate(lines):
+        shrink = round(0.9 - 0.13 * (place % 7), 4)
+        linear = round((-0.08 if place % 4 == 3 else 0.6) * (1 - shrink), 4)
+        shares = {"shrink": shrink, "linear": linear, "neither": round(1 - shrink - linear, 4)}
+        for depth, role in itertools.product((1, 2, 3) if deep else (0,), ("fc", "bias", "all")):
+            step = round(0.03 * max(1, depth) * (1 + 0.2 * (place % 5)) * (1 + 0.1 * int(trajectory[1:])), 5)
+            rows.append({"predictor": line, "depth": depth, "role": role, "weights": 100, "step": step, **shares})
+    return rows
+
+
+def _movement(length: int) -> list[dict]:
+    return [
+        {"role": role, "difference": k, "size": 0.02 * (k + 1), "cosine": 0.1 if k else ""}
+        for role, k in itertools.product(("fc", "bias", "all"), range(length - 1))
+    ]
+
+
+def _responses(lengths: list[int], lines: list[str]) -> list[dict]:
+    """Straight lines: every model shrinks, KNOWN by 15 %, and follows the history a little."""
+    slopes = {"known": -0.15, "scaled": -0.05, **{name: -0.2 for name in ("released", "wnn") if name in lines}}
+    moves = {"constant": 0, "rising": 0.05, "saturating": 0.02, "noisy": 0}
+    axes = itertools.product(lengths, slopes, ("conv", "fc", "bias"), moves, (-0.5, -0.25, 0.0, 0.25, 0.5))
+    return [
+        {
+            **{"model": f"{model}, S = {length}", "role": role, "history": history, "theta_0": x},
+            "step": round((slopes[model] + moves[history]) * x, 6),
+            "spread": 0.02 * abs(x) if history == "noisy" else 0.0,
+        }
+        for length, model, role, history, x in axes
+    ]
 
 
 def _history() -> list[dict]:
     losses = {"training_loss": 0.003, "no_change_loss": 0.0045, "linear_loss": 0.0036}
     held_out = {10: 0.004, 20: 0.002, 30: 0.003}
     return [
-        {"role": role, "update": update, "held_out_loss": loss, **losses}
-        for role in ("conv", "fc", "bias")
+        {"model": model, "role": role, "update": update, **losses, "held_out_loss": loss + worse}
+        for (model, worse), role in itertools.product((("known", 0), ("scaled", 0.0005)), ("conv", "fc", "bias"))
         for update, loss in held_out.items()
+    ]
+
+
+def _meta_linear() -> list[dict]:
+    terms = {f"difference {k}": 0.1 * k for k in range(1, 5)}
+    full = {**terms, "theta_0": -0.02, "held_out_loss": 0.0025}
+    models = {"meta_linear": {**terms, "held_out_loss": 0.0028}, "meta_linear_theta0": full}
+    return [
+        {"model": model, "role": role, "term": term, "value": value}
+        for role, (model, values) in itertools.product(("conv", "fc", "bias"), models.items())
+        for term, value in values.items()
     ]
 
 

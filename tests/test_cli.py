@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -19,7 +20,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import know
-from know import cli
+from know import cli, inspection, predictors
 from know.files import sha256_file
 from know.known import PRETRAINED
 from know.trajectory import load_state, save_state
@@ -104,9 +105,18 @@ def test_help_names_every_option(command, capsys, monkeypatch):
 def test_help_names_every_command(capsys):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert {"data", "forget", "metaset", "metatrain", "predict", "transfer", "landscape", "report", "verify"} <= set(
-        COMMANDS
-    )
+    assert {
+        "data",
+        "forget",
+        "metatrain",
+        "predict",
+        "predictors",
+        "inspect",
+        "import-keras",
+        "transfer",
+        "report",
+        "verify",
+    } <= set(COMMANDS)
     assert all(command in shown for command in COMMANDS)
 
 
@@ -176,9 +186,17 @@ def test_what_was_asked_is_written_beside_the_weights(place, made):
         "fractions": [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0],
         "virtual_data": 8.0,
         "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in snapshots(made)],
-        "known": sha256_file("known.safetensors"),
+        "models": {"known.safetensors": sha256_file("known.safetensors")},
         "know": know.__version__,
     }
+
+
+def test_a_limit_has_no_depth(place, made, fails):
+    arguments = ["predict", made, "--predictor", "rre", "--out", "limit"]
+    assert "predictor rre has no depth" in fails(*arguments, "--depth", 2)
+    assert call(*arguments) == 0
+    config = yaml.safe_load(Path("limit/know_config.yml").read_text(encoding="utf-8"))
+    assert (config["virtual_data"], config["models"]) == (None, {})
 
 
 def test_the_shipped_known_is_named_and_where_it_comes_from(place, made, capsys):
@@ -186,7 +204,7 @@ def test_the_shipped_known_is_named_and_where_it_comes_from(place, made, capsys)
     assert call("predict", made, "--out", "shipped") == 0
     assert "meta-trained on digits only" in capsys.readouterr().out
     config = yaml.safe_load(Path("shipped/know_config.yml").read_text(encoding="utf-8"))
-    assert config["known"] == sha256_file(PRETRAINED)
+    assert config["models"] == {"known.safetensors": sha256_file(PRETRAINED / "known.safetensors")}
     assert call("predict", made, "--known", "known.safetensors", "--out", "own") == 0
     assert "meta-trained" not in capsys.readouterr().out
 
@@ -222,6 +240,87 @@ def test_checkpoints_of_torch_do_as_well(place):
     files = [path.with_suffix(".pt") for path in snapshots()]
     assert call("predict", *files, "--fractions", ALL_FRACTIONS, "--predictor", "linear", "--out", "a") == 0
     assert call("predict", "run", "--predictor", "linear", "--out", "b") == 0
+    assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
+
+
+# predictors, inspect, import-keras
+
+
+def test_every_predictor_is_listed_and_described(capsys):
+    assert call("predictors") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == predictors.names()
+    for name in predictors.names():
+        assert call("predictors", name) == 0
+        shown, found = capsys.readouterr().out, predictors.get(name)
+        assert found.documentation in shown
+        assert found.reference in shown
+        assert all(f"-o {option}={default}" in shown for option, default in found.options.items())
+
+
+def test_an_unknown_predictor_is_named(fails):
+    assert "'lineer': did you mean 'linear'" in fails("predictors", "lineer")
+
+
+def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
+    arguments = ["inspect", "run", "--predictor", "known", "--known", "known.safetensors", "--depth", 2]
+    assert call(*arguments, "--out", "inspected") == 0
+    shown = capsys.readouterr().out
+    trajectory = know.Trajectory.load("run")
+    rows = inspection.inspect_trajectory(trajectory, "known", 2, known=Path("known.safetensors"))
+    for row in rows:
+        assert re.search(rf"{re.escape(row.tensor)} .*{row.role} .*{row.step:.3f}.*{row.shrink:.3f}", shown)
+    assert "cosine" in shown
+    table = pd.read_csv("inspected/steps.csv")
+    assert list(table["weights"]) == [row.weights for row in rows]
+    assert set(pd.read_csv("inspected/responses.csv")["model"]) == {"known"}
+    assert len(pd.read_csv("inspected/movement.csv")) == 3 * 4  # fc, bias and all; four differences
+    assert Path("inspected/inspection.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--suite"),
+        (["nowhere"], "nowhere"),
+        (["run", "--predictor", "knwon"], "'knwon': did you mean 'known'"),
+        (["run", "--predictor", "matched_rate"], "changes no weights"),
+        (["run", "--out", "earlier"], "earlier exists already"),
+        (["run", "--predictor", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),
+    ],
+)
+def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
+    intact()
+    assert said in fails("inspect", *arguments)
+    intact()
+
+
+@pytest.mark.parametrize("predictor", ["released", "wnn"])
+def test_a_model_that_is_not_here_is_named_with_the_reason(place, fails, intact, monkeypatch, predictor):
+    intact()
+    for folder in (None, "earlier"):
+        monkeypatch.delenv("KNOW_REFERENCE", raising=False)
+        if folder:
+            monkeypatch.setenv("KNOW_REFERENCE", folder)
+        said = fails("predict", "run", "--predictor", predictor, "--out", "better")
+        assert "KNOW_REFERENCE" in said
+        assert ("lacks" in said) == bool(folder)
+    intact()
+
+
+def test_import_keras_refuses_what_is_no_keras_file(place, fails, intact):
+    intact()
+    assert "KNOWN_Conv.h5" in fails("import-keras", "earlier", "better")
+    assert "'wnm': did you mean 'wnn'" in fails("import-keras", "earlier", "better", "--model", "wnm")
+    assert "'papper': did you mean 'paper'" in fails("import-keras", "earlier", "better", "--roles", "papper")
+    intact()
+
+
+@pytest.mark.skipif("KNOW_REFERENCE" not in os.environ, reason="KNOW_REFERENCE names no folder with released weights")
+def test_imported_weights_answer_as_the_released_ones(place, made):
+    assert call("import-keras", os.environ["KNOW_REFERENCE"], "released.safetensors") == 0
+    assert call("predict", made, "--known", "released.safetensors", "--out", "a") == 0
+    assert call("predict", made, "--predictor", "released", "--out", "b") == 0
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
 
 

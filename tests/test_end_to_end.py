@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from know.cli import main
 from know.files import sha256_file
 from know.records import PilotRecord, RunRecord, read_records
 from know.report import check
+from know.suite import Reference
 
 REPOSITORY = Path(__file__).parents[1]
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
 NOTHING = "Nothing to be done"
-MADE_BY = ("forget", "metaset", "metatrain", "transfer", "landscape", "publish", "figures")
+MADE_BY = ("forget", "metaset", "metatrain", "transfer", "landscape", "inspect", "publish", "figures")
 
 
 def copy(folder: Path) -> Path:
@@ -97,8 +99,8 @@ def finished(tmp_path_factory) -> Path:
 def test_the_tables_are_complete_and_valid(finished):
     results = finished / "results" / "tiny"
     runs = read_records([results / "runs.csv"], RunRecord)
-    references = {"naive", "scratch", "oracle", "oracle_steps"}
-    predictors = {path.stem for path in (finished / "know" / "predictors").glob("[!_]*.py")}
+    references = set(typing.get_args(Reference))
+    predictors = {path.stem for path in (finished / "know" / "predictors").glob("[!_]*.py")} - {"released", "wnn"}
     assert references <= set(runs["arm"])
     assert set(runs["predictor"]) == predictors | {""}
     assert not runs.duplicated(["cell", "trajectory", "arm", "recipe", "fine_tune"]).any()
@@ -109,6 +111,12 @@ def test_the_tables_are_complete_and_valid(finished):
     snapshots = pd.read_csv(results / "trajectories.csv")
     assert len(snapshots) == 3 * 5
     assert set(pd.read_csv(results / "metatraining.csv")["role"]) == {"conv", "fc", "bias"}
+    steps = pd.read_csv(results / "steps.csv")
+    assert set(steps["role"]) == {"fc", "bias", "all"}
+    taken = steps.dropna(subset="shrink")
+    assert taken[["shrink", "linear", "neither"]].sum(axis=1).to_numpy() == pytest.approx(1, abs=2e-3)
+    assert set(taken["predictor"]) >= {"known", "linear", "shrink", "meta_linear_theta0", "rre_global"}
+    assert len(pd.read_csv(results / "movement.csv")) == 2 * 3 * 4  # trajectories, roles with `all`, differences
     assert set(pd.read_csv(results / "landscape.csv")["kind"]) >= {"snapshot", "known", "oracle", "grid"}
 
 
@@ -142,7 +150,7 @@ def test_the_cost_of_every_job_is_kept_beside_the_results(finished):
 
 
 def test_no_work_is_left_half_done(finished):
-    left = [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp", ".old", ".jsonl"))]
+    left = [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp", ".old"))]
     assert [path for path in left if ".snakemake" not in path.parts] == []
 
 
@@ -232,7 +240,7 @@ def test_a_finished_run_is_verified(verify):
         "work/tiny/trajectories/digits_0-4.mlp/t1/overflow/s3.safetensors",
         "work/tiny/trajectories/digits_0-4.mlp/p0/overflow/oracle.safetensors",
         "work/tiny/metaset/0/00003.safetensors",
-        "work/tiny/known/known.safetensors",
+        "work/tiny/known/5/known.safetensors",
         f"work/tiny/transfers/{CELL}/choice.json",
         "results/tiny/metrics.json",
         "results/tiny/README.md",
@@ -292,10 +300,12 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     done = folder / "work" / "tiny" / "transfers" / CELL
     shutil.rmtree(done)
     partial, target = done.with_name(f"{CELL}.partial"), f"work/tiny/transfers/{CELL}/runs.csv"
+    memory = folder / "work" / "tiny" / "memory" / f"{CELL}.jsonl"
+    memory.unlink()
 
     def finished_fine_tunes() -> int:
         with contextlib.suppress(FileNotFoundError):
-            return (partial / "journal.jsonl").read_text(encoding="utf-8").count("\n")
+            return memory.read_text(encoding="utf-8").count("\n") - 1  # after its head
         return 0
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -313,6 +323,8 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     assert finished_fine_tunes() >= 20, "killed too late to prove anything"
     (partial / "mark").touch()
 
+    kept = memory.read_text(encoding="utf-8").rpartition("\n")[0]  # but a line that the kill cut short
     snakemake(folder, target)
+    assert memory.read_text(encoding="utf-8").startswith(kept)
     (done / "mark").unlink()  # it went on in the folder that the kill had left
     assert content(folder / "work" / "tiny") == content(finished / "work" / "tiny")

@@ -1,13 +1,22 @@
 """Figures: every script draws what the records hold, the same bytes each time, without torch."""
 
+import dataclasses
 import os
 import runpy
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from synthetic import CNN, GAINS, MLP, records, write_results
+from matplotlib.figure import Figure
+from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
+
+from know import predictors
+from know.drawing import draw_inspection, draw_steps
+from know.pages import GROUPS
+from know.suite import Arms, Reference
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[1] / "paper_figures").glob("[!_]*.py")} - {"style"})
 WITHOUT_TORCH = """
@@ -34,10 +43,25 @@ def one_cell(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def several_cells(tmp_path_factory) -> Path:
-    """Two cells, 5 trajectories, a predictor that the figures have never heard of, and an arm that one cell lacks."""
+    """Two cells, 5 trajectories, a predictor that no figure knows, and arms that one cell lacks or cannot run."""
     gains = {**GAINS, "guess_x2": (1, 1, 2, 2, 1), "guess_x4": (2, 1, 2, 1, 2)}
-    runs = [*records(MLP, gains, 5), *records(CNN, GAINS, 5)]
-    return write_results(tmp_path_factory.mktemp("results") / "several", runs)
+    fewer = {arm: points for arm, points in GAINS.items() if arm not in ("rre", "mean")}
+    runs = [*records(MLP, gains, 5), *records(CNN, fewer, 5)]
+    unavailable = {CNN.slug: {"rre": "it takes at least 3 snapshots"}}
+    return write_results(tmp_path_factory.mktemp("results") / "several", runs, unavailable=unavailable)
+
+
+@pytest.fixture(scope="module")
+def every_arm(tmp_path_factory) -> Path:
+    """One cell with every reference and all lines of arms that a suite gets by default."""
+    groups = {arm: OTHERS.get(arm, "reference") for arm in typing.get_args(Reference)}
+    for line in predictors.lines(Arms(references=["naive"])):
+        for depth in line.depths or (0,):
+            groups[f"{line.name}_x{2**depth}" if depth else line.name] = line.predictor.group
+    assert len(groups) > 50
+    gains = {arm: GAINS.get(arm, (k % 7 - 3, k % 5 - 2, k % 3)) for k, arm in enumerate(groups)}
+    described = [described_as(arm, group) for key in GROUPS for arm, group in groups.items() if group == key]
+    return write_results(tmp_path_factory.mktemp("results") / "every", records(gains=gains), described=described)
 
 
 @pytest.fixture
@@ -112,5 +136,76 @@ def test_a_missing_table_is_named_in_one_line(draw, script, tmp_path, capsys):
 def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(draw, tmp_path):
     arms = {arm: GAINS[arm] for arm in ("naive", "known_x2")}
     results = write_results(tmp_path / "results" / "few", records(gains=arms))
-    for script in set(SCRIPTS) - {"landscape", "metatraining"}:  # these two show no arms
+    for script in set(SCRIPTS) - {"landscape", "metatraining", "response_curves"}:  # these show no arms
         draw(script, results, tmp_path / "figures")
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_all_predictors_have_room(draw, every_arm, tmp_path):
+    for script in SCRIPTS:  # a layout that finds no room warns
+        _, png = draw(script, every_arm, tmp_path)
+        assert len(png) < 300_000
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_other_rates_and_lengths_have_all_figures(draw, tmp_path):
+    runs = [*records(MLP), *records(dataclasses.replace(MLP, length=3)), *records(dataclasses.replace(MLP, rate=0.7))]
+    results = write_results(tmp_path / "results" / "axes", runs)
+    for script in SCRIPTS:
+        draw(script, results, tmp_path / "figures")
+
+
+def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():
+    table = pd.DataFrame({"label": ["a", "a", "b"], "step": [0.1, 0.3, 0.2], "shrink": [0.5, 0.5, 1.2]})
+    axis = Figure().add_subplot()
+    draw_steps(axis, table.assign(linear=[0.5, 0.5, -0.3], neither=[0, 0, 0.1]))
+    ends = [(bar.get_y(), bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches]
+    places = sorted({y for y, *_ in ends})
+    reached = [[end for y, *pair in ends if y == place for end in pair] for place in places]
+    assert [(min(part), max(part)) for part in reached] == pytest.approx([(0, 0.2), (-0.06, 0.26)])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_bar_too_long_for_the_axis_keeps_its_parts_and_tells_its_step():
+    table = pd.DataFrame({"label": list("abcde"), "step": [0.1, 0.1, 0.1, 0.1, 40.0], "shrink": 0.5, "linear": 0.5})
+    axis = Figure().add_subplot()
+    draw_steps(axis, table.assign(neither=0))
+    longest = [bar.get_width() for bar in axis.patches if bar.get_y() == axis.patches[4].get_y()]
+    assert longest[0] == longest[1] > 0.1
+    assert axis.get_xlim()[1] < 1
+    assert [text.get_text().strip() for text in axis.texts] == ["// 40"]
+
+
+@pytest.fixture
+def inspected(tmp_path) -> Path:
+    """What `know inspect --out` writes, of two tensors; the second has a step of nothing."""
+    folder = tmp_path / "inspected"
+    folder.mkdir()
+    steps = (
+        "w,fc,8,0.1,0.5,0.6,-0.1,0.05,0.2\nb,bias,2,0,,,,0,0\n,fc,8,0.1,0.5,0.6,-0.1,,\n,all,10,0.1,0.5,0.6,-0.1,,\n"
+    )
+    head = "tensor,role,weights,step,shrink,linear,neither,shrink_by,linear_by\n"
+    (folder / "steps.csv").write_text(head + steps)
+    (folder / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nfc,1,0.1,0.5\nall,0,0.1,\nall,1,,\n")
+    rows = [f"known,{role},{h},{x},{-x},0.1" for role in ("conv", "fc") for h in ("constant", "noisy") for x in (0, 1)]
+    (folder / "responses.csv").write_text("\n".join(["model,role,history,theta_0,step,spread", *rows, ""]))
+    return folder
+
+
+def test_an_inspection_is_drawn_the_same_twice(inspected, folder_bytes):
+    assert draw_inspection(inspected)
+    first = folder_bytes(inspected)
+    assert {"inspection.svg", "inspection.png"} <= {Path(name).name for name in first}
+    assert draw_inspection(inspected)
+    assert folder_bytes(inspected) == first
+
+
+def test_an_inspection_of_one_difference_is_drawn(inspected):
+    (inspected / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nall,0,0.1,\n")
+    assert draw_inspection(inspected)
+
+
+def test_without_matplotlib_an_inspection_has_no_figure(inspected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert not draw_inspection(inspected)
+    assert not list(inspected.glob("inspection.*"))

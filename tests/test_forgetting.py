@@ -1,7 +1,10 @@
 """Structured forgetting: with anybody's model, data and training function; interrupted; and on the two tracks."""
 
 import copy
+import itertools
 import json
+import math
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
@@ -207,21 +210,42 @@ ORIGIN = Origin("digits:0-4", "mlp")
 TRACKS = ["overflow", "retrodiction"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """p0 and t0 on both tracks, and every call of `train`: images, updates, recipe, weights at its start."""
-    out, calls, real = tmp_path_factory.mktemp("origin") / "made", [], forgetting.train
+@dataclass
+class Call:
+    """One call of `train`: what it was handed, and the weights after each step of its main phase."""
+
+    images: int
+    recipe: Recipe
+    start: dict
+    states: list[dict] = field(default_factory=list)
+
+
+def watched(origin: Origin, ids: list[str], out, tracks=TRACKS, settings=FORGETTING) -> list[Call]:
+    """`make_origin`, and every call of `train` in order."""
+    calls, real = [], forgetting.train
     with pytest.MonkeyPatch.context() as patch:
 
-        def spy(model, dataset, split, recipe, **options):
-            start = copy.deepcopy(model.state_dict())
-            outcome = real(model, dataset, split, recipe, **options)
-            calls.append((len(split), int(outcome.optimizer["state"][0]["step"]), recipe, start))
-            return outcome
+        def spy(model, dataset, split, recipe, *, after_step=None, **options):
+            call = Call(len(split), recipe, copy.deepcopy(model.state_dict()))
+            calls.append(call)
+
+            def record(*steps):
+                call.states.append(copy.deepcopy(model.state_dict()))
+                if after_step:
+                    after_step(*steps)
+
+            return real(model, dataset, split, recipe, after_step=record, **options)
 
         patch.setattr(forgetting, "train", spy)
-        make_origin(ORIGIN, ["p0", "t0"], TRACKS, RECIPE, FORGETTING, out=out)
-    return out, calls
+        make_origin(origin, ids, tracks, RECIPE, settings, out=out)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of p0 and t0 on both tracks, and the calls of `train`: 8 and then 6 for each trajectory."""
+    out = tmp_path_factory.mktemp("origin") / "made"
+    return out, watched(ORIGIN, ["p0", "t0"], out)
 
 
 def test_both_tracks_share_initialisation_and_oracle(made):
@@ -235,21 +259,91 @@ def test_both_tracks_share_initialisation_and_oracle(made):
 def test_the_oracles_have_twice_the_updates_and_the_same_updates(made):
     images, half = len(load("digits:0-4").train), round(len(load("digits:0-4").train) / 2)
     assert half % BATCH == 1
-    pretraining = [call for call in made[1][: len(made[1]) // 2] if call[2].epochs == RECIPE.epochs]
-    assert [call[0] for call in pretraining] == [images, images, half]
-    oracle, oracle_steps, theta_0 = (call[1] for call in pretraining)
+    pretraining = [call for call in made[1][:14] if call.recipe.epochs == RECIPE.epochs]
+    assert [call.images for call in pretraining] == [images, images, half]
+    oracle, oracle_steps, theta_0 = (len(call.states) for call in pretraining)
     assert oracle_steps == theta_0
     assert oracle == pytest.approx(2 * theta_0, rel=0.05)
 
 
 def test_pretraining_starts_anew_and_the_retrodiction_track_from_the_oracle(made):
     own = Trajectory.load(made[0] / "p0" / "retrodiction")
-    calls = made[1][: len(made[1]) // 2]
-    pretraining = [start for _, _, recipe, start in calls if recipe.epochs == RECIPE.epochs]
+    calls = made[1][:14]
+    pretraining = [call.start for call in calls if call.recipe.epochs == RECIPE.epochs]
     assert all(equal(start, own.reference("scratch")) for start in pretraining)
-    on_half = [start for n, _, recipe, start in calls if recipe.epochs == 1 and n == calls[2][0]]
-    assert len(on_half) == 1
-    assert equal(on_half[0], own.reference("oracle"))
+    making_theta_0 = calls[8]
+    assert making_theta_0.images == calls[2].images
+    assert equal(making_theta_0.start, own.reference("oracle"))
+    assert equal(making_theta_0.states[-1], own.theta_0)
+
+
+# references
+
+
+def test_all_references_exist_on_both_tracks(made):
+    both = {"scratch", "oracle", "tail_average", "ema", "compute_matched"}
+    for track, expected in (("overflow", both | {"oracle_steps"}), ("retrodiction", both)):
+        own = Trajectory.load(made[0] / "t0" / track)
+        assert own.manifest["references"].keys() == expected
+        states = [own.theta_0, *(own.reference(name) for name in sorted(expected))]
+        assert all(state.keys() == own.theta_0.keys() for state in states)
+        assert not any(equal(one, other) for one, other in itertools.combinations(states, 2))
+
+
+def plain_averages(states: list[dict]) -> dict[str, dict]:
+    """Of the weights after each step: the mean over the last quarter, and the exponential average, in loops."""
+    steps = len(states)
+    tail = states[-math.ceil(steps / 4) :]
+    decay = max(0.0, 1 - 1 / (0.1 * steps))
+    found = {"tail_average": {}, "ema": {}}
+    for name in states[0]:
+        values = [state[name].double() for state in states]
+        found["tail_average"][name] = sum(state[name].double() for state in tail) / len(tail)
+        average = values[0]
+        for value in values[1:]:
+            average = decay * average + (1 - decay) * value
+        found["ema"][name] = average
+    return found
+
+
+@pytest.mark.parametrize("network", ["mlp", "normcnn"])
+def test_averages_are_those_of_the_run_that_made_theta_0(made, tmp_path, network):
+    """Buffers of normalisation included."""
+    out, calls = made if network == "mlp" else (tmp_path / "out", None)
+    calls = calls or watched(Origin("digits:0-4", network), ["p0"], out)
+    for track, call in (("overflow", calls[2]), ("retrodiction", calls[8])):
+        own, expected = Trajectory.load(out / "p0" / track), plain_averages(call.states)
+        assert equal(own.theta_0, call.states[-1])
+        assert len(call.states) >= 15
+        for name in ("tail_average", "ema"):
+            for key, tensor in own.reference(name).items():
+                if tensor.is_floating_point():
+                    torch.testing.assert_close(tensor.double(), expected[name][key], atol=1e-5, rtol=1e-5)
+    assert network == "mlp" or "norm1.running_var" in own.theta_0
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_compute_matched_goes_on_from_theta_0_for_as_many_steps_as_forgetting_took(made, tmp_path, epochs):
+    out, calls = made
+    if epochs > 1:
+        longer = FORGETTING.model_copy(update={"step": FORGETTING.step.model_copy(update={"epochs": epochs})})
+        out = tmp_path / "out"
+        calls = watched(ORIGIN, ["p0"], out, settings=longer)
+    for track, matched in (("overflow", 3), ("retrodiction", 9)):
+        own, call, forgetting_calls = (
+            Trajectory.load(out / "p0" / track),
+            calls[matched],
+            calls[matched + 1 : matched + 5],
+        )
+        assert [c.images for c in forgetting_calls] == [round(call.images / 2**k) for k in (1, 2, 3, 4)]
+        assert equal(call.start, own.theta_0)
+        assert call.images == calls[2].images
+        assert len(call.states) == sum(len(c.states) for c in forgetting_calls)
+        assert equal(call.states[-1], own.reference("compute_matched"))
+        assert equal(forgetting_calls[-1].states[-1], own.states[0])  # forgetting went its own way from theta_0
+
+
+# what is kept, interruptions, refusals
 
 
 def test_the_manifests_tell_what_was_made(made):
@@ -283,13 +377,13 @@ def test_an_interrupted_origin_continues_to_the_same_bytes(made, tmp_path, folde
         return real(model, dataset, split, *arguments, **options)
 
     monkeypatch.setattr(forgetting, "train", stops)
-    stop_at = len(made[1]) // 2 + 6  # inside the second trajectory
+    stop_at = 14 + 6  # inside the second trajectory
     with pytest.raises(KeyboardInterrupt):
         make_origin(ORIGIN, ["p0", "t0"], TRACKS, RECIPE, FORGETTING, out=out)
     stop_at = 0
     calls.clear()
     make_origin(ORIGIN, ["p0", "t0"], TRACKS, RECIPE, FORGETTING, out=out)
-    assert len(calls) <= len(made[1]) // 2  # nothing of the first trajectory
+    assert len(calls) <= 14  # nothing of the first trajectory
     assert folder_bytes(out) == folder_bytes(made[0])
 
 

@@ -1,4 +1,4 @@
-"""Meta-training: what is drawn, how windows are cut, who is held out, and that KNOWN learns what can be learnt."""
+"""Meta-training: what is drawn, how windows are cut, who is held out, and that what can be learnt is learnt."""
 
 import csv
 import itertools
@@ -10,7 +10,7 @@ import torch
 from know.errors import KnowError
 from know.files import read_json, write_json
 from know.known import Known
-from know.metatrain import draw_run, fit_known, make_metaset, windows
+from know.metatrain import COEFFICIENTS, _least_squares, draw_run, fit_known, histories, make_metaset, windows
 from know.suite import MetaTraining
 from know.trajectory import PREDICTED, load_facts, load_state, save_state
 
@@ -71,7 +71,7 @@ def test_ranges_that_no_run_can_satisfy_are_refused():
         draw_run(0, settings(images=100, smallest=90))
 
 
-# windows
+# histories and windows
 
 
 def known_states(size: int = 20) -> list[dict[str, torch.Tensor]]:
@@ -88,23 +88,21 @@ def known_states(size: int = 20) -> list[dict[str, torch.Tensor]]:
     return [{name: number + k / 10 for name, number in numbers.items()} for k in range(7)]
 
 
-def test_windows_are_two_a_scalar_in_the_papers_order():
-    found = windows(known_states(), limit=10**6, seed=0)
+def test_histories_are_one_a_scalar_smallest_subset_first():
+    found = histories(known_states(), limit=10**6, seed=0)
     assert set(found) == {"conv", "fc", "bias"}
     for role, hundred, scalars in (("conv", 1000, 180), ("fc", 2000, 80), ("bias", 3000, 20)):
         rows = found[role].double()
-        assert rows.shape == (2 * scalars, 6)
-        number = rows[:, 5].floor()
+        assert rows.shape == (scalars, 7)
+        number = rows[:, 6].floor()
         snapshot = ((rows - number[:, None]) * 10).round().long()
-        kinds = {tuple(row) for row in snapshot.tolist()}
-        assert kinds == {(6, 5, 4, 3, 2, 1), (5, 4, 3, 2, 1, 0)}  # five inputs, smallest subset first, then the target
-        pairs = {(int(n), row[-1]) for n, row in zip(number.tolist(), snapshot.tolist(), strict=True)}
-        assert pairs == {(hundred + i, last) for i in range(scalars) for last in (0, 1)}
+        assert {tuple(row) for row in snapshot.tolist()} == {(6, 5, 4, 3, 2, 1, 0)}
+        assert sorted(number.tolist()) == [hundred + i for i in range(scalars)]
 
 
 @pytest.mark.parametrize("limit", [1, 7, 40, 1000])
-def test_at_most_so_many_windows_of_each_role_are_kept(limit):
-    found, whole = (windows(known_states(), limit=n, seed=3) for n in (limit, 10**6))
+def test_at_most_so_many_histories_of_each_role_are_kept(limit):
+    found, whole = (histories(known_states(), limit=n, seed=3) for n in (limit, 10**6))
     for role in PREDICTED:
         assert len(found[role]) == min(limit, len(whole[role]))
         rows, all_rows = ({tuple(row) for row in table[role].tolist()} for table in (found, whole))
@@ -112,18 +110,33 @@ def test_at_most_so_many_windows_of_each_role_are_kept(limit):
         assert rows <= all_rows
 
 
-def test_kept_windows_come_from_everywhere_and_depend_on_the_seed():
-    first, again, other = (windows(known_states(), limit=60, seed=s)["conv"] for s in (1, 1, 2))
+def test_kept_histories_come_from_everywhere_and_depend_on_the_seed():
+    first, again, other = (histories(known_states(), limit=60, seed=s)["conv"] for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    targets = first[:, 5].double()
-    assert 15 < int((targets - targets.floor() < 0.05).sum()) < 45  # both kinds of windows
-    assert 15 < int((targets < 1090).sum()) < 45  # both halves of the tensor
+    assert 15 < int((first[:, 6] < 1090).sum()) < 45  # both halves of the tensor
 
 
-def test_a_role_that_a_network_lacks_has_no_windows():
+def test_a_role_that_a_network_lacks_has_no_histories():
     states = [{"b.weight": state["b.weight"]} for state in known_states()]
-    assert set(windows(states, limit=10, seed=0)) == {"fc"}
+    assert set(histories(states, limit=10, seed=0)) == {"fc"}
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (5, {(6, 5, 4, 3, 2, 1), (5, 4, 3, 2, 1, 0)}),  # five inputs, smallest subset first, then the target
+        (6, {(6, 5, 4, 3, 2, 1, 0)}),
+        (3, {(4, 3, 2, 1), (3, 2, 1, 0)}),
+        (2, {(3, 2, 1), (2, 1, 0)}),
+    ],
+)
+def test_windows_end_at_the_last_two_snapshots(length, expected):
+    history = torch.arange(10.0)[:, None] * 10 + torch.arange(6, -1, -1)  # scalar 10 i at snapshot k: 10 i + k
+    found = windows(history, length)
+    assert found.shape == (10 * len(expected), length + 1)
+    rows = {tuple(row) for row in found.long().tolist()}
+    assert rows == {tuple(10 * i + k for k in window) for i in range(10) for window in expected}
 
 
 # the meta-set
@@ -156,12 +169,14 @@ def test_the_number_of_shards_changes_no_trajectory(metaset):
     assert one == three
 
 
-def test_a_trajectory_of_the_metaset_keeps_windows_and_what_was_drawn(metaset):
+def test_a_trajectory_of_the_metaset_keeps_histories_and_what_was_drawn(metaset):
     files = sorted((metaset / "1-0").glob("*.safetensors"))
     for run, path in enumerate(files):
         facts, found = load_facts(path), load_state(path)
         assert facts == {**draw_run(run, settings()), "run": run, "status": "ok"}
-        assert {role: tuple(rows.shape) for role, rows in found.items()} == dict.fromkeys(PREDICTED, (100, 6))
+        assert {role: tuple(rows.shape) for role, rows in found.items()} == dict.fromkeys(
+            PREDICTED, (50, 7)
+        )  # 100 windows
         assert all(float(rows.diff(dim=1).abs().max()) > 0 for rows in found.values())
     assert len({path.read_bytes() for path in files}) == 4
 
@@ -169,9 +184,11 @@ def test_a_trajectory_of_the_metaset_keeps_windows_and_what_was_drawn(metaset):
 def test_the_number_of_shards_changes_no_bit_of_known(metaset, tmp_path):
     for shards in (1, 3):
         fit_known(reversed(shards_of(metaset, shards)), settings(shards=shards), out=tmp_path / str(shards))
-    one, three = (load_state(tmp_path / str(shards) / "known.safetensors") for shards in (1, 3))
-    assert all(torch.equal(one[name], three[name]) for name in one)
-    assert (tmp_path / "1" / "history.csv").read_bytes() == (tmp_path / "3" / "history.csv").read_bytes()
+    for model in ("known", "scaled", "meta_linear"):
+        one, three = (load_state(tmp_path / str(shards) / f"{model}.safetensors") for shards in (1, 3))
+        assert all(torch.equal(one[name], three[name]) for name in one)
+    for name in ("history.csv", "meta_linear.csv"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
 def test_too_few_images_are_refused(tmp_path):
@@ -184,7 +201,7 @@ def test_too_few_images_are_refused(tmp_path):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Function that writes made-up windows, one file a trajectory, in so many shards; the manifests."""
+    """Function that writes made-up histories, one file a trajectory, in so many shards; the manifests."""
 
     def write(
         trajectories: list[dict[str, torch.Tensor]], shards: int = 2, diverged=(), name="shards", networks=("mlp",)
@@ -205,43 +222,55 @@ def shards(tmp_path):
 
 
 def straight(seed: int, count: int = 400) -> dict[str, torch.Tensor]:
-    """Windows of weights that move by a constant of their own."""
+    """Histories of weights that move by a constant of their own."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for role in PREDICTED:
         start, step = 0.3 * torch.randn(2, count, 1, generator=generator)
-        found[role] = start + 0.3 * step * torch.arange(6)
+        found[role] = start + 0.3 * step * torch.arange(7)
     return found
 
 
 def error(known: Known, rows: torch.Tensor, role: str) -> float:
-    return float((rows[:, 4] + known.residual(rows[:, :5], role) - rows[:, 5]).abs().mean())
+    """Mean absolute error of a predicted weight on the windows of histories (N, 7)."""
+    rows = windows(rows, known.length)
+    return float((rows[:, -2] + known.residual(rows[:, :-1], role) - rows[:, -1]).abs().mean())
+
+
+def losses_of(folder: Path, model: str, role: str) -> list[float]:
+    """Held-out losses of one network, evaluation by evaluation."""
+    with (folder / "history.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    return [float(row["held_out_loss"]) for row in rows if (row["model"], row["role"]) == (model, role)]
 
 
 def test_known_learns_a_constant_movement(shards, tmp_path):
     chosen = settings(updates=240, evaluations=6, window_batch=256, optimizer_rate=5e-3, bias_penalty=0.0)
-    known = fit_known(shards([straight(i) for i in range(8)]), chosen, out=tmp_path / "known")
-    unseen = straight(100)
+    known = fit_known(shards([straight(i) for i in range(8)]), chosen, out=tmp_path)
+    scaled, unseen = Known.load(tmp_path / "scaled.safetensors"), straight(100)
+    assert (known.scaling, scaled.scaling) == ("none", "range")
     for role in PREDICTED:
-        no_change = float((unseen[role][:, 4] - unseen[role][:, 5]).abs().mean())
+        no_change = float(unseen[role].diff(dim=1)[:, -2:].abs().mean())
         assert error(known, unseen[role], role) < 0.25 * no_change
         assert known.facts["losses"][role]["held_out_loss"] < 0.25 * known.facts["losses"][role]["no_change_loss"]
         assert known.facts["losses"][role]["linear_loss"] < 1e-6
+        assert error(scaled, unseen[role], role) < 0.25 * no_change
+        assert error(scaled, 10 * unseen[role] + 5, role) < 0.25 * 10 * no_change  # far outside the meta-set
 
 
 def test_the_best_weights_are_kept_and_the_recorded_loss_is_theirs(shards, tmp_path):
     made = [straight(i) for i in range(8)]
     chosen = settings(updates=60, evaluations=20, optimizer_rate=0.03)  # a rate at which the loss goes up and down
     fit_known(shards(made), chosen, out=tmp_path / "known")
-    known = Known.load(tmp_path / "known" / "known.safetensors")
-    with (tmp_path / "known" / "history.csv").open() as table:
-        rows = list(csv.DictReader(table))
-    for role in PREDICTED:
-        losses = [float(row["held_out_loss"]) for row in rows if row["role"] == role]
-        assert losses.index(min(losses)) < len(losses) - 1  # the last weights were not the best
+    not_the_last = 0
+    for model, role in itertools.product(("known", "scaled"), PREDICTED):
+        known = Known.load(tmp_path / "known" / f"{model}.safetensors")
+        losses = losses_of(tmp_path / "known", model, role)
+        not_the_last += losses.index(min(losses)) < len(losses) - 1
         assert known.facts["losses"][role]["held_out_loss"] == min(losses)
         held_out = torch.cat([made[i][role] for i in (3, 7)])  # every 4th
         assert error(known, held_out, role) == pytest.approx(min(losses), rel=1e-4)
+    assert not_the_last >= 3  # else keeping the last weights would do
 
 
 @pytest.mark.parametrize("changed", [0, 1, 2, 3])
@@ -274,7 +303,7 @@ def test_every_network_is_among_the_held_out(shards, tmp_path):
 
 def test_trajectories_that_diverged_are_used_for_nothing(shards, tmp_path):
     made = [straight(i) for i in range(4)]
-    broken = {role: torch.full((10, 6), float("nan")) for role in PREDICTED}
+    broken = {role: torch.full((10, 7), float("nan")) for role in PREDICTED}
     clean = fit_known(shards(made, name="a"), settings(), out=tmp_path / "clean")
     mixed = fit_known(shards([*made, broken], name="b", diverged={4}), settings(), out=tmp_path / "mixed")
     assert (clean.facts["diverged"], mixed.facts["diverged"]) == (0, 1)
@@ -285,15 +314,68 @@ def test_trajectories_that_diverged_are_used_for_nothing(shards, tmp_path):
 
 def test_training_stops_when_patience_is_lost(shards, tmp_path):
     dice = torch.Generator().manual_seed(0)
-    noise = [{role: 0.3 * torch.randn(50, 6, generator=dice) for role in PREDICTED} for _ in range(4)]
+    noise = [{role: 0.3 * torch.randn(50, 7, generator=dice) for role in PREDICTED} for _ in range(4)]
     chosen = settings(updates=4000, evaluations=400, patience=3, optimizer_rate=0.01)
     fit_known(shards(noise), chosen, out=tmp_path / "known")
-    with (tmp_path / "known" / "history.csv").open() as table:
-        rows = list(csv.DictReader(table))
     for role in PREDICTED:
-        losses = [float(row["held_out_loss"]) for row in rows if row["role"] == role]
+        losses = losses_of(tmp_path / "known", "known", role)
         assert len(losses) < 400
         assert losses.index(min(losses)) == len(losses) - 4
+
+
+@pytest.mark.parametrize("length", [2, 3, 6])
+def test_networks_of_another_length_are_trained_on_the_same_metaset(shards, tmp_path, length):
+    known = fit_known(shards([straight(i) for i in range(4)]), settings(updates=5), length=length, out=tmp_path)
+    for model in (known, Known.load(tmp_path / "known.safetensors"), Known.load(tmp_path / "scaled.safetensors")):
+        assert model.length == length
+    coefficients = load_state(tmp_path / "meta_linear.safetensors")
+    for role in PREDICTED:
+        assert (len(coefficients[role]), len(coefficients[f"{role}.theta_0"])) == (length - 1, length)
+
+
+# meta-linear
+
+
+def following(coefficients: list[float], theta_0: float, count: int = 60) -> torch.Tensor:
+    """Histories (N, 7), float32: five random weights, then two that the combination of differences gives."""
+    dice = torch.Generator().manual_seed(len(coefficients))
+    values = list(torch.randn(7 - 2, count, generator=dice, dtype=torch.float64))
+    for _ in range(2):
+        steps = [later - earlier for earlier, later in itertools.pairwise(values[-5:])]
+        values.append(values[-1] + theta_0 * values[-1] + sum(c * d for c, d in zip(coefficients, steps, strict=True)))
+    return torch.stack(values, dim=1).float()
+
+
+@pytest.mark.parametrize("theta_0", [0.0, -0.3])
+def test_least_squares_finds_the_combination(theta_0):
+    wanted = [0.1, -0.2, 0.05, 0.7]
+    rows = windows(following(wanted, theta_0), 5)
+    solved, loss = _least_squares(rows, rows, with_theta_0=True)
+    assert solved.tolist() == pytest.approx([*wanted, theta_0], abs=1e-5)
+    assert loss < 1e-5
+    solved, loss = _least_squares(rows, rows, with_theta_0=False)
+    assert len(solved) == 4
+    assert (loss < 1e-5) == (solved.tolist() == pytest.approx(wanted, abs=1e-5)) == (theta_0 == 0)
+
+
+def test_the_coefficients_of_a_metaset_are_kept_by_role_with_their_losses(shards, tmp_path):
+    wanted = {"conv": [0.1, 0.0, 0.0, 0.5], "fc": [0.0, 0.2, -0.4, 0.3], "bias": [0.0, 0.0, 0.0, 1.0]}
+    made = [{role: following(c, 0.0, 20 + i) for role, c in wanted.items()} for i in range(4)]
+    fit_known(shards(made), settings(updates=5), out=tmp_path)
+    found = load_state(tmp_path / "meta_linear.safetensors")
+    for role, coefficients in wanted.items():
+        assert found[role].tolist() == pytest.approx(coefficients, abs=1e-5)
+        assert found[f"{role}.theta_0"].tolist() == pytest.approx([*coefficients, 0.0], abs=1e-5)
+    with (tmp_path / "meta_linear.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert list(rows[0]) == COEFFICIENTS
+    terms = {(row["model"], row["role"], row["term"]): float(row["value"]) for row in rows}
+    assert len(terms) == 3 * (5 + 6)
+    assert terms["meta_linear", "fc", "difference 3"] == pytest.approx(-0.4, abs=1e-5)
+    assert terms["meta_linear_theta0", "conv", "held_out_loss"] < 1e-5
+
+
+# what else is promised
 
 
 def test_the_bias_penalty_keeps_biases_small(shards, tmp_path):

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from know.errors import KnowError
-from know.nets import NETWORKS, build, head_and_normalisation, head_name, replace_head
+from know.nets import (
+    NETWORKS,
+    build,
+    has_running_statistics,
+    head_and_normalisation,
+    head_name,
+    replace_head,
+    reset_normalisation,
+)
 
 RGB = (3, 32, 32)
 LIBRARIES = {
@@ -42,6 +50,20 @@ def test_plaincnn_is_3x3_convolutions_with_biases_and_no_normalisation(shape):
     assert [(m.in_features, m.out_features) for m in linears] == [(32 * side**2, 64), (64, 10)]
     assert {type(m) for m in model.modules() if list(m.parameters(recurse=False))} == {nn.Conv2d, nn.Linear}
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_normcnn_is_the_smallest_network_with_kernels_and_normalisation(shape):
+    model = build("normcnn", shape, 10)
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size, c.bias is not None) for c in convs] == [
+        (8, (3, 3), True),
+        (16, (3, 3), True),
+    ]
+    assert [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)] == [8, 16]
+    assert size(model) < 2000
+    assert model(torch.zeros(2, *shape)).shape == (2, 10)
+    assert head_and_normalisation(model) == {f"{n}.{k}" for n in ("norm1", "norm2", "head") for k in ("weight", "bias")}
 
 
 def test_resnet8_is_small():
@@ -146,6 +168,36 @@ def test_head_and_normalisation_names_exactly_those():
     norms = ["norm", *(f"blocks.{i}.norm{j}" for i in range(4) for j in (1, 2))]
     expected = head | {f"{n}.{kind}" for n in norms for kind in ("weight", "bias")}
     assert head_and_normalisation(build("vit_tiny", RGB, 10)) == expected
+
+
+# normalisation
+
+RESET = ["normcnn", "resnet8", "resnet18_cifar", "vit_tiny", "timm:convnext_atto", "torchvision:resnet18"]
+ZERO_INIT = pytest.mark.xfail(
+    strict=True, reason="timm starts the last BatchNorm of each residual block at 0, reset_normalisation leaves 1"
+)
+
+
+@pytest.mark.parametrize("name", [*RESET, pytest.param("timm:resnet10t", marks=ZERO_INIT)])
+def test_reset_normalisation_is_that_of_a_fresh_network_and_nothing_else(name):
+    model, fresh = build(name, RGB, 10, seed=1), build(name, RGB, 10, seed=1).state_dict()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor += 3
+    changed = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    reset_normalisation(model)
+    head = {f"{head_name(model)}.{kind}" for kind in ("weight", "bias")}
+    reset = head_and_normalisation(model) - head
+    reset |= {key for key in fresh if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (fresh if key in reset else changed)[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps"), [("normcnn", True), ("resnet8", True), ("vit_tiny", False), ("mlp", False), ("plaincnn", False)]
+)
+def test_running_statistics_are_those_of_batch_normalisation(name, keeps):
+    assert has_running_statistics(build(name, RGB, 10)) == keeps
 
 
 # wrong names and shapes

@@ -76,10 +76,17 @@ def test_the_version_is_the_same_everywhere():
 def test_the_packaged_known_is_small_and_its_card_is_its_own():
     from know.known import PRETRAINED, Known
     from know.metatrain import card
+    from know.trajectory import load_facts
 
-    assert PRETRAINED.stat().st_size < 200 * 1024
+    OWN = ("losses", "model", "scaling")
+
+    models = sorted(PRETRAINED.glob("*.safetensors"))
+    assert [path.stem for path in models] == ["known", "meta_linear", "scaled"]
+    assert all(path.stat().st_size < 200 * 1024 for path in models)
     known = Known.pretrained()
-    assert (PRETRAINED.parent / "README.md").read_text(encoding="utf-8") == card(known)
+    assert (PRETRAINED / "README.md").read_text(encoding="utf-8") == card(known)
+    others = [load_facts(path) for path in models]  # all from one meta-training
+    assert all({**facts, **{key: 0 for key in OWN}} == {**others[0], **{key: 0 for key in OWN}} for facts in others)
 
 
 def test_what_the_library_reads_from_its_folder_is_packaged():
@@ -138,7 +145,8 @@ def test_the_versioned_stages_track_what_the_workflow_publishes():
     assert all(options["persist"] for options in tracked.values())  # else a stage would delete finished work first
     committed = {path: options for path, options in tracked.items() if path.startswith("results/")}
     assert all(options["cache"] is False for options in committed.values())
-    published = {"runs", "pilots", "trajectories", "metatraining", "landscape"}
+    published = {"runs", "pilots", "trajectories", "metatraining", "meta_linear", "landscape"}
+    published |= {"steps", "movement", "responses"}
     assert {f"results/smoke/{table}.csv" for table in published} <= committed.keys()
     assert {
         f"results/smoke/{name}" for name in ("README.md", "suite.json", "metrics.json", "figures")

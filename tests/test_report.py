@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import CNN, GAINS, MLP, change_csv, record, records, table_row, write_results
+from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, table_row, write_results
 
-from know import report
+from know import pages, report
 from know.cli import main
 from know.errors import KnowError
 from know.records import PilotRecord, RunRecord, read_records, write_records
@@ -50,8 +50,8 @@ def test_differences_intervals_and_shares_are_right(page):
     # (25 - 6.171) x^2 - 2 (10 - 6.171) x + 4 - 6.171 = 0 has the roots -0.192 and 0.599.
     text = page()
     expected = ["known_x2", "73.00", "+1.00 [-1.48, +3.48]", "84.00", "+2.00 [-0.48, +4.48]", "0.40 [-0.19, 0.60]"]
-    assert table_row(text, "known_x2") == [*expected, "0.0016", "0.250", "90.00"]
-    assert table_row(text, "naive") == ["naive", "72.00", "", "82.00", "", "", "0.0016", "0.000", "90.00"]
+    assert table_row(text, "known_x2") == [*expected, "0.0016", "0.250", "90.00", "92.00"]
+    assert table_row(text, "naive") == ["naive", "72.00", "", "82.00", "", "", "0.0016", "0.000", "90.00", "92.00"]
     # gains that are all equal have an interval of no width; its ratio to the oracle's gain still has one
     assert table_row(text, "known_x4")[4] == "+2.00 [+2.00, +2.00]"
     assert "| known_x2 | +2.00 [-0.48, +4.48] |\n" in text
@@ -97,6 +97,22 @@ def test_diverged_runs_are_counted_and_a_rate_on_the_edge_is_marked(page):
     assert "diverged)" not in page()
 
 
+def test_an_arm_that_is_not_available_says_so_and_why(page):
+    arms = [*map(described_as, GAINS), described_as("released_x8", "known")]
+    text = page(described=arms, unavailable={MLP.slug: {"released_x8": "KNOW_REFERENCE is not set"}})
+    assert "| released_x8 | not available |" in text
+    assert table_row(text, "released_x8")[:2] == ["released_x8", "not available"]
+    assert "Not available: `released_x8`: KNOW_REFERENCE is not set." in text
+
+
+def test_every_arm_is_described_once_with_its_reference(page):
+    section = page().partition("## What each arm is")[2].partition("\n## ")[0]
+    for arm in GAINS:
+        lines = [line for line in section.splitlines() if f"`{arm}`" in line]
+        assert len(lines) == 1, arm
+        assert lines[0].endswith("(for the tests)"), lines
+
+
 # what they must not claim
 
 
@@ -129,7 +145,7 @@ def test_the_gates_are_judged_by_the_limits_of_the_intervals(page):
 @pytest.mark.parametrize("evidence", [True, False])
 def test_not_evidence_is_said_exactly_where_it_is_none(tmp_path, evidence):
     folder = write_results(tmp_path / "results" / "one", records(), evidence=evidence, remarks=["A remark."])
-    for text in ((folder / "README.md").read_text(encoding="utf-8"), report.index(tmp_path / "results")):
+    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results")):
         assert ("Not evidence" in text) is not evidence
         assert "A remark." in text
 
@@ -155,7 +171,7 @@ AWKWARD = {
 @pytest.mark.parametrize("gains", AWKWARD.values(), ids=AWKWARD)
 def test_pages_have_no_dates_paths_nan_or_minus_zero(tmp_path, gains):
     folder = write_results(tmp_path / "results" / "one", [*records(MLP, gains), *records(CNN, gains)])
-    for text in ((folder / "README.md").read_text(encoding="utf-8"), report.index(tmp_path / "results")):
+    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results")):
         assert not re.search(r"\bnan\b|\binf\b|None", text)
         assert not re.search(r"-0(\.0*)?(?![\d.])", text)
         assert not re.search(r"\b(19|20)\d\d-\d\d|\d\d:\d\d", text)

@@ -99,7 +99,7 @@ def test_two_runs_of_the_same_thing_are_rarely_further_apart_than_the_limit(comp
 def table(accuracy, *, trajectories: int = 5, fine_tunes: int = 2, arms=ARMS, **columns) -> pd.DataFrame:
     """Runs of one cell; `accuracy` is a function of (arm, trajectory, fine-tune)."""
     fixed = {"cell": "c", "recipe": "tuned", "depth": 0, "learning_rate": 1e-3, "on_edge": False, "status": "ok"}
-    fixed |= {"step": 0.1, "source_accuracy": 0.9, "weight_error": None, **columns}
+    fixed |= {"step": 0.1, "source_accuracy": 0.9, "source_accuracy_recalibrated": 0.9, "weight_error": None, **columns}
     return pd.DataFrame(
         {**fixed, "arm": arm, "trajectory": f"t{t}", "fine_tune": f, "accuracy": accuracy(arm, t, f)}
         for arm in arms

@@ -1,4 +1,4 @@
-"""The one training loop: seeds, phases, budgets, schedules, carried optimisers, divergence."""
+"""The one training loop: seeds, phases, budgets, schedules, rate factors, carried optimisers, divergence."""
 
 import copy
 import io
@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from know.data import load
+from know.data import load, normalise
 from know.nets import build, head_and_normalisation
 from know.suite import Recipe
-from know.training import _batches, accuracy, logits, schedule, train
+from know.training import _batches, accuracy, logits, recalibrate, schedule, train
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,8 @@ def fit(dataset, *, network="mlp", seed=0, split=None, start=None, recipe=None, 
     """Train a network with the settings in `options`; the model and the outcome."""
     model = build(network, dataset.shape, len(dataset.classes), seed=5)
     model.load_state_dict(start or model.state_dict())
-    carried = {key: options.pop(key) for key in ("optimizer_state", "progress") if key in options}
+    extra = ("optimizer_state", "progress", "rate_factors", "after_step")
+    carried = {key: options.pop(key) for key in extra if key in options}
     recipe = recipe or Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
     outcome = train(model, dataset, split or dataset.train.take(torch.arange(200)), recipe, seed=seed, **carried)
     return model, outcome
@@ -130,6 +131,73 @@ def test_a_last_batch_of_one_image_does_not_break_batch_normalisation(digits):
     assert outcome.status == "ok"
     assert updates(outcome) == 2
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+# factors on the learning rate
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_factors_of_1_are_no_factors(digits, optimizer):
+    plain, _ = fit(digits, optimizer=optimizer)
+    factors = dict.fromkeys(dict(plain.named_parameters()), 1.0)
+    assert not changed(plain, fit(digits, optimizer=optimizer, rate_factors=factors)[0])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("name", ["second.weight", "head.bias"])
+def test_a_factor_of_0_freezes_that_tensor_alone(digits, optimizer, name):
+    before = build("mlp", digits.shape, 5, seed=5)
+    after, _ = fit(digits, optimizer=optimizer, rate_factors={name: 0.0})
+    assert changed(before, after) == {n for n, _ in before.named_parameters()} - {name}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+def test_a_factor_of_2_on_everything_is_twice_the_learning_rate(digits, schedule):
+    options = {"epochs": 2, "schedule": schedule}
+    twice, outcome = fit(digits, learning_rate=2e-3, **options)
+    factors = dict.fromkeys(dict(twice.named_parameters()), 2.0)
+    doubled, own = fit(digits, learning_rate=1e-3, rate_factors=factors, **options)
+    assert not changed(twice, doubled)
+    assert [2 * row["learning_rate"] for row in own.history] == pytest.approx(
+        [row["learning_rate"] for row in outcome.history]
+    )
+
+
+def test_a_factor_is_the_tensors_own_learning_rate(digits):
+    """One step of Adam is the sign of the gradient: it grows with the factor, in that tensor alone."""
+    before = dict(build("mlp", digits.shape, 5, seed=5).named_parameters())
+    plain, _ = fit(digits, steps=1)
+    after, _ = fit(digits, steps=1, rate_factors={"first.weight": 3.0})
+    for (name, one), other in zip(plain.named_parameters(), after.parameters(), strict=True):
+        expected = (3 if name == "first.weight" else 1) * (one - before[name])
+        torch.testing.assert_close(other - before[name], expected, atol=1e-7, rtol=1e-4)
+
+
+def test_factors_do_not_act_in_the_first_phase(digits):
+    head = {"head.weight": 0.0, "head.bias": 0.0}
+    before = build("mlp", digits.shape, 5, seed=5)
+    after, _ = fit(digits, head_epochs=1, learning_rate=STANDING, rate_factors=head)
+    assert changed(before, after) == set(head)
+
+
+# after every step
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"epochs": 2}, 8), ({"steps": 5}, 5), ({"head_epochs": 2}, 4)])
+def test_after_step_is_called_in_order_in_the_phase_that_trains_everything(digits, options, steps):
+    calls = []
+    observed, _ = fit(digits, after_step=lambda *call: calls.append(call), **options)
+    assert calls == [(k, steps) for k in range(1, steps + 1)]
+    assert not changed(observed, fit(digits, **options)[0])
+
+
+def test_after_step_sees_the_weights_after_the_step(digits):
+    model, seen = build("mlp", digits.shape, 5, seed=5), []
+    recipe = Recipe(epochs=1, learning_rate=1e-3, batch_size=64)
+    split = digits.train.take(torch.arange(200))
+    train(model, digits, split, recipe, seed=0, after_step=lambda *_: seen.append(copy.deepcopy(model.state_dict())))
+    assert all(torch.equal(seen[-1][name], tensor) for name, tensor in model.state_dict().items())
+    assert not torch.equal(seen[0]["head.bias"], seen[1]["head.bias"])
 
 
 # learning-rate schedules
@@ -238,6 +306,35 @@ def test_weights_that_are_not_finite_answer_nothing_correctly(digits):
     model = build("mlp", digits.shape, 5)
     torch.nn.init.constant_(model.head.weight, float("nan"))
     assert accuracy(model, digits, digits.test) == 0
+
+
+def test_recalibration_measures_running_statistics_and_changes_no_parameter(digits):
+    model = build("normcnn", digits.shape, 5, seed=5)
+    for norm in (model.norm1, model.norm2):
+        norm.running_mean.fill_(7)
+        norm.running_var.fill_(7)
+    before, split = copy.deepcopy(model), digits.train.take(torch.arange(128))
+    recalibrate(model, digits, split, batch=64)
+    assert not changed(before, model)
+    assert model.training == before.training
+    with torch.no_grad():
+        outputs = [model.conv1(normalise(images, digits)) for images in split.images.split(64)]
+    means = torch.stack([x.mean((0, 2, 3)) for x in outputs])
+    variances = torch.stack([x.var((0, 2, 3)) for x in outputs])
+    torch.testing.assert_close(model.norm1.running_mean, means.mean(0))
+    torch.testing.assert_close(model.norm1.running_var, variances.mean(0))
+    assert not torch.allclose(model.norm2.running_mean, before.norm2.running_mean)
+    again = copy.deepcopy(model)  # what was measured before does not matter
+    recalibrate(again, digits, split, batch=64)
+    assert all(torch.equal(a, b) for a, b in zip(again.buffers(), model.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("network", ["mlp", "vit_tiny"])
+def test_there_is_nothing_to_recalibrate_without_running_statistics(digits, network):
+    model = build(network, digits.shape, 5)
+    before = copy.deepcopy(model.state_dict())
+    recalibrate(model, digits, digits.train.take(torch.arange(20)))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_evaluation_does_not_depend_on_its_batches_and_leaves_the_model_as_it_was(digits):

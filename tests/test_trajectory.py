@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from know.errors import KnowError
+from know.files import sha256_file
 from know.nets import build
 from know.trajectory import Trajectory, check_fractions, load_facts, load_state, roles, save_state
 
@@ -74,6 +75,39 @@ def test_a_made_trajectory_is_found_again(trajectory, digits):
     images = [snapshot["images"] for snapshot in again.manifest["snapshots"]]
     assert images == [round(fraction * len(digits.train)) for fraction in again.fractions]
     assert torch.equal(again.window("head.weight"), trajectory.window("head.weight"))
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5])
+def test_a_shorter_trajectory_is_the_end_of_a_longer_one(trajectory, length):
+    short = trajectory.last(length)
+    assert short.fractions == trajectory.fractions[-length:]
+    assert torch.equal(short.window("head.weight"), trajectory.window("head.weight")[:, -length:])
+    assert torch.equal(short.theta_0["head.bias"], trajectory.theta_0["head.bias"])
+    assert [s["file"] for s in short.manifest["snapshots"]] == [path.name for path in short.paths]
+    assert len(trajectory.manifest["snapshots"]) == len(trajectory.states) == 5  # itself unchanged
+
+
+def test_a_shorter_trajectory_keeps_hashes_and_references(trajectory, tmp_path):
+    for path in trajectory.paths[0].parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    save_state(tmp_path / "oracle.safetensors", trajectory.theta_0)
+    manifest["references"] = {
+        "oracle": {"file": "oracle.safetensors", "sha256": sha256_file(tmp_path / "oracle.safetensors")}
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    short = Trajectory.load(tmp_path).last(3)
+    assert torch.equal(short.reference("oracle")["head.bias"], trajectory.theta_0["head.bias"])
+    (tmp_path / "s1.safetensors").write_bytes((tmp_path / "s2.safetensors").read_bytes())
+    with pytest.raises(KnowError, match=r"s1\.safetensors.*hash"):
+        _ = short.states
+
+
+def test_checkpoints_without_manifest_have_an_end_too(tmp_path):
+    trajectory = Trajectory.from_checkpoints(write(tmp_path, states()), [0.25, 0.5, 1])
+    assert trajectory.last(2).fractions == (0.5, 1)
+    with pytest.raises(KnowError, match="3 snapshots, 4 are wanted"):
+        trajectory.last(4)
 
 
 # files

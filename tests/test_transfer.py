@@ -1,4 +1,4 @@
-"""Transfer: pairing of the arms, the learning-rate protocol, and a whole cell, also when it is interrupted."""
+"""Transfer: the learning-rate protocol, the arms, and a whole cell, also when it is interrupted or gets another arm."""
 
 import json
 import math
@@ -11,157 +11,23 @@ import pytest
 import torch
 
 from know import predictors, transfer
-from know.data import Split, load
 from know.errors import KnowError
+from know.finetune import Result
 from know.forgetting import make_origin
-from know.nets import build
+from know.known import Known, KnownNet
 from know.records import PilotRecord, RunRecord, read_records
 from know.suite import Arms, Cell, Forgetting, Origin, PredictorArms, Recipe, Transfer
-from know.transfer import Arm, Result, arms_of, choose_rates, fine_tune, run_cell, target_split
+from know.trajectory import PREDICTED, Trajectory, save_state
+from know.transfer import GROUPS, REFERENCES, Arm, arms_of, choose_rates, describe, run_cell
 
 GRID = [1e-4 * 2**k for k in range(6)]
 RECIPE = Recipe(epochs=1, learning_rate=GRID[2], batch_size=32, augment=True, head_epochs=1)
 SETTINGS = Transfer(recipe=RECIPE, images=64, validation=60, fine_tunes=2, grid=GRID, extensions=2)
 
 
-@pytest.fixture(scope="module")
-def target():
-    return load("digits:5-9")
-
-
-# the split of the target
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_training_and_validation_images_are_disjoint_and_shares_are_prefixes(target, seed):
-    numbered = replace(target, train=Split(torch.arange(len(target.train)), target.train.labels))
-    splits = {share: target_split(numbered, SETTINGS, share, seed) for share in (0.25, 0.5, 1.0)}
-    whole, validation = splits[1.0]
-    assert (len(whole), len(validation)) == (64, 60)
-    assert not set(whole.images.tolist()) & set(validation.images.tolist())
-    assert len(set(whole.images.tolist()) | set(validation.images.tolist())) == 124
-    for share, (part, same) in splits.items():
-        assert len(part) == 64 * share
-        assert torch.equal(part.images, whole.images[: len(part)])
-        assert torch.equal(same.images, validation.images)
-        assert torch.equal(part.labels, target.train.labels[part.images])
-    other, _ = target_split(numbered, SETTINGS, 1.0, seed + 5)
-    assert not torch.equal(other.images, whole.images)
-
-
-def test_a_target_that_is_too_small_is_refused(target):
-    total = len(target.train)
-    full = SETTINGS.model_copy(update={"images": total - 60})
-    assert sum(map(len, target_split(target, full, 1.0, 0))) == total
-    with pytest.raises(KnowError, match=rf"digits:5-9 has {total} .* is {total + 1}"):
-        target_split(target, SETTINGS.model_copy(update={"images": total - 59}), 1.0, 0)
-
-
-# fine-tuning
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """What every call of the training loop was handed: weights, images, seed, learning rate."""
-    calls, real = [], transfer.train
-
-    def spy(model, dataset, split, recipe, **options):
-        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        calls.append({"weights": weights, "images": split.images, **options})
-        return real(model, dataset, split, recipe, **options)
-
-    monkeypatch.setattr(transfer, "train", spy)
-    return calls
-
-
-def tune(target, weights, *, share=1.0, learning_rate=GRID[2], seed=7, test=True, network="mlp") -> Result:
-    options = {"share": share, "learning_rate": learning_rate, "seed": seed, "test": test}
-    return fine_tune(weights, network, target, SETTINGS, **options)
-
-
-def weights(seed: int, network: str = "mlp", classes: int = 5) -> dict[str, torch.Tensor]:
-    return build(network, (1, 8, 8), classes, seed=seed).state_dict()
-
-
-def test_the_learning_rate_is_in_no_seed(target, seen):
-    tune(target, weights(0), learning_rate=GRID[0])
-    tune(target, weights(0), learning_rate=GRID[5])
-    first, second = seen
-    assert (first["learning_rate"], second["learning_rate"]) == (GRID[0], GRID[5])
-    assert first["seed"] == second["seed"]
-    assert torch.equal(first["images"], second["images"])
-    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
-
-
-def test_all_weights_get_the_same_head_images_and_order(target, seen):
-    tune(target, weights(0))
-    tune(target, weights(1))
-    first, second = seen
-    assert first["seed"] == second["seed"]
-    assert torch.equal(first["images"], second["images"])
-    same = {n for n in first["weights"] if torch.equal(first["weights"][n], second["weights"][n])}
-    assert same == {"head.weight", "head.bias"}
-    for call, seed in ((first, 0), (second, 1)):
-        assert all(torch.equal(call["weights"][n], t) for n, t in weights(seed).items() if not n.startswith("head."))
-
-
-def test_another_fine_tune_gets_another_head_subset_and_order(target, seen):
-    tune(target, weights(0), seed=7)
-    tune(target, weights(0), seed=8)
-    first, second = seen
-    assert first["seed"] != second["seed"]
-    assert not torch.equal(first["weights"]["head.weight"], second["weights"]["head.weight"])
-    assert not torch.equal(first["images"], second["images"])
-
-
-def test_a_share_changes_the_order_and_neither_head_nor_permutation(target, seen):
-    tune(target, weights(0), share=1.0)
-    tune(target, weights(0), share=0.5)
-    whole, half = seen
-    assert whole["seed"] != half["seed"]
-    assert torch.equal(whole["images"][:32], half["images"])
-    assert torch.equal(whole["weights"]["head.weight"], half["weights"]["head.weight"])
-
-
-def test_the_same_call_gives_the_same_result_and_the_weights_stay_as_they_were(target):
-    state = weights(0)
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    torch.manual_seed(1)
-    first = tune(target, state)
-    torch.manual_seed(2)
-    assert tune(target, state) == first
-    assert all(torch.equal(state[name], before[name]) for name in before)
-
-
-def test_the_old_head_does_not_matter(target):
-    state = weights(0)
-    other = {**state, "head.weight": torch.randn(30, 64), "head.bias": torch.randn(30)}
-    assert tune(target, other) == tune(target, state)
-
-
-def test_the_test_set_is_read_only_if_asked(target):
-    unreadable = replace(target, test=Split(torch.zeros(3, 5, 9, 9, dtype=torch.uint8), torch.zeros(3).long()))
-    hidden, shown = tune(unreadable, weights(0), test=False), tune(target, weights(0), test=True)
-    assert hidden.accuracy is None
-    assert replace(shown, accuracy=None) == hidden
-    assert 0 <= shown.accuracy <= 1
-
-
-def test_weights_of_another_network_are_refused(target):
-    with pytest.raises(KnowError, match="do not fit plaincnn"):
-        tune(target, weights(0), network="plaincnn")
-
-
-def test_divergence_is_a_result(target):
-    result = tune(target, {name: 1e30 * tensor for name, tensor in weights(0).items()})
-    assert result.status == "diverged"
-    assert result.validation_loss is None
-    json.dumps(vars(result), allow_nan=False)
-
-
 # the learning-rate protocol
 
-ARMS = [Arm("naive"), Arm("other")]
+ARMS = [Arm(name, "Summary.", "reference", "reference") for name in ("naive", "other")]
 PILOTS = ["p0", "p1"]
 
 
@@ -249,27 +115,90 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_lower_rate():
 # arms
 
 
+CELL = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
+
+
+def place(**changes) -> Cell:
+    return replace(CELL, **changes)
+
+
 def test_arms_are_references_and_every_predictor_at_its_depths():
-    settings = Arms(references=["naive", "scratch", "oracle", "oracle_steps"])
-    arms = arms_of(settings, 0.5, "overflow")
+    settings = Arms(references=list(REFERENCES))
+    arms = arms_of(settings, CELL)
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
-    assert names[:4] == settings.references
-    assert {arm.predictor for arm in arms[4:]} == set(predictors.names())
-    assert {"known_x2", "known_x4", "known_x8", "shrink_x8"} <= set(names)
-    assert [arm.name for arm in arms_of(settings, 0.5, "retrodiction")] == [n for n in names if n != "oracle_steps"]
+    assert names[:7] == settings.references
+    assert {arm.predictor for arm in arms[7:]} == set(predictors.names()) - {"released", "wnn"}
+    assert {"known_x2", "known_x4", "known_x8", "shrink_x8", "rre", "rre_global", "meta_linear_theta0_x2"} <= set(names)
+    assert not any(arm.missing for arm in arms)
+    for arm in arms:
+        assert (
+            arm.group == GROUPS.get(arm.name, "reference") if not arm.predictor else predictors.get(arm.predictor).group
+        )
+        assert arm.summary.endswith((".", ":"))
+        assert arm.reference
+    retrodiction = arms_of(settings, place(track="retrodiction"))
+    assert [arm.name for arm in retrodiction] == [n for n in names if n != "oracle_steps"]
 
 
 def test_depths_and_options_may_be_chosen():
-    chosen = {"linear": PredictorArms(depths=[2], options={"step": 0.5}), "known": None}
-    arms = {arm.name: arm for arm in arms_of(Arms(references=["naive"], predictors=chosen), 1 / 3, "overflow")}
-    assert list(arms) == ["naive", "linear_x9", "known_x3", "known_x9", "known_x27"]
+    chosen = {
+        "linear": PredictorArms(depths=[2], options={"step": 0.5}),
+        "known": None,
+        "mine": PredictorArms(predictor="rre", options={"scope": "model"}),
+    }
+    settings = Arms(references=["naive"], predictors=chosen)
+    arms = {arm.name: arm for arm in arms_of(settings, place(rate=1 / 3))}
+    assert list(arms) == ["naive", "known_x3", "known_x9", "known_x27", "linear_x9", "mine"]
     assert arms["linear_x9"].options == {"step": 0.5}
+    assert (arms["mine"].predictor, arms["mine"].options["scope"], arms["mine"].depth) == ("rre", "model", 0)
     with pytest.raises(KnowError, match="predictor 'lineal': did you mean 'linear'"):
-        arms_of(Arms(references=["naive"], predictors={"lineal": None}), 0.5, "overflow")
+        arms_of(Arms(references=["naive"], predictors={"lineal": None}), CELL)
     wrong = {"linear": PredictorArms(options={"size": 1.0})}
     with pytest.raises(KnowError, match="option of predictor linear 'size'"):
-        arms_of(Arms(references=["naive"], predictors=wrong), 0.5, "overflow")
+        arms_of(Arms(references=["naive"], predictors=wrong), CELL)
+
+
+@pytest.mark.parametrize("policy", ["carry", "reset", "recalibrate"])
+def test_the_suites_normalisation_is_that_of_all_arms_but_those_about_it(policy):
+    own = {"mixture": "reset", "reset": "reset", "recalibrate": "recalibrate"}
+    for arm in arms_of(Arms(references=["naive", "oracle"]), CELL, policy):
+        assert arm.normalisation == own.get(arm.predictor, policy)
+
+
+OF_RELEASED = {
+    "released": None,
+    "wnn": None,
+    "shrink_released": PredictorArms(predictor="shrink", options={"of": "released"}),
+    "known": None,
+}
+
+
+def test_networks_that_are_not_here_are_arms_that_say_so(monkeypatch, tmp_path):
+    settings = Arms(references=["naive"], predictors=OF_RELEASED)
+    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
+    for arm in arms_of(settings, CELL):
+        assert bool(arm.missing) == (arm.predictor in ("released", "wnn", "shrink"))
+        assert not arm.missing or "KNOW_REFERENCE" in arm.missing
+    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
+    for role in ("Conv", "FC", "Bias"):
+        (tmp_path / f"KNOWN_{role}.h5").touch()
+    assert {arm.predictor: arm.missing for arm in arms_of(settings, CELL) if arm.missing} == {
+        "wnn": "the folder in KNOW_REFERENCE lacks WNN_Conv.h5, WNN_FC.h5, WNN_Bias.h5"
+    }
+    other_length = {arm.predictor: arm.missing for arm in arms_of(settings, place(length=4)) if arm.missing}
+    assert other_length.keys() == {"released", "shrink", "wnn"}
+    assert "5 snapshots" in other_length["released"]
+    assert "5 snapshots" in other_length["shrink"]
+
+
+def test_short_histories_leave_out_what_needs_more_snapshots():
+    arms = arms_of(Arms(references=["naive"]), place(length=2))
+    missing = {arm.predictor: arm.missing for arm in arms if arm.missing}
+    assert missing.keys() == {name for name in predictors.names() if predictors.get(name).least > 2}
+    assert {"rre", "mpe", "dmd", "shuffled"} <= missing.keys()
+    assert set(missing.values()) == {"it takes at least 3 snapshots"}
+    assert not any(arm.missing for arm in arms_of(Arms(references=["naive"]), place(length=3)))
 
 
 # a whole cell
@@ -286,20 +215,26 @@ def origin(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def hyper_file(hyper, tmp_path_factory):
-    path = tmp_path_factory.mktemp("known") / "known.safetensors"
-    hyper.save(path)
-    return path
+def networks(folder, models, **changes):
+    """The folder of a meta-training with these networks."""
+    for name in ("known", "scaled"):
+        changes.get(name, models[name]).save(folder / f"{name}.safetensors")
+    save_state(folder / "meta_linear.safetensors", models["meta_linear"])
+    return folder
 
 
 @pytest.fixture(scope="module")
-def cell(origin, hyper_file):
-    """Function that runs the small cell into a folder."""
+def trained(models, tmp_path_factory):
+    return networks(tmp_path_factory.mktemp("known"), models)
 
-    def run(out, track="overflow", settings=SETTINGS, arms=FEW) -> None:
-        which = Cell(track, "digits:0-4", "digits:5-9", "mlp", 1.0)
-        run_cell(which, IDS, settings, arms, origin=origin, known=hyper_file, rate=0.5, out=out)
+
+@pytest.fixture(scope="module")
+def cell(origin, trained):
+    """Function that runs the small cell into a folder; its memory lies beside it."""
+
+    def run(out, which=CELL, settings=SETTINGS, arms=FEW, known=trained) -> None:
+        memory = out.with_suffix(".jsonl")
+        run_cell(which, IDS, settings, arms, origin=origin, known=known, memory=memory, out=out)
 
     return run
 
@@ -310,6 +245,26 @@ def done(cell, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "cell"
     cell(out)
     return out
+
+
+@pytest.fixture
+def fine_tunes(monkeypatch):
+    """What every fine-tune was asked; number `stop_at` is interrupted."""
+    real = transfer.fine_tune
+
+    class Calls(list):
+        stop_at = -1
+
+    calls = Calls()
+
+    def spy(*arguments, **options):
+        if len(calls) == calls.stop_at:
+            raise KeyboardInterrupt
+        calls.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(transfer, "fine_tune", spy)
+    return calls
 
 
 def test_every_arm_is_recorded_on_every_trajectory_but_the_pilots(done):
@@ -346,22 +301,42 @@ def test_steps_and_errors_are_those_of_the_weights(done, cell, tmp_path):
     assert set(runs[runs.arm == "naive"].step) == {0}
     assert (runs[runs.arm != "naive"].step > 0).all()
     assert runs.weight_error.isna().all()
-    cell(tmp_path / "cell", track="retrodiction")
+    cell(tmp_path / "cell", place(track="retrodiction"))
     errors = read_records([tmp_path / "cell" / "runs.csv"], RunRecord).groupby("arm").weight_error.agg(["min", "max"])
     assert tuple(errors.loc["naive"]) == (1, 1)
     assert tuple(errors.loc["oracle"]) == (0, 0)
     assert errors.loc["known_x8", "min"] > 0
 
 
+def test_source_accuracies_are_those_of_the_weights_before_fine_tuning(done, trained_mlp):
+    runs = read_records([done / "runs.csv"], RunRecord)
+    assert (runs.groupby(["trajectory", "arm"]).source_accuracy.nunique() == 1).all()
+    assert (runs.source_accuracy == runs.source_accuracy_recalibrated).all()  # no running statistics in an MLP
+    assert (runs[runs.arm == "naive"].source_accuracy > 0.3).all()
+    assert runs[runs.arm == "known_x8"].source_accuracy.mean() < runs[runs.arm == "naive"].source_accuracy.mean()
+
+
+def test_the_choice_describes_every_arm_also_those_that_are_missing(cell, tmp_path, monkeypatch):
+    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
+    arms = Arms(references=["naive"], predictors={"released": PredictorArms(depths=[1])})
+    cell(tmp_path / "cell", arms=arms)
+    described = json.loads((tmp_path / "cell" / "choice.json").read_text())["described"]
+    assert [arm["name"] for arm in described] == ["naive", "released_x2"]
+    assert [bool(arm["missing"]) for arm in described] == [False, True]
+    assert described[1]["predictor"] == "released"
+    assert set(read_records([tmp_path / "cell" / "runs.csv"], RunRecord).arm) == {"naive"}
+
+
 class Copy(Arm):
     """naive under another name."""
 
-    def weights(self, trajectory, known, seed):
-        return trajectory.theta_0
+    def start(self, trajectory, models, seed):
+        return Arm("naive", "", "", "").start(trajectory, models, seed)
 
 
-def test_the_name_of_an_arm_changes_no_result(done, cell, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "arms_of", lambda *_: [Copy("a copy"), Arm("naive")])
+def test_the_name_of_an_arm_changes_no_result(done, cell, tmp_path, monkeypatch, fine_tunes):
+    arms = [Copy("a copy", "", "", "reference"), Arm("naive", "", "", "reference")]
+    monkeypatch.setattr(transfer, "arms_of", lambda *_: arms)
     cell(tmp_path / "cell")
     runs = read_records([tmp_path / "cell" / "runs.csv"], RunRecord)
     order = ["trajectory", "recipe", "fine_tune"]
@@ -370,63 +345,131 @@ def test_the_name_of_an_arm_changes_no_result(done, cell, tmp_path, monkeypatch)
     before = read_records([done / "runs.csv"], RunRecord)
     before = before[(before.arm == "naive") & (before.recipe == "published")].sort_values(order)
     assert list(before.accuracy) == list(naive[naive.recipe == "published"].accuracy)  # nor do the other arms
+    pilots = read_records([tmp_path / "cell" / "pilots.csv"], PilotRecord)
+    assert sum(not call["test"] for call in fine_tunes) == len(pilots) / 2  # the same content once
+
+
+def expected_fine_tunes(folder, arms=None) -> int:
+    """How many different fine-tunes a finished cell, or some arms of it, took."""
+    pilots, runs = read_records([folder / "pilots.csv"], PilotRecord), read_records([folder / "runs.csv"], RunRecord)
+    count = 0
+    for table in (pilots, runs):
+        table = table[table.arm.isin(arms)] if arms else table
+        count += len(table[["trajectory", "arm", "fine_tune", "learning_rate"]].drop_duplicates())
+    return count
 
 
 @pytest.mark.parametrize("finished", [0, 10, 40])
-def test_an_interrupted_cell_continues_to_the_same_bytes(done, cell, tmp_path, monkeypatch, folder_bytes, finished):
-    out, real, calls = tmp_path / "cell", transfer.fine_tune, []
-
-    def stops(*arguments, **options):
-        if len(calls) == stop_after:
-            raise KeyboardInterrupt
-        calls.append(options)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(transfer, "fine_tune", stops)
-    stop_after = finished
+def test_an_interrupted_cell_continues_to_the_same_bytes(done, cell, tmp_path, folder_bytes, fine_tunes, finished):
+    out, fine_tunes.stop_at = tmp_path / "cell", finished
     with pytest.raises(KeyboardInterrupt):
         cell(out)
     assert not out.exists()
     if finished:
-        with (tmp_path / "cell.partial" / "journal.jsonl").open("a") as journal:
-            journal.write('{"key": "p0 naive 0 0.0')  # a line that the kill cut short
-    stop_after = -1
+        with (tmp_path / "cell.jsonl").open("a") as memory:
+            memory.write('{"key": "0123456789')  # a line that the kill cut short
+    fine_tunes.stop_at = -1
     cell(out)
     assert folder_bytes(out) == folder_bytes(done)
-    pilots, runs = (len((done / name).read_text().splitlines()) - 1 for name in ("pilots.csv", "runs.csv"))
-    untuned = sum(
-        r["learning_rate"] == RECIPE.learning_rate
-        for r in json.loads((done / "choice.json").read_text())["arms"].values()
-    )
-    tests = runs - 4 * untuned  # both recipes share a fine-tune where their rates are equal
-    assert len(calls) == pilots + tests  # nothing twice
-    assert sum(options["test"] for options in calls) == tests  # the pilots' test accuracy is never looked at
+    assert len(fine_tunes) == expected_fine_tunes(done)  # nothing twice
+    runs = read_records([done / "runs.csv"], RunRecord)
+    tests = len(runs[["trajectory", "arm", "fine_tune", "learning_rate"]].drop_duplicates())
+    assert sum(call["test"] for call in fine_tunes) == tests  # the pilots' test accuracy is never looked at
+    cell(out)
+    assert len(fine_tunes) == expected_fine_tunes(done)
 
 
-def test_other_settings_start_an_interrupted_cell_over(cell, tmp_path, monkeypatch):
-    real, calls = transfer.fine_tune, []
-
-    def stops(*arguments, **options):
-        calls.append(options)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(transfer, "fine_tune", stops)
+def test_other_settings_are_computed_anew(cell, tmp_path, fine_tunes):
+    fine_tunes.stop_at = 5
     with pytest.raises(KeyboardInterrupt):
         cell(tmp_path / "cell")
-    calls.clear()
+    fine_tunes.stop_at = 10
     with pytest.raises(KeyboardInterrupt):
         cell(tmp_path / "cell", settings=SETTINGS.model_copy(update={"validation": 50}))
-    assert len(calls) == 5
-    assert calls[0]["learning_rate"] == GRID[0]
+    assert len(fine_tunes) == 10
+    assert fine_tunes[5] == fine_tunes[0]
 
 
-def test_a_track_that_was_not_made_is_named(origin, hyper_file, tmp_path):
+def test_an_added_arm_leaves_the_other_rows_as_they_were_and_computes_its_own_alone(cell, tmp_path, fine_tunes):
+    """With a fixed grid: an arm whose best rate lies on the edge extends it for all."""
+    out, fixed = tmp_path / "cell", SETTINGS.model_copy(update={"extensions": 0})
+    cell(out, settings=fixed)
+    before, first = (
+        {name: (out / name).read_text().splitlines() for name in ("runs.csv", "pilots.csv")},
+        len(fine_tunes),
+    )
+    more = FEW.model_copy(update={"predictors": {**FEW.predictors, "linear": PredictorArms(depths=[1])}})
+    cell(out, settings=fixed, arms=more)
+    for name, lines in before.items():
+        after = (out / name).read_text().splitlines()
+        assert [line for line in after if ",linear_x2," not in line] == lines
+        assert len(after) > len(lines)
+    assert len(fine_tunes) - first == expected_fine_tunes(out, ["linear_x2"])
+
+
+def test_all_arms_of_a_suite_run_through(cell, tmp_path):
+    """Every reference and predictor, on the shortest of cells."""
+    quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1, "images": 8, "grid": GRID[2:3]})
+    out = tmp_path / "cell"
+    cell(out, settings=quick, arms=Arms(references=list(REFERENCES)))
+    runs = read_records([out / "runs.csv"], RunRecord)
+    assert set(runs.arm) == {arm.name for arm in arms_of(Arms(references=list(REFERENCES)), CELL)}
+    assert set(runs.status) == {"ok"}
+    still = {"naive", "reset", "recalibrate", "matched_rate_x2", "matched_rate_x8"}
+    assert set(runs[runs.step == 0].arm) == still
+    naive = runs[runs.arm == "naive"].accuracy.tolist()
+    assert runs[runs.arm == "reset"].accuracy.tolist() == naive  # an MLP has no normalisation
+    steps = runs.groupby("arm").step.mean()
+    assert steps["mixture_x8"] == steps["known_x8"]
+    assert steps["linear_reverse_x2"] == pytest.approx(steps["linear_x2"], rel=1e-4)
+
+
+def test_an_arm_that_overflows_is_recorded_as_diverged(cell, models, overflowing, tmp_path):
+    arms = Arms(
+        references=["naive"], predictors={name: PredictorArms(depths=[1]) for name in ("known", "linear", "shrink")}
+    )
+    cell(tmp_path / "cell", arms=arms, known=networks(tmp_path / "known", models, known=overflowing))
+    runs = read_records([tmp_path / "cell" / "runs.csv"], RunRecord)
+    for arm, table in runs.groupby("arm"):
+        overflows = arm in ("known_x2", "shrink_x2")
+        assert set(table.status) == {"diverged" if overflows else "ok"}
+        assert table.step.isna().all() == overflows
+        assert (table.accuracy == 0).all() == overflows
+        assert (table.source_accuracy == 0).all() == overflows
+    pilots = read_records([tmp_path / "cell" / "pilots.csv"], PilotRecord)
+    assert set(pilots[pilots.arm == "known_x2"].status) == {"diverged"}
+    assert pilots[pilots.arm == "known_x2"].validation_loss.isna().all()
+
+
+@pytest.mark.parametrize("track", ["overflow", "retrodiction"])
+def test_steps_and_errors_are_relative_distances(origin, track):
+    trajectory = Trajectory.load(origin / "t0" / track)
+    theta_0, truth = trajectory.theta_0, trajectory.reference("oracle")
+    half = {name: torch.lerp(theta_0[name], truth[name], 0.5) for name in theta_0}
+    shrunk = {name: 0.75 * tensor for name, tensor in theta_0.items()}
+    assert describe(theta_0, trajectory, track)["step"] == 0
+    assert describe(shrunk, trajectory, track)["step"] == pytest.approx(0.25, rel=1e-5)
+    errors = [describe(weights, trajectory, track)["weight_error"] for weights in (theta_0, half, truth)]
+    assert errors == ([1, pytest.approx(0.5, rel=1e-4), 0] if track == "retrodiction" else [None] * 3)
+
+
+def test_a_shorter_history_is_read_from_the_longer_trajectory(origin, tmp_path, models):
+    """S = 3 on trajectories of five snapshots, with a KNOWN of its own."""
+    known = Known({role: KnownNet(3) for role in PREDICTED})
+    folder = networks(tmp_path / "known", models, known=known)
+    arms, out = Arms(references=["naive"], predictors={"known": PredictorArms(depths=[1])}), tmp_path / "cell"
+    quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1})
+    run_cell(place(length=3), IDS, quick, arms, origin=origin, known=folder, memory=tmp_path / "memory.jsonl", out=out)
+    runs = read_records([out / "runs.csv"], RunRecord)
+    assert set(runs.length) == {3}
+    short = Trajectory.load(origin / "t0" / "overflow").last(3)
+    expected = describe(predictors.predict(short, "known", known=known), short, "overflow")["step"]
+    assert set(runs[(runs.arm == "known_x2") & (runs.trajectory == "t0")].step) == {expected}
+
+
+def test_a_track_that_was_not_made_is_named(origin, trained, tmp_path):
     shutil.copytree(origin, tmp_path / "origin")
     shutil.rmtree(tmp_path / "origin" / "t1" / "retrodiction")
-    which = Cell("retrodiction", "digits:0-4", "digits:5-9", "mlp", 1.0)
+    folders = {"origin": tmp_path / "origin", "known": trained, "memory": tmp_path / "memory", "out": tmp_path / "out"}
     with pytest.raises(KnowError, match="t1/retrodiction holds no finished trajectory"):
-        run_cell(
-            which, IDS, SETTINGS, FEW, origin=tmp_path / "origin", known=hyper_file, rate=0.5, out=tmp_path / "out"
-        )
+        run_cell(place(track="retrodiction"), IDS, SETTINGS, FEW, **folders)

@@ -1,5 +1,15 @@
 # From data to run records. Every job is one process on one thread; Snakemake fills the cores.
 
+INSPECTED = ("steps", "movement", "responses")
+LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
+LEARNT += ["history.csv", "meta_linear.csv", "README.md"]
+# what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
+RELEASED = hashes() if SUITE.arms.predictors != "all" else {}
+
+
+def learnt(length):
+    return expand(f"{WORK}/known/{length}/{{file}}", file=LEARNT)
+
 
 rule data:
     output:
@@ -26,8 +36,9 @@ rule forget:
     params:
         suite=NAME,
         code=code_hash("know.forgetting"),
-        settings=[SUITE.pretraining.model_dump(mode="json"), SUITE.forgetting.model_dump_json()],
-        trajectories=SUITE.trajectory_ids + SUITE.tracks,
+        settings=lambda wildcards: SUITE.forgetting_of(SUITE.origin(wildcards.origin)).model_dump(mode="json"),
+        pretraining=SUITE.pretraining.model_dump(mode="json"),
+        trajectories=lambda wildcards: SUITE.trajectory_ids + SUITE.tracks(SUITE.origin(wildcards.origin)),
     log:
         f"{WORK}/logs/forget/{{origin}}.log",
     benchmark:
@@ -62,28 +73,26 @@ rule metatrain:
     input:
         expand(rules.metaset.output, shard=range(SUITE.metatraining.shards)),
     output:
-        known=f"{WORK}/known/known.safetensors",
-        history=f"{WORK}/known/history.csv",
-        card=f"{WORK}/known/README.md",
+        expand(f"{WORK}/known/{{{{length}}}}/{{file}}", file=LEARNT),
     params:
         suite=NAME,
         code=code_hash("know.metatrain"),
         settings=SUITE.metatraining.model_dump(mode="json"),
     log:
-        f"{WORK}/logs/metatrain.log",
+        f"{WORK}/logs/metatrain/{{length}}.log",
     benchmark:
-        f"{WORK}/benchmarks/metatrain.tsv"
+        f"{WORK}/benchmarks/metatrain/{{length}}.tsv"
     priority: 1
     conda:
         "../environment.yml"
     shell:
-        "python -m know metatrain --suite {params.suite} > {log} 2>&1"
+        "python -m know metatrain --suite {params.suite} --length {wildcards.length} > {log} 2>&1"
 
 
 rule transfer:
     input:
         lambda wildcards: f"{WORK}/trajectories/{SUITE.cell(wildcards.cell).origin.slug}/manifest.json",
-        rules.metatrain.output.known,
+        lambda wildcards: learnt(SUITE.cell(wildcards.cell).length),
     output:
         runs=f"{WORK}/transfers/{{cell}}/runs.csv",
         pilots=f"{WORK}/transfers/{{cell}}/pilots.csv",
@@ -93,6 +102,7 @@ rule transfer:
         code=code_hash("know.transfer"),
         settings=[SUITE.transfer.model_dump(mode="json"), SUITE.arms.model_dump_json()],
         trajectories=SUITE.trajectory_ids,
+        released=RELEASED,
     log:
         f"{WORK}/logs/transfer/{{cell}}.log",
     benchmark:
@@ -105,8 +115,8 @@ rule transfer:
 
 rule landscape:
     input:
-        f"{WORK}/trajectories/{SUITE.origins[0].slug}/manifest.json",
-        rules.metatrain.output.known,
+        f"{WORK}/trajectories/{SUITE.cells[0].origin.slug}/manifest.json",
+        learnt(SUITE.cells[0].length),
     output:
         f"{WORK}/landscape.csv",
     params:
@@ -120,3 +130,25 @@ rule landscape:
         "../environment.yml"
     shell:
         "python -m know landscape --suite {params.suite} > {log} 2>&1"
+
+
+rule inspect:
+    input:
+        expand(rules.forget.output, origin=[origin.slug for origin in SUITE.origins]),
+        *map(learnt, SUITE.lengths),
+    output:
+        expand(f"{WORK}/inspection/{{table}}.csv", table=INSPECTED),
+    params:
+        suite=NAME,
+        code=code_hash("know.inspection"),
+        settings=SUITE.arms.model_dump(mode="json"),
+        trajectories=SUITE.trajectory_ids,
+        released=RELEASED,
+    log:
+        f"{WORK}/logs/inspect.log",
+    benchmark:
+        f"{WORK}/benchmarks/inspect.tsv"
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m know inspect --suite {params.suite} > {log} 2>&1"

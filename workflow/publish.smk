@@ -2,7 +2,7 @@
 # `update`: a failing job leaves the committed files as they are.
 
 CELLS = [cell.slug for cell in SUITE.cells]
-TABLES = ("runs", "pilots", "trajectories", "metatraining", "landscape")
+TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "landscape", *INSPECTED)
 FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - {"style"})
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 
@@ -11,8 +11,9 @@ rule publish:
     input:
         expand(rules.forget.output, origin=[origin.slug for origin in SUITE.origins]),
         expand(rules.transfer.output, cell=CELLS),
-        rules.metatrain.output,
+        *map(learnt, SUITE.lengths),
         rules.landscape.output,
+        rules.inspect.output,
     output:
         update(expand(f"{RESULTS}/{{table}}.csv", table=TABLES)),
         update(expand(f"{RESULTS}/{{file}}.json", file=("suite", "metrics"))),
@@ -63,10 +64,11 @@ rule trajectories:
 
 rule known:
     input:
-        rules.metatrain.output,
+        *map(learnt, SUITE.lengths),
 
 
 rule transfers:
     input:
         expand(rules.transfer.output, cell=CELLS),
         rules.landscape.output,
+        rules.inspect.output,

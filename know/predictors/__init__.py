@@ -3,12 +3,13 @@
 A predictor is a typed function `f(window, tensor, **options) -> Tensor`:
 
     window   float32 (N, S), the history of all N scalars of one tensor, smallest subset first, theta_0 last
-    tensor   what is known of the tensor: name, shape, role, fractions, depth, KNOWN, a random generator (`TensorInfo`)
+    tensor   what is known of the tensor: name, shape, role, fractions, depth, models, a random generator (`TensorInfo`)
     options  keyword-only, with defaults; they become suite keys and command-line options
     returns  float32 (N,), the predicted weights
 
 It has the name of its file. A *recursive* predictor answers one step back; `know.predict` pushes the answer on the
-history and asks again (paper, section 3). Any other gets the depth in `tensor.depth` and answers at once.
+history and asks again (paper, section 3). Any other gets the depth in `tensor.depth` and answers at once. A control
+that changes no weights but how they are fine-tuned answers a learning-rate factor, or names a normalisation policy.
 """
 
 from __future__ import annotations
@@ -16,19 +17,34 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from know.errors import KnowError, unknown
-from know.known import Known
+from know.known import Known, Models
+from know.released import MODELS  # by name: `released` is also a predictor's file in this folder
+from know.released import missing as missing_here
 from know.seeds import stream
-from know.trajectory import PREDICTED, State, Trajectory, roles
+from know.suite import LENGTH, Arms, Normalisation, PredictorArms
+from know.trajectory import PREDICTED, Role, State, Trajectory, roles
+
+Group = Literal["known", "prediction", "average", "control"]
+"""What a predictor is in the tables: KNOWN itself, another direct weight prediction, an average, or a control."""
+Hyper = Literal["known", "released"]
+"""The network that a control is measured against: the one meta-trained here, or the authors'."""
+Scope = Literal["tensor", "model"]
+"""What a vector method sees as one vector."""
+
+
+class Overflow(KnowError):
+    """A predictor's answer is not finite although the history is."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +53,53 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    role: str
+    role: Role
     fractions: tuple[float, ...]
     depth: int
-    known: Callable[[], Known]
+    models: Models
     seed: int
+    whole: Callable[[], Tensor]
+    """Gram matrix, float64 (S - 1, S - 1), of the differences of the whole network, oldest first: the sum of
+    `differences_gram` over all predicted tensors."""
 
     def generator(self) -> torch.Generator:
         """Random numbers that belong to this tensor, the trajectory and the arm."""
         return torch.Generator().manual_seed(stream(self.seed, self.name))
 
-    def known_answer(self, window: Tensor) -> Tensor:
-        """KNOWN's answer at this depth, float32 (N,): what controls are measured against."""
-        return recurse(window, lambda history: history[:, -1] + self.known().residual(history, self.role), self.depth)
+    def step_of(self, model: str, window: Tensor) -> Tensor:
+        """The step (N,) that a network ("known", "scaled", "released", "wnn") answers to a window."""
+        asked: Known = self.models[model]
+        return asked.residual(window, asked.role_of(self.role, self.shape))
+
+    def answer_of(self, model: str, window: Tensor) -> Tensor:
+        """The weights (N,) that a network predicts at this depth: what controls are measured against."""
+        return recurse(window, lambda history: history[:, -1] + self.step_of(model, history), self.depth)
 
 
 @dataclass(frozen=True)
 class Predictor:
     name: str
-    function: Callable[..., Tensor]
-    summary: str
+    function: Callable[..., Any]
+    reference: str
+    group: Group
     recursive: bool
     depths: tuple[int, ...]
+    variants: dict[str, dict[str, Any]]
     options: dict[str, Any]
+    choices: dict[str, tuple[str, ...]]
+    answers: Literal["weights", "rate"]
+    normalisation: Normalisation | None
+    same_weights: str | None
+    least: int
+    needs: str | None
+
+    @property
+    def documentation(self) -> str:
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        return self.documentation.splitlines()[0]
 
     def check_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options with their defaults; KnowError for an unknown name or a value of another type."""
@@ -70,23 +110,69 @@ class Predictor:
             allowed = (int, float) if kind is float else (kind,)
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise KnowError(f"option {key} of predictor {self.name} takes a {kind.__name__}, got {value!r}")
+            if key in self.choices and value not in self.choices[key]:
+                raise unknown(f"option {key} of predictor {self.name}:", value, self.choices[key])
         return {**self.options, **given}
 
+    def missing(self, options: dict[str, Any], length: int) -> str | None:
+        """Why it cannot be asked here with these options of a history of S = `length`; None if it can."""
+        model = self.needs or options.get("of")
+        if length < self.least:
+            return f"it takes at least {self.least} snapshots"
+        if model not in MODELS:
+            return None
+        return missing_here(model) or (f"the released networks take {LENGTH} snapshots" if length != LENGTH else None)
 
-def predictor(*, recursive: bool = True, depths: tuple[int, ...] = (1,)) -> Callable:
+
+def predictor(
+    *,
+    reference: str,
+    group: Group = "prediction",
+    recursive: bool = True,
+    depths: tuple[int, ...] = (1,),
+    variants: dict[str, dict[str, Any]] | None = None,
+    answers: Literal["weights", "rate"] = "weights",
+    normalisation: Normalisation | None = None,
+    same_weights: str | None = None,
+    least: int = 2,
+    needs: str | None = None,
+) -> Callable[[Callable[..., Any]], Predictor]:
     """Register the function as the predictor named after its file.
 
-    recursive: see the module's docstring. depths: where a suite that takes all predictors puts it in its tables.
+    reference: where it comes from, for the tables.
+    recursive: see the module's docstring.
+    depths: where a suite that takes all predictors puts it in its tables; () if it has no depth, as a limit has none.
+    variants: further lines of such a suite's tables, as {ending of the name: options}; {"": {}} is the plain one.
+    answers: "rate" if it answers one number, the factor on the tensor's learning rate, and leaves the weights alone.
+    normalisation: the policy of its arms, whatever the suite's is.
+    same_weights: the arm whose weights its own equal by intention ("naive").
+    least: the fewest snapshots it takes.
+    needs: the model from outside the project that it asks ("released", "wnn"), which may not be there.
     """
 
-    def register(function: Callable[..., Tensor]) -> Predictor:
+    def register(function: Callable[..., Any]) -> Predictor:
         keywords = inspect.signature(function).parameters.values()
         options = {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
         if any(default is inspect.Parameter.empty for default in options.values()):
             raise TypeError(f"{function.__module__}.{function.__name__}: every option needs a default")
-        name = function.__module__.rpartition(".")[2]
-        summary = inspect.getdoc(function).splitlines()[0]
-        return Predictor(name, function, summary, recursive, depths, options)
+        hints = typing.get_type_hints(function)
+        choices = {key: typing.get_args(hints[key]) for key in options if typing.get_origin(hints.get(key)) is Literal}
+        return Predictor(
+            name=function.__module__.rpartition(".")[2],
+            function=function,
+            reference=reference,
+            group=group,
+            recursive=recursive,
+            depths=depths,
+            variants=variants or {"": {}},
+            options=options,
+            choices=choices,
+            answers=answers,
+            normalisation=normalisation,
+            same_weights=same_weights,
+            least=least,
+            needs=needs,
+        )
 
     return register
 
@@ -104,8 +190,39 @@ def get(name: str) -> Predictor:
     module = importlib.import_module(f"{__name__}.{name}")
     found = [value for value in vars(module).values() if isinstance(value, Predictor)]
     if len(found) != 1:
-        raise KnowError(f"{module.__file__} must define exactly one function with @predictor(), found {len(found)}")
+        raise KnowError(f"{module.__file__} must define exactly one function with @predictor(...), found {len(found)}")
     return found[0]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a suite's arms: a predictor with options, under a name, at some depths."""
+
+    name: str
+    predictor: Predictor
+    options: dict[str, Any]
+    depths: tuple[int, ...]
+
+
+def lines(arms: Arms) -> list[Line]:
+    """What a suite asks for, by name; see `know.suite.Arms` for what "all" means."""
+    if arms.predictors == "all":
+        every = [found for found in map(get, names()) if found.needs is None]
+        entries = {
+            found.name + ending: PredictorArms(predictor=found.name, options=options)
+            for found in every
+            for ending, options in found.variants.items()
+        }
+    else:
+        entries = {name: entry or PredictorArms() for name, entry in arms.predictors.items()}
+    made = []
+    for name, entry in sorted(entries.items()):
+        found = get(entry.predictor or name)
+        if entry.depths and not found.depths:
+            raise KnowError(f"arms.predictors.{name}: predictor {found.name} has no depth; leave depths out")
+        depths = tuple(entry.depths or found.depths)
+        made.append(Line(name, found, found.check_options(entry.options), depths))
+    return made
 
 
 def recurse(window: Tensor, step: Callable[[Tensor], Tensor], depth: int) -> Tensor:
@@ -115,12 +232,18 @@ def recurse(window: Tensor, step: Callable[[Tensor], Tensor], depth: int) -> Ten
     return window[:, -1]
 
 
+def differences_gram(window: Tensor) -> Tensor:
+    """Inner products, float64 (S - 1, S - 1), of the consecutive differences of a window (N, S), oldest first."""
+    differences = window.double().diff(dim=1)
+    return differences.T @ differences
+
+
 def predict(
     trajectory: Trajectory,
     predictor: str = "known",
     depth: int = 1,
     *,
-    known: Known | Path | str | None = None,
+    known: Known | Models | Path | str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> State:
@@ -128,41 +251,70 @@ def predict(
 
     predictor: a name from `know.predictors.names()`; options: its keyword options.
     depth: recursions; at rate r, depth n stands for r^-n times the data.
-    known: the KNOWN to ask, or its file; default the one the package ships.
+    known: the KNOWN to ask, its file, or the folder of a meta-training; default what the package ships.
     seed: for predictors that draw random numbers.
 
     Normalisation parameters and buffers are those of theta_0. Raises KnowError for a wrong name, option or depth, a
-    history of another length than KNOWN's, missing or mis-shaped tensors, and values that are not finite.
+    history of another length than KNOWN's, missing or mis-shaped tensors, and values that are not finite (`Overflow`
+    where only the answer is not).
     """
     chosen = get(predictor)
+    if chosen.answers != "weights":
+        raise KnowError(f"predictor {predictor} changes no weights, only learning rates; see know.predictors.rates")
+    theta_0 = trajectory.theta_0
+    answer = {name: theta_0[name].clone() for name in theta_0}
+    for info, window, values in _answers(trajectory, chosen, depth, known, seed, options):
+        tensor = theta_0[info.name]
+        answer[info.name] = values.reshape(tensor.shape).to(tensor.dtype)
+        if not bool(answer[info.name].isfinite().all()):
+            largest = float(window.abs().max())
+            raise Overflow(
+                f"predictor {predictor} overflows at tensor {info.name!r}, whose history reaches {largest:.3g}"
+            )
+    return answer
+
+
+def rates(
+    trajectory: Trajectory,
+    predictor: str,
+    depth: int = 1,
+    *,
+    known: Known | Models | Path | str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, float]:
+    """Learning-rate factors by tensor, of a predictor that answers those; arguments and errors as `predict`."""
+    chosen = get(predictor)
+    if chosen.answers != "rate":
+        raise KnowError(f"predictor {predictor} answers weights; see know.predict")
+    return {info.name: float(value) for info, _, value in _answers(trajectory, chosen, depth, known, seed, options)}
+
+
+def _answers(
+    trajectory: Trajectory, chosen: Predictor, depth: int, known: Any, seed: int, options: dict[str, Any]
+) -> Iterator[tuple[TensorInfo, Tensor, Any]]:
+    """What a predictor says to every tensor of a predicted role, with the tensor's window (N, S)."""
     options = chosen.check_options(options)
     if depth < 1:
         raise KnowError(f"depth must be at least 1, got {depth}")
+    if depth > 1 and not chosen.depths:
+        raise KnowError(f"predictor {chosen.name} has no depth; leave it at 1")
+    if len(trajectory.fractions) < chosen.least:
+        raise KnowError(f"predictor {chosen.name} takes at least {chosen.least} snapshots")
+    models = Models(known)
+    tensors = {name: role for name, role in roles(trajectory.theta_0).items() if role in PREDICTED}
 
     @functools.cache
-    def ask() -> Known:
-        if isinstance(known, Known):
-            return known
-        return Known.pretrained() if known is None else Known.load(known)
+    def whole() -> Tensor:
+        return torch.stack([differences_gram(trajectory.window(name)) for name in tensors]).sum(0)
 
-    theta_0 = trajectory.theta_0
-    answer: State = {}
-    for name, role in tqdm(roles(theta_0).items(), desc=predictor, unit="tensor", disable=None, delay=1, leave=False):
-        tensor = theta_0[name]
-        if role not in PREDICTED:
-            answer[name] = tensor.clone()
-            continue
-        info = TensorInfo(name, tuple(tensor.shape), role, trajectory.fractions, depth, ask, seed)
-        window = trajectory.window(name)
+    for name, role in tqdm(tensors.items(), desc=chosen.name, unit="tensor", disable=None, delay=1, leave=False):
+        shape, window = tuple(trajectory.theta_0[name].shape), trajectory.window(name)
+        info = TensorInfo(name, shape, role, trajectory.fractions, depth, models, seed, whole)
         if chosen.recursive:
-            values = _recursive(chosen, window, info, options)
+            yield info, window, _recursive(chosen, window, info, options)
         else:
-            values = chosen.function(window, info, **options)
-        answer[name] = values.reshape(tensor.shape).to(tensor.dtype)
-        if not bool(answer[name].isfinite().all()):
-            largest = float(window.abs().max())
-            raise KnowError(f"predictor {predictor} overflows at tensor {name!r}, whose history reaches {largest:.3g}")
-    return answer
+            yield info, window, chosen.function(window, info, **options)
 
 
 def _recursive(chosen: Predictor, window: Tensor, info: TensorInfo, options: dict[str, Any]) -> Tensor:

@@ -5,10 +5,10 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(depths=(1, 2, 3))
+@predictor(reference="paper, section 3", group="known", depths=(1, 2, 3))
 def known(window: Tensor, tensor: TensorInfo) -> Tensor:
-    """KNOWN, the paper's meta-learned hyper-model: theta_0 plus its residual (paper, section 3).
+    """KNOWN, the paper's meta-learned hyper-model: theta_0 plus its residual.
 
-    The step size is 1, as published.
+    Meta-trained here, as the paper describes it; the step size is 1, as published.
     """
-    return window[:, -1] + tensor.known().residual(window, tensor.role)
+    return window[:, -1] + tensor.step_of("known", window)

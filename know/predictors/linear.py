@@ -5,9 +5,9 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(depths=(1, 3))
+@predictor(reference="paper, baseline TaskVector", depths=(1, 3))
 def linear(window: Tensor, tensor: TensorInfo, *, step: float = 1.0) -> Tensor:
-    """Linear step: theta_0 + step (theta_0 - theta_1), the direct extrapolation that the paper calls TaskVector.
+    """Linear step: theta_0 + step (theta_0 - theta_1), the direct extrapolation.
 
     Exact where the last movement repeats itself; the step of 1 is fixed in advance, not tuned.
     """

@@ -1,0 +1,224 @@
+"""What a prediction does to the weights: how much of its step shrinks, how much extrapolates, how much is neither.
+
+Three tables: the step of every predictor taken apart, the movement of the trajectory itself (is there anything to
+extrapolate?), and the answers of the networks to histories made by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from know import predictors, released
+from know.files import resumable_folder, write_csv
+from know.known import Known, Models
+from know.seeds import stream
+from know.suite import LENGTH, Arms, Cell
+from know.trajectory import PREDICTED, State, Trajectory, roles
+
+PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
+PARTS = ["tensor", "role", "weights", "step", "shrink", "linear", "neither", "shrink_by", "linear_by"]
+STEPS = [*PLACE, "predictor", "depth", *PARTS]
+MOVEMENT = ["role", "difference", "size", "cosine"]
+RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
+AMPLITUDES = 33
+REACH = 0.5
+"""Response curves go from -REACH to REACH; most weights of a trained network are smaller."""
+DRAWS = 64
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A step taken apart: step = a (-theta_0) + b (theta_0 - theta_1) + rest, the rest orthogonal to both.
+
+    step: |step| / |theta_0|. shrink, linear, neither: the inner products of the step with its three parts, as shares of
+    |step|^2; they add up to 1 and may be negative where the two directions are correlated; None where there is no step.
+    shrink_by, linear_by: a and b; None where several tensors are pooled, each of which has its own.
+    """
+
+    tensor: str
+    role: str
+    weights: int
+    step: float | None
+    shrink: float | None
+    linear: float | None
+    neither: float | None
+    shrink_by: float | None = None
+    linear_by: float | None = None
+
+
+def decompose(step: Tensor, theta_0: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts (3, N) of a step (N,) along -theta_0, along the last movement theta_0 - theta_1, and in neither.
+
+    And the coefficients (2,) of the first two. float64; the parts add up to the step. Where the two directions are one,
+    they share it.
+    """
+    directions = torch.stack([-theta_0, last], dim=1).double()  # (N, 2)
+    lengths = directions.norm(dim=0).clamp_min(1e-300)
+    unit = directions / lengths
+    coefficients = torch.linalg.pinv(unit.T @ unit, rcond=1e-10, hermitian=True) @ (unit.T @ step.double()) / lengths
+    parts = directions * coefficients
+    return torch.stack([parts[:, 0], parts[:, 1], step.double() - parts.sum(1)]), coefficients
+
+
+def steps(trajectory: Trajectory, weights: State) -> list[Parts]:
+    """The step from theta_0 to `weights` taken apart: every predicted tensor, then every role, then `all`."""
+    theta_0, theta_1 = trajectory.states[-1], trajectory.states[-2]
+    tensors = {name: role for name, role in roles(theta_0).items() if role in PREDICTED}
+    rows, sums = [], {}
+    for name, role in tensors.items():
+        now, before, moved = (state[name].double().flatten() for state in (theta_0, theta_1, weights))
+        step = moved - now
+        parts, coefficients = decompose(step, now, now - before)
+        numbers = torch.stack([step @ step, now @ now, *(parts @ step), torch.tensor(len(now)).double()])
+        rows.append(_parts(name, role, numbers, *coefficients.tolist()))
+        for key in (role, "all"):
+            sums[key] = sums.get(key, 0) + numbers
+    return rows + [_parts("", key, sums[key]) for key in (*PREDICTED, "all") if key in sums]
+
+
+def _parts(tensor: str, role: str, numbers: Tensor, *coefficients: float) -> Parts:
+    """numbers: |step|^2, |theta_0|^2, three inner products, count of weights."""
+    squared, own, *products, count = numbers.tolist()
+    relative = (squared / own) ** 0.5 if own else None
+    shares = [product / squared if squared else None for product in products]
+    return Parts(tensor, role, int(count), relative, *shares, *coefficients)
+
+
+def movement(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """The trajectory's own movement: per role and difference theta_k - theta_{k+1}, its size relative to |theta_0| and
+    its cosine with the difference before it in forgetting, theta_{k-1} - theta_k (none for k = 0).
+    """
+    role_of = roles(trajectory.theta_0)
+    rows = []
+    for role in (*PREDICTED, "all"):
+        names = [n for n, r in role_of.items() if r == role or (role == "all" and r in PREDICTED)]
+        if not names:
+            continue
+        gram = torch.stack([predictors.differences_gram(trajectory.window(name)) for name in names]).sum(0)
+        size = torch.stack([trajectory.theta_0[name].double().square().sum() for name in names]).sum().sqrt()
+        lengths, last = gram.diagonal().sqrt(), len(gram) - 1  # the column of theta_0 - theta_1
+        for k in range(len(gram)):
+            here = last - k
+            product = gram[here, here + 1] / (lengths[here] * lengths[here + 1]).clamp_min(1e-300) if k else None
+            relative = float(lengths[here] / size) if size > 0 else None
+            rows.append({"role": role, "difference": k, "size": relative, "cosine": None if k == 0 else float(product)})
+    return rows
+
+
+def histories(theta_0: Tensor, length: int = LENGTH) -> dict[str, Tensor]:
+    """Histories made by hand that end at theta_0 (A,): name to (draws, A, S).
+
+    constant; rising: the last fifth of the weight grew in even steps; saturating: likewise, each step half the one
+    before; noisy: constant with independent noise of 5 % on all but the last, 64 draws.
+    """
+    back = torch.arange(length - 1, -1, -1, dtype=torch.float32)  # steps before theta_0
+    even, halving = back / (length - 1), (2**back - 1) / (2 ** (length - 1) - 1)
+    generator = torch.Generator().manual_seed(stream("inspection", "noise"))
+    noise = 0.05 * torch.randn((DRAWS, len(theta_0), length), generator=generator)
+    noise[..., -1] = 0
+    changes = {"constant": 0 * even, "rising": -0.2 * even, "saturating": -0.2 * halving}
+    found = {name: (theta_0[:, None] * (1 + change))[None] for name, change in changes.items()}  # (1, A, S)
+    return {**found, "noisy": theta_0[:, None] * (1 + noise)}
+
+
+def responses(networks: dict[str, Known]) -> Iterator[dict[str, Any]]:
+    """What each network answers to `histories`: the step by theta_0, and its spread (standard deviation) over noise."""
+    theta_0 = torch.linspace(-REACH, REACH, AMPLITUDES)
+    for (model, network), role in ((pair, role) for pair in networks.items() for role in PREDICTED):
+        for history, window in histories(theta_0, network.length).items():
+            answers = network.residual(window.reshape(-1, network.length), role).reshape(window.shape[:2])
+            spread = answers.std(0) if len(answers) > 1 else torch.zeros(AMPLITUDES)
+            for x, step, deviation in zip(theta_0.tolist(), answers.mean(0).tolist(), spread.tolist(), strict=True):
+                row = {"model": model, "role": role, "history": history, "theta_0": x, "step": step}
+                yield {**row, "spread": deviation}
+
+
+def inspect_trajectory(
+    trajectory: Trajectory,
+    predictor: str = "known",
+    depth: int = 1,
+    *,
+    known: Known | Models | Path | str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    **options: Any,
+) -> list[Parts]:
+    """Take the step of one prediction apart, tensor by tensor; arguments as `know.predict`.
+
+    out: folder for steps.csv, movement.csv and responses.csv (of the KNOWN that is asked).
+    """
+    models = Models(known)
+    weights = predictors.predict(trajectory, predictor, depth, known=models, seed=seed, **options)
+    found = steps(trajectory, weights)
+    if out:
+        with resumable_folder(out, "") as folder:
+            _write(folder / "steps.csv", map(asdict, found), PARTS)
+            _write(folder / "movement.csv", movement(trajectory), MOVEMENT)
+            model = predictor if predictor in ("released", "wnn") else "known"
+            _write(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
+    return found
+
+
+def inspect_suite(cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path) -> None:
+    """The three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
+
+    Every predictor of the suite's arms, at the depths 1, 2 and 3 where it has a depth, on every evaluated trajectory.
+    """
+    lines, taken, moved, networks = predictors.lines(arms), [], [], {}
+    # several targets or shares of one source have the same trajectories
+    places = sorted({(cell.origin, cell.track, cell.length) for cell in cells})
+    evaluated = [t for t in trajectories if not t.startswith("p")]
+    bar = tqdm(total=len(places) * len(evaluated) * len(lines), desc="inspection", disable=None)
+    for origin, track, length in places:
+        models = Models(work / "known" / str(length))
+        for name in ("known", "scaled"):
+            networks[f"{name}, S = {length}"] = models[name]
+        for trajectory in evaluated:
+            seen = Trajectory.load(work / "trajectories" / origin.slug / trajectory / track).last(length)
+            facts = (origin.source, origin.network, track, origin.rate, length, trajectory)
+            place = dict(zip(PLACE, facts, strict=True))
+            moved += [{**place, **row} for row in movement(seen)]
+            for line in lines:
+                bar.update()
+                for depth in (1, 2, 3) if line.predictor.depths else (0,):
+                    taken += [
+                        {**place, "predictor": line.name, "depth": depth, **asdict(parts)}
+                        for parts in _steps_of(line, seen, depth, models)
+                        if not parts.tensor
+                    ]
+    asked = {line.predictor.needs for line in lines} & set(released.MODELS)
+    networks |= {f"{name}, S = {LENGTH}": Models()[name] for name in sorted(asked) if not released.missing(name)}
+    out = work / "inspection"
+    _write(out / "steps.csv", taken, [column for column in STEPS if column not in ("tensor", "shrink_by", "linear_by")])
+    _write(out / "movement.csv", moved, [*PLACE, *MOVEMENT])
+    _write(out / "responses.csv", responses(networks), RESPONSES)
+
+
+def _steps_of(line: predictors.Line, trajectory: Trajectory, depth: int, models: Models) -> list[Parts]:
+    """Nothing where the predictor changes no weights, is not available, or overflows."""
+    found = line.predictor
+    if found.answers != "weights" or found.same_weights == "naive":
+        return []
+    if found.missing(line.options, len(trajectory.paths)):
+        return []
+    asked = {"known": models, "seed": stream("inspection", line.name), **line.options}
+    try:
+        return steps(trajectory, predictors.predict(trajectory, found.name, max(1, depth), **asked))
+    except predictors.Overflow:
+        return []
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
+    def shown(value: Any) -> Any:
+        if value is None:
+            return ""
+        return f"{value + 0.0:.4g}" if isinstance(value, float) else value
+
+    write_csv(path, ({column: shown(row[column]) for column in columns} for row in rows), columns)

@@ -1,0 +1,398 @@
+"""The pages: Markdown from the run records alone, no torch, no data, nothing typed by hand.
+
+A page is a function of the files in `results/<suite>/`, so that it can be checked against them (`know report --check`).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from know.errors import KnowError
+from know.files import read_json
+from know.records import RunRecord, read_records
+from know.statistics import CONFIDENCE, FEW, Interval, compare, paired_t, summarise, trajectory_means
+from know.suite import LENGTH, RATE, Suite
+
+SNAPSHOT_COLUMNS = [
+    *("source", "network", "rate", "track", "trajectory", "snapshot", "fraction", "images"),
+    *("test_accuracy", "left_out_accuracy", "left_out_accuracy_theta_0"),
+]
+HISTORY = ["model", "role", "update", "held_out_loss", "no_change_loss", "linear_loss"]
+COEFFICIENTS = ["model", "role", "term", "value"]
+STEPS = [
+    "source",
+    "network",
+    "track",
+    "rate",
+    "length",
+    "predictor",
+    "depth",
+    "role",
+    "step",
+    "shrink",
+    "linear",
+    "neither",
+]
+MOVEMENT = ["source", "network", "track", "rate", "length", "role", "difference", "size", "cosine"]
+GROUPS = {
+    "reference": "References",
+    "known": "KNOWN",
+    "prediction": "Direct weight prediction",
+    "average": "Averages",
+    "control": "Controls",
+}
+
+
+def index(results: Path) -> str:
+    """The front page: every suite with its headline table."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `know report` from the run records beside each page; `know report --check` compares.",
+        "Differences are in points of target test accuracy, paired with naive fine-tuning, at each arm's tuned rate.",
+        "",
+    ]
+    for folder in suites(results):
+        suite, runs = load(folder)
+        lines += [f"## [{suite['title']}]({folder.name}/README.md)", "", *_remarks(suite), ""]
+        lines += [*_headline(suite, runs, folder), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def page(folder: Path) -> str:
+    """README.md of one suite, from the files in `folder` alone."""
+    suite, runs = load(folder)
+    table = summarise(runs)
+    n = int(table["n"].max())
+    lines = [f"# {suite['title']}", "", *_remarks(suite), ""]
+    lines += [
+        f"Run it yourself: `make results SUITE={suite['name']}`. One row per fine-tune: [runs.csv](runs.csv); the",
+        "learning-rate search: [pilots.csv](pilots.csv); settings: [suite.json](suite.json); where and when:",
+        "[provenance.json](provenance.json); time and memory: [cost.csv](cost.csv).",
+        "",
+        "## At a glance",
+        "",
+        *_headline(suite, runs, folder),
+        "",
+        "## How to read the tables",
+        "",
+        *_reading(suite, n),
+        "",
+    ]
+    for cell, rows in table.groupby("cell", sort=True):
+        lines += [f"## {_cell_title(runs[runs['cell'] == cell].iloc[0])}", ""]
+        unavailable = suite["unavailable"].get(cell, {})
+        lines += [*_cell_table(rows, _order(suite), unavailable), ""]
+        lines += [*_gate_lines(gates(runs[runs["cell"] == cell], folder)), ""]
+    lines += ["## What each arm is", "", *_described(suite), ""]
+    lines += ["## What the steps are made of", "", *_steps(folder, suite), ""]
+    lines += ["## Is there anything to extrapolate?", "", *_movement(folder), ""]
+    lines += ["## Meta-training", "", *_metatraining(folder), ""]
+    lines += ["## Figures", ""]
+    for name in suite["figures"]:
+        lines += [f"![{name.replace('_', ' ')}](figures/{name}.png)", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def load(folder: Path) -> tuple[dict, pd.DataFrame]:
+    suite = read_json(folder / "suite.json")
+    if missing := sorted({"described", "figures", "name", "unavailable", *Suite.model_fields} - set(suite)):
+        raise KnowError(f"{folder / 'suite.json'} lacks {', '.join(missing)}; it is damaged, restore it")
+    return suite, read_records([folder / "runs.csv"], RunRecord)
+
+
+def load_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise KnowError(f"{path} is no table ({error}); it is damaged, restore it") from error
+    if missing := [column for column in columns if column not in table]:
+        raise KnowError(f"{path} lacks the columns {', '.join(missing)}; it is damaged, restore it")
+    return table
+
+
+def suites(results: Path) -> list[Path]:
+    found = sorted(path.parent for path in results.glob("*/suite.json"))
+    if not found:
+        raise KnowError(f"{results} holds no results; run `make results` first")
+    return found
+
+
+def _remarks(suite: dict) -> list[str]:
+    lines = [] if suite["evidence"] else ["**Not evidence.**"]
+    lines += suite["remarks"]
+    if suite["trajectories"] < FEW:
+        lines.append(f"Preliminary: fewer than {FEW} trajectories.")
+    return [" ".join(lines)] if lines else []
+
+
+def _reading(suite: dict, n: int) -> list[str]:
+    grid = ", ".join(f"{rate:g}" for rate in suite["transfer"]["grid"])
+    percent = f"{100 * CONFIDENCE:g} %"
+    return [
+        f"- The unit is the source trajectory (n = {n}); fine-tunes of one trajectory are averaged, not counted.",
+        f"- Brackets: {percent} paired t interval over trajectories, n - 1 degrees of freedom. It speaks of new",
+        "  trajectories on these datasets and this test set, not of other datasets.",
+        "- *published*: every arm at the published learning rate "
+        f"({suite['transfer']['recipe']['learning_rate']:g}). *tuned*: every arm at its own best of one grid",
+        f"  ({grid}), chosen by mean validation accuracy over pilot trajectories ({suite['pilots']} here) that are",
+        f"  never evaluated, then frozen. The grid may grow by {suite['transfer']['extensions']} points, for all arms;",
+        "  a rate that is still on its edge has a *.",
+        f"- Gap closed: mean(arm - naive) / mean(oracle - naive), {percent} Fieller interval; - where the interval of",
+        "  oracle - naive includes 0. The oracle stands for twice the data, so x4 and x8 may exceed 1.",
+        "- Step: |weights - theta_0| / |theta_0|. Source: source test accuracy before fine-tuning; recalibrated:",
+        "  with running statistics measured anew. Weight error: |weights - theta_{-1}| / |theta_0 - theta_{-1}|,",
+        "  below 1 if the arm came nearer to the truth.",
+        "- All contrasts here are exploratory; nothing is corrected for their number.",
+    ]
+
+
+def _order(suite: dict) -> dict[str, int]:
+    return {arm["name"]: place for place, arm in enumerate(suite["described"])}
+
+
+def _headline(suite: dict, runs: pd.DataFrame, folder: Path) -> list[str]:
+    """Tuned difference to naive: arms as rows, cells as columns; first row the accuracy of naive, last the gates."""
+    tuned = summarise(runs[runs["recipe"] == "tuned"])
+    cells = sorted(tuned["cell"].unique())
+    names = {cell: _column(rows.iloc[0]) for cell, rows in runs.groupby("cell")}
+    at = tuned.set_index(["cell", "arm"])
+    lines = [f"| arm | {' | '.join(names[cell] for cell in cells)} |", f"|---|{'---:|' * len(cells)}"]
+    values = [f"{at.loc[(cell, 'naive'), 'accuracy']:.2f} %" for cell in cells]
+    lines.append(f"| naive | {' | '.join(values)} |")
+
+    def entry(cell: str, arm: str) -> str:
+        if (cell, arm) in at.index:
+            return _interval(at.loc[(cell, arm)])
+        return "not available" if arm in suite["unavailable"].get(cell, {}) else ""
+
+    for arm in (arm for arm in _order(suite) if arm != "naive"):
+        lines.append(f"| {arm} | {' | '.join(entry(cell, arm) for cell in cells)} |")
+    passed = [informative(gates(runs[runs["cell"] == cell], folder)) for cell in cells]
+    lines.append(f"| gates | {' | '.join('passed' if ok else 'uninformative' for ok in passed)} |")
+    return lines
+
+
+def _cell_table(rows: pd.DataFrame, order: dict[str, int], unavailable: dict[str, str]) -> list[str]:
+    retrodiction = rows["weight_error"].notna().any()
+    head = [
+        "arm",
+        "published",
+        "difference",
+        "tuned",
+        "difference",
+        "gap closed",
+        "rate",
+        "step",
+        "source",
+        "recalibrated",
+    ]
+    head += ["weight error"] if retrodiction else []
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    at = rows.set_index(["recipe", "arm"])
+    for arm in sorted({*rows["arm"], *unavailable}, key=order.__getitem__):
+        if arm in unavailable:
+            lines.append(f"| {arm} | not available |{' |' * (len(head) - 2)}")
+            continue
+        published, tuned = at.loc[("published", arm)], at.loc[("tuned", arm)]
+        share, *ends = (round(tuned[key], 2) + 0.0 for key in ("share", "share_low", "share_high"))
+        entries = [
+            arm,
+            _accuracy(published),
+            "" if arm == "naive" else _interval(published),
+            _accuracy(tuned),
+            "" if arm == "naive" else _interval(tuned),
+            "" if arm == "naive" else "-" if math.isnan(share) else f"{share:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]",
+            f"{tuned['learning_rate']:g}{'*' if tuned['on_edge'] else ''}",
+            _number(tuned["step"], 3),
+            f"{tuned['source_accuracy']:.2f}",
+            f"{tuned['source_accuracy_recalibrated']:.2f}",
+        ]
+        entries += [_number(tuned["weight_error"], 2)] if retrodiction else []
+        lines.append(f"| {' | '.join(entries)} |")
+    reasons: dict[str, list[str]] = {}
+    for arm, reason in unavailable.items():
+        reasons.setdefault(reason, []).append(f"`{arm}`")
+    notes = [f"Not available: {', '.join(arms)}: {reason}." for reason, arms in reasons.items()]
+    return [*lines, "", *notes] if notes else lines
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _described(suite: dict) -> list[str]:
+    """One line per arm: what it is, and its reference. Depths of one predictor share theirs."""
+    lines = []
+    for group, heading in GROUPS.items():
+        found: dict[tuple, list[str]] = {}
+        for arm in (arm for arm in suite["described"] if arm["group"] == group):
+            options = ", ".join(f"{key} = {value}" for key, value in sorted(arm["options"].items()))
+            found.setdefault((arm["summary"], arm["reference"], options), []).append(f"`{arm['name']}`")
+        if found:
+            lines += [f"**{heading}**", ""]
+        for (summary, reference, options), arms in found.items():
+            lines.append(f"- {', '.join(arms)}: {summary} ({reference}{'; ' + options if options else ''})")
+        lines += [""] if found else []
+    return lines[:-1]
+
+
+def _place(row: pd.Series) -> str:
+    axes = f", r = {row['rate']:g}, S = {row['length']:g}"
+    return f"{row['track']}, {row['source']}, {row['network']}{axes}"
+
+
+def _steps(folder: Path, suite: dict) -> list[str]:
+    table = load_table(folder / "steps.csv", STEPS)
+    lines = [
+        "The step from theta_0 is a (-theta_0) + b (theta_0 - theta_1) + rest, tensor by tensor, the rest orthogonal",
+        "to both. Shrink, linear and neither: the shares of |step|^2 (they add up to 1) along these three, over all",
+        "predicted tensors; step: |step| / |theta_0|. Mean over trajectories. By role: [steps.csv](steps.csv).",
+        "",
+    ]
+    shown = {"all": table[(table["role"] == "all") & table["depth"].isin([0, 1, 3])]}["all"]
+    places = shown.groupby(["track", "source", "network", "rate", "length"], sort=True)
+    heads = [_place(rows.iloc[0]) for _, rows in places]
+    lines += [f"| predictor | depth | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
+    lines.append(f"| | | {' | '.join('step: shrink, linear, neither' for _ in heads)} |")
+    parts = ["step", "shrink", "linear", "neither"]
+    means = {
+        head: rows.groupby(["predictor", "depth"])[parts].mean() for head, (_, rows) in zip(heads, places, strict=True)
+    }
+    for predictor, depth in sorted({key for found in means.values() for key in found.index}):
+        entries = []
+        for head in heads:
+            if (predictor, depth) not in means[head].index:
+                entries.append("")
+                continue
+            step, *shares = means[head].loc[(predictor, depth)]
+            entries.append(f"{step:.3f}: {', '.join(f'{share + 0.0:.2f}' for share in shares)}")
+        lines.append(f"| {predictor} | {depth or ''} | {' | '.join(entries)} |")
+    return lines
+
+
+def _movement(folder: Path) -> list[str]:
+    table = load_table(folder / "movement.csv", MOVEMENT)
+    lines = [
+        "Size of the differences theta_k - theta_{k+1} relative to theta_0 and, after it, the cosine with the",
+        "difference before it in forgetting (1: straight on, 0: unrelated), over all predicted tensors. Mean over",
+        "trajectories. By role: [movement.csv](movement.csv).",
+        "",
+    ]
+    shown = table[table["role"] == "all"]
+    count = int(shown["difference"].max()) + 1
+    heads = [f"theta_{k} - theta_{k + 1}" for k in range(count)]
+    lines += [f"| trajectories | {' | '.join(heads)} |", f"|---|{'---:|' * count}"]
+    for _, rows in shown.groupby(["track", "source", "network", "rate", "length"], sort=True):
+        means = rows.groupby("difference")[["size", "cosine"]].mean()
+        entries = [
+            ""
+            if k not in means.index
+            else f"{means.loc[k, 'size']:.3f}" + (f", {means.loc[k, 'cosine']:.2f}" if k else "")
+            for k in range(count)
+        ]
+        lines.append(f"| {_place(rows.iloc[0])} | {' | '.join(entries)} |")
+    return lines
+
+
+def gates(runs: pd.DataFrame, folder: Path) -> dict[str, Interval]:
+    """What must hold for a cell to say anything, in points at tuned rates: each interval has to lie above 0.
+
+    runs: the records of one cell. folder: of the published suite, for the snapshots' accuracies.
+    """
+    means = 100 * trajectory_means(runs[runs["recipe"] == "tuned"])
+    found = {}
+    for better, worse in (("oracle", "naive"), ("naive", "scratch")):
+        if better in means and worse in means:
+            found[f"{better} > {worse}"] = paired_t(compare(means, better, worse))
+    first = runs.iloc[0]
+    snapshots = load_table(folder / "trajectories.csv", SNAPSHOT_COLUMNS)
+    own = snapshots[snapshots["trajectory"].isin(set(runs["trajectory"]))]
+    for column in ("source", "network", "rate", "track"):
+        own = own[own[column] == first[column]]
+    last = own[own["snapshot"] == first["length"] - 1]
+    lost = 100 * (last["left_out_accuracy_theta_0"] - last["left_out_accuracy"])
+    found["forgetting: theta_0 > last snapshot on the images left out"] = paired_t(lost.to_numpy())
+    return found
+
+
+def informative(found: dict[str, Interval]) -> bool:
+    """Whether all `gates` of a cell are passed."""
+    return all(gate.low > 0 for gate in found.values())
+
+
+def _gate_lines(found: dict[str, Interval]) -> list[str]:
+    lines = ["Gates (tuned rates, in points; a cell that fails one is uninformative and enters no verdict):", ""]
+    for name, gate in found.items():
+        passed = "passed" if gate.low > 0 else "failed"
+        lines.append(f"- {name}: {_signed(gate.mean, gate.low, gate.high)}, {passed}")
+    return lines if informative(found) else [*lines, "", "This cell is **uninformative**."]
+
+
+def _metatraining(folder: Path) -> list[str]:
+    history = load_table(folder / "metatraining.csv", ["length", *HISTORY])
+    closed = load_table(folder / "meta_linear.csv", ["length", *COEFFICIENTS])
+    lines = [
+        "Mean absolute error of the predicted weight on held-out trajectories; of the networks at their best update,",
+        "which is chosen on the same trajectories.",
+        "",
+        "| S | role | KNOWN | scaled KNOWN | meta-linear | with theta_0 | no change | linear step |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (length, role), rows in history.groupby(["length", "role"], sort=False):
+        best = rows.loc[rows.groupby("model")["held_out_loss"].idxmin()].set_index("model")
+        own = closed[(closed["length"] == length) & (closed["role"] == role) & (closed["term"] == "held_out_loss")]
+        linear = own.set_index("model")["value"]
+        losses = [best.loc["known", "held_out_loss"], best.loc["scaled", "held_out_loss"]]
+        losses += [linear["meta_linear"], linear["meta_linear_theta0"]]
+        losses += [best.loc["known", "no_change_loss"], best.loc["known", "linear_loss"]]
+        lines.append(f"| {length} | {role} | {' | '.join(f'{loss:.3g}' for loss in losses)} |")
+    lines += [
+        "",
+        "Meta-linear: the coefficients of the step, differences oldest first (1: a whole difference more).",
+        "",
+        "| S | role | differences | with theta_0: differences | theta_0 |",
+        "|---|---|---|---|---:|",
+    ]
+    for (length, role), rows in closed.groupby(["length", "role"], sort=False):
+        plain, full = (rows[rows["model"] == model] for model in ("meta_linear", "meta_linear_theta0"))
+        texts = [
+            ", ".join(f"{value + 0.0:.2f}" for value in part[part["term"].str.startswith("difference")]["value"])
+            for part in (plain, full)
+        ]
+        own = full[full["term"] == "theta_0"]["value"].iloc[0]
+        lines.append(f"| {length} | {role} | {texts[0]} | {texts[1]} | {own + 0.0:.3f} |")
+    return lines
+
+
+def _accuracy(row: pd.Series) -> str:
+    return f"{row['accuracy']:.2f}" + (f" ({row['failed']} diverged)" if row["failed"] else "")
+
+
+def _interval(row: pd.Series) -> str:
+    return _signed(row["difference"], row["low"], row["high"])
+
+
+def _signed(mean: float, low: float, high: float) -> str:
+    """A difference in points with its interval; no minus sign before a rounded zero."""
+    mean, low, high = (round(value, 2) + 0.0 for value in (mean, low, high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def axes_of(row: pd.Series) -> str:
+    """What a cell's name says of r and S: nothing where they are the paper's."""
+    axes = [f"r = {row['rate']:g}"] if row["rate"] != RATE else []
+    return "".join(f", {axis}" for axis in [*axes, *([f"S = {row['length']}"] if row["length"] != LENGTH else [])])
+
+
+def _cell_title(row: pd.Series) -> str:
+    place = f"{row['track']}: {row['source']} to {row['target']}, {row['network']}{axes_of(row)}"
+    return f"{place}, {100 * row['share']:g} % of the target"
+
+
+def _column(row: pd.Series) -> str:
+    place = f"{row['track']}<br>{row['source']} to {row['target']}"
+    return f"{place}<br>{row['network']}{axes_of(row)}, {100 * row['share']:g} %"

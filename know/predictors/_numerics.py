@@ -1,0 +1,24 @@
+"""Formulas that several predictors share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def extrapolate(window: Tensor, x: Tensor, at: Tensor) -> Tensor:
+    """Value, float32 (N,), at `at` of the least-squares line through windows (N, S) over x, float64 (S,)."""
+    centred = x - x.mean()
+    weights = 1 / len(x) + centred / centred.square().sum() * (at - x.mean())  # (S,), they add up to 1
+    # around the last value, so that float32 is enough
+    return window[:, -1] + (window - window[:, -1:]) @ weights.float()
+
+
+def combine(window: Tensor, weights: Tensor) -> Tensor:
+    """sum_j weights_j snapshot_{j+1}, float32 (N,), of windows (N, S) and weights, float64 (S - 1,), whose sum is 1."""
+    return window[:, -1] + (window[:, 1:] - window[:, -1:]) @ weights.float()
+
+
+def ridge(gram: Tensor, relative: float, size: int) -> Tensor:
+    """A multiple of the identity, float64 (size, size): `relative` times the mean square of a Gram matrix."""
+    return relative * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(size, dtype=torch.float64)

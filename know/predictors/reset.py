@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.predictors import TensorInfo, predictor
+
+
+@predictor(
+    reference="control, this project",
+    group="control",
+    recursive=False,
+    depths=(),
+    normalisation="reset",
+    same_weights="naive",
+)
+def reset(window: Tensor, tensor: TensorInfo) -> Tensor:
+    """Reset: naive, with every normalisation layer as in a fresh network; naive itself where there is none."""
+    return window[:, -1].clone()

@@ -1,0 +1,76 @@
+"""What the predicted steps are made of: how much shrinks the weights, goes on as the last step did, or is neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from style import arms_of, counted, footnote, legend, load_table, main, name_of, panels, place_of, title
+
+from know.drawing import draw_steps
+
+PLACE = ["track", "source", "network", "rate", "length"]
+COLUMNS = [*PLACE, "trajectory", "predictor", "depth", "role", "step", "shrink", "linear", "neither"]
+LINES = (
+    *("known", "scaled_known", "released", "wnn", "meta_linear", "meta_linear_theta0", "linear", "logfit"),
+    *("richardson", "dmd", "tsv", "trajectory_part", "constant", "shrink"),
+)
+"""The main lines, in the order of the figure; the others are in the table of the suite's page."""
+
+
+def draw(results: Path) -> Figure:
+    table = load_table(results / "steps.csv", COLUMNS)
+    arms = arms_of(results)
+    table = table[(table["role"] == "all") & table["predictor"].isin(arms["family"])]
+    left_out = [family for family in dict.fromkeys(arms["family"]) if family in set(table["predictor"]) - set(LINES)]
+    shown = [line for line in LINES if line in set(table["predictor"])]
+    table = table[table["predictor"].isin(shown)].sort_values(
+        ["predictor", "depth", "trajectory"], key=lambda c: c.map(shown.index) if c.name == "predictor" else c
+    )
+    if table.empty:
+        figure, (axis,) = panels(1, columns=1, height=0.5)
+        axis.axis("off")
+        axis.text(0, 0.5, "None of the main predictors was run.", va="center")
+        return figure
+    names = {line: name_of(arms, line) for line in shown}
+    places = list(table.groupby(PLACE))
+    rows = max(len(part[["predictor", "depth"]].drop_duplicates()) for _, part in places)
+    columns = 2 if len(places) in (2, 4) else 3
+    figure, axes = panels(len(places), columns=columns, height=0.8 + 0.125 * rows)
+    labels: list[list[str]] = []
+    for place, (axis, (_, part)) in enumerate(zip(axes, places, strict=True)):
+        draw_place(axis, part, names)
+        labels.append([label.get_text() for label in axis.get_yticklabels()])
+        if place % columns and labels[-1] == labels[-2]:
+            axis.set_yticklabels([])  # the left neighbour has the same bars
+        if place >= len(places) - columns:
+            axis.set_xlabel("|step| / |θ₀|")
+    legend(figure, axes, 4)
+    n = table.groupby([*PLACE, "predictor", "depth"])["trajectory"].nunique()
+    rest = f" Not drawn: {', '.join(name_of(arms, family) for family in left_out)}." if left_out else ""
+    footnote(
+        figure,
+        f"Mean over {counted(n)} source trajectories; dots: the |step| of each. All predicted tensors. Each tensor's "
+        "step is a (−θ₀) + b (θ₀ − θ₁) + a rest orthogonal to both; the length of a part is |step| times its share of "
+        "|step|², left of 0 where the share is negative. // with a number: a bar too long for the axis, drawn shorter "
+        f"in proportion, and its |step|.{rest}",
+    )
+    return figure
+
+
+def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str]) -> None:
+    """One panel; part: rows of one track, source, network, r and S, in the order of the bars."""
+    first = part.iloc[0]
+    factors = part["depth"].map(lambda depth: f" ×{first['rate'] ** -depth:.2g}" if depth else "")
+    draw_steps(axis, part.assign(label=part["predictor"].map(names) + factors))
+    bars = part[["predictor", "depth"]].drop_duplicates()["predictor"].reset_index(drop=True)
+    for odd, (_, own) in enumerate(bars.groupby(bars, sort=False)):
+        if odd % 2 == 0:
+            axis.axhspan(own.index[0] - 0.5, own.index[-1] + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+    title(axis, f"{first['source']}\n{place_of(first)}, {counted(pd.Series([part['trajectory'].nunique()]))}")
+
+
+if __name__ == "__main__":
+    main(__file__, draw)
