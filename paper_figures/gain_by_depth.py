@@ -77,14 +77,16 @@ def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
     beyond = max(place.values(), default=0) + 0.9
     axis.axhline(0, color="black", linewidth=0.6, zorder=1)
     lines = [family for family in dict.fromkeys(arms["family"]) if family != "oracle"]
-    shift = {"oracle": 0.0, **dict(zip(lines, np.linspace(-0.33, 0.33, len(lines)), strict=True))}  # side by side
+    side = min(0.33, 0.04 * (len(lines) - 1))
+    shift = {"oracle": 0.0, **dict(zip(lines, np.linspace(-side, side, len(lines)), strict=True))}  # side by side
     low, high = axis.get_ylim()
     for family, rows in arms.groupby("family", sort=False):
         found, (colour, marker) = part.loc[rows.index], rows[["colour", "marker"]].iloc[0]
         x = np.array([place.get(factor, beyond) + shift[family] for factor in rows["factor"]])
         style = {"color": colour, "zorder": 4 if family == "known" else 3}
         axis.vlines(x, found["low"], found["high"], linewidth=0.7, **style)
-        axis.plot(x, found["difference"], marker, ls="-", linewidth=0.5, markersize=3, **style)
+        size = 6 if family == "oracle" else 3
+        axis.plot(x, found["difference"], marker, ls="-", linewidth=0.5, markersize=size, **style)
         for edge, arrow, outside in ((low, "v", found["difference"] < low), (high, "^", found["difference"] > high)):
             for there in x[outside]:
                 axis.plot(there, edge, arrow, markersize=4, clip_on=False, **style)

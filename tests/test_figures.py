@@ -162,7 +162,7 @@ def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zer
     ends = [(bar.get_y(), bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches]
     places = sorted({y for y, *_ in ends})
     reached = [[end for y, *pair in ends if y == place for end in pair] for place in places]
-    assert [(min(part), max(part)) for part in reached] == pytest.approx([(0, 0.2), (-0.06, 0.26)])
+    assert [round(end, 6) for part in reached for end in (min(part), max(part))] == [0, 0.2, -0.06, 0.26]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
 
 
@@ -181,11 +181,10 @@ def inspected(tmp_path) -> Path:
     """What `know inspect --out` writes, of two tensors; the second has a step of nothing."""
     folder = tmp_path / "inspected"
     folder.mkdir()
-    steps = (
-        "w,fc,8,0.1,0.5,0.6,-0.1,0.05,0.2\nb,bias,2,0,,,,0,0\n,fc,8,0.1,0.5,0.6,-0.1,,\n,all,10,0.1,0.5,0.6,-0.1,,\n"
-    )
-    head = "tensor,role,weights,step,shrink,linear,neither,shrink_by,linear_by\n"
-    (folder / "steps.csv").write_text(head + steps)
+    head = "tensor,role,weights,step,shrink,linear,neither,shrink_by,linear_by"
+    steps = ["w,fc,8,0.1,0.5,0.6,-0.1,0.05,0.2", "b,bias,2,0,,,,0,0"]
+    steps += [f",{role},8,0.1,0.5,0.6,-0.1,," for role in ("fc", "all")]
+    (folder / "steps.csv").write_text("\n".join([head, *steps, ""]))
     (folder / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nfc,1,0.1,0.5\nall,0,0.1,\nall,1,,\n")
     rows = [f"known,{role},{h},{x},{-x},0.1" for role in ("conv", "fc") for h in ("constant", "noisy") for x in (0, 1)]
     (folder / "responses.csv").write_text("\n".join(["model,role,history,theta_0,step,spread", *rows, ""]))
