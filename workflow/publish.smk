@@ -47,7 +47,7 @@ rule figures:
         ],
     params:
         suite=NAME,
-        code=digest([code_hash("know.report"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
+        code=digest([code_hash("know.report"), code_hash("know.drawing"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
     log:
         f"{WORK}/logs/figures.log",
     conda:
