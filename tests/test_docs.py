@@ -33,8 +33,9 @@ def checkout(tmp_path) -> Path:
         if name and (REPOSITORY / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, tmp_path / name)
-    if (REPOSITORY / "work" / "smoke").is_dir():
+    if (REPOSITORY / "work" / "smoke").is_dir() and (REPOSITORY / ".snakemake" / "metadata").is_dir():
         shutil.copytree(REPOSITORY / "work" / "smoke", tmp_path / "work" / "smoke")
+        shutil.copytree(REPOSITORY / ".snakemake" / "metadata", tmp_path / ".snakemake" / "metadata")
     return tmp_path
 
 
