@@ -5,10 +5,7 @@ LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")
 LEARNT += ["history.csv", "meta_linear.csv", "README.md"]
 # what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
 RELEASED = hashes() if SUITE.arms.predictors != "all" else {}
-
-
-def learnt(length):
-    return expand(f"{WORK}/known/{length}/{{file}}", file=LEARNT)
+learnt = lambda length: expand(f"{WORK}/known/{length}/{{file}}", file=LEARNT)
 
 
 rule data:
