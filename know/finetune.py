@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from know.data import Dataset, Split
 from know.errors import KnowError
 from know.files import code_hash, digest, write_text
-from know.nets import build, has_running_statistics, head_name, reset_normalisation
+from know.nets import build, has_running_statistics, head_name, normalisation
 from know.seeds import stream
 from know.suite import Normalisation, Transfer
 from know.training import accuracy, logits, recalibrate, train
@@ -78,14 +78,15 @@ def fine_tune(
     images, validation = target_split(target, settings, share, seed)
     model = build(network, target.shape, len(target.classes), seed=stream(seed, "head"))
     head = head_name(model) + "."
-    carried = {name: tensor for name, tensor in start.weights.items() if not name.startswith(head)}
+    fresh = {name for name in model.state_dict() if name.startswith(head)}
+    if start.normalisation == "reset":
+        fresh |= normalisation(model)
+    carried = {name: tensor for name, tensor in start.weights.items() if name not in fresh}
     missing, unexpected = model.load_state_dict(carried, strict=False)
-    if unexpected or any(not name.startswith(head) for name in missing):
+    if unexpected or not fresh.issuperset(missing):
         raise KnowError(f"weights do not fit {network}: missing {missing}, unexpected {unexpected}")
     model.to(target.mean.device)
-    if start.normalisation == "reset":
-        reset_normalisation(model)
-    elif start.normalisation == "recalibrate":
+    if start.normalisation == "recalibrate":
         recalibrate(model, target, images)
     order = stream(seed, "share", share)
     rates = {name: factor for name, factor in start.rates.items() if not name.startswith(head)}

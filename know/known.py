@@ -139,6 +139,8 @@ class Known:
         roles: "released" as their script asks them, or "paper" as their data page says. The released WNN adds its
         answer for biases to the unscaled value; here it is added to the scaled one, as for the other two roles.
         """
+        if model not in released.MODELS:
+            raise unknown("model of the authors", model, released.MODELS)
         if roles not in ("paper", "released"):
             raise unknown("rule of roles", roles, ("paper", "released"))
         files = {role: Path(folder) / f"{released.MODELS[model]}_{end}.h5" for role, end in released.ROLES.items()}
@@ -220,7 +222,7 @@ def _read_keras(path: Path) -> KnownNet:
                 state[f"{name}.bias"] = torch.from_numpy(archive[kernel.replace("kernel", "bias")][()])
         net = KnownNet(state["values.first.weight"].shape[1])
         net.load_state_dict(state)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, LookupError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise KnowError(f"{path} is missing or is not one of the authors' Keras files ({reason})") from error
     return net

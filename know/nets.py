@@ -212,21 +212,14 @@ def replace_head(model: nn.Module, classes: int, *, seed: int) -> None:
 
 def head_and_normalisation(model: nn.Module) -> set[str]:
     """Names of the parameters of the head and of every normalisation layer."""
-    head = head_name(model)
-    chosen = {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if name == head or isinstance(module, NORMALISATION)
-        for parameter, _ in module.named_parameters(recurse=False)
-    }
-    return {name.removeprefix(".") for name in chosen}
+    chosen, head = normalisation(model), head_name(model)
+    return {name for name, _ in model.named_parameters() if name in chosen or name.rpartition(".")[0] == head}
 
 
-def reset_normalisation(model: nn.Module) -> None:
-    """Give every normalisation layer the parameters and running statistics of a fresh network, in place."""
-    for module in model.modules():
-        if isinstance(module, NORMALISATION) and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+def normalisation(model: nn.Module) -> set[str]:
+    """Names, as in its state_dict, of the parameters and running statistics of every normalisation layer."""
+    layers = {name for name, module in model.named_modules() if isinstance(module, NORMALISATION)}
+    return {key for key in model.state_dict() if key.rpartition(".")[0] in layers}
 
 
 def has_running_statistics(model: nn.Module) -> bool:

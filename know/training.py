@@ -18,6 +18,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from know.data import Dataset, Split, augment, normalise
+from know.errors import KnowError
 from know.nets import head_and_normalisation
 from know.seeds import stream
 from know.suite import Recipe
@@ -54,10 +55,12 @@ def train(
 
     learning_rate: overrides `recipe.learning_rate` (the arms' search changes nothing else).
     rate_factors: of the learning rate, by parameter name, in the phase that trains everything; 1 where not given.
-    optimizer_state: continue with this state (the released forgetting script carries Adam's).
+    optimizer_state: continue with this state (the released forgetting script carries Adam's); not with rate_factors.
     after_step: called as after_step(steps done, steps in all) in the phase that trains everything.
     progress: label of a progress bar, shown only on a terminal; None for none.
     """
+    if rate_factors and optimizer_state is not None:
+        raise KnowError("an optimiser's state is kept by position, which rate factors change; give one of the two")
     device = next(model.parameters()).device
     order = torch.Generator().manual_seed(stream(seed, "order"))
     pictures = torch.Generator(device=device).manual_seed(stream(seed, "augmentation"))

@@ -11,7 +11,7 @@ from know import finetune
 from know.data import Split, load
 from know.errors import KnowError
 from know.finetune import Memory, Result, Start, fine_tune, source_accuracy, target_split
-from know.nets import build
+from know.nets import build, head_name, normalisation
 from know.suite import Recipe, Transfer
 from know.training import accuracy, recalibrate
 
@@ -181,12 +181,15 @@ def test_carry_keeps_the_weights_own_normalisation(target, seen):
     assert all(torch.equal(t, state[n]) for n, t in seen[0]["weights"].items() if not n.startswith("head."))
 
 
-def test_reset_gives_a_fresh_networks_normalisation_and_nothing_else(target, seen):
-    state, fresh = used(), weights(3, "normcnn")
-    tune(target, Start(state, normalisation="reset"), network="normcnn")
+@pytest.mark.parametrize("network", ["normcnn", "timm:resnet10t"])
+def test_reset_gives_a_fresh_networks_normalisation_and_nothing_else(target, seen, network):
+    """timm starts the last BatchNorm of a block at 0, not at 1."""
+    fresh, kept = build(network, (1, 8, 8), 5, seed=3), normalisation(build(network, (1, 8, 8), 5))
+    state = {name: t + 0.5 if t.is_floating_point() else t + 1 for name, t in fresh.state_dict().items()}
+    tune(target, Start(state, normalisation="reset"), network=network)
     for name, tensor in seen[0]["weights"].items():
-        if not name.startswith("head."):
-            assert torch.equal(tensor, (fresh if "norm" in name else state)[name])
+        if not name.startswith(head_name(fresh)):
+            assert torch.equal(tensor, fresh.state_dict()[name] if name in kept else state[name])
 
 
 def test_recalibrate_measures_the_statistics_on_the_target_images_and_nothing_else(target, seen):
@@ -202,9 +205,9 @@ def test_recalibrate_measures_the_statistics_on_the_target_images_and_nothing_el
             assert torch.equal(tensor, measured[name])
 
 
-@pytest.mark.parametrize("normalisation", ["reset", "recalibrate"])
-def test_without_normalisation_every_policy_is_naive(target, normalisation):
-    assert tune(target, Start(weights(0), normalisation=normalisation)) == tune(target, weights(0))
+@pytest.mark.parametrize("policy", ["reset", "recalibrate"])
+def test_without_normalisation_every_policy_is_naive(target, policy):
+    assert tune(target, Start(weights(0), normalisation=policy)) == tune(target, weights(0))
 
 
 # the source

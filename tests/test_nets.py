@@ -11,8 +11,8 @@ from know.nets import (
     has_running_statistics,
     head_and_normalisation,
     head_name,
+    normalisation,
     replace_head,
-    reset_normalisation,
 )
 
 RGB = (3, 32, 32)
@@ -172,25 +172,17 @@ def test_head_and_normalisation_names_exactly_those():
 
 # normalisation
 
-RESET = ["normcnn", "resnet8", "resnet18_cifar", "vit_tiny", "timm:convnext_atto", "torchvision:resnet18"]
-ZERO_INIT = pytest.mark.xfail(
-    strict=True, reason="timm starts the last BatchNorm of each residual block at 0, reset_normalisation leaves 1"
-)
+NORMALISED = ["normcnn", "resnet8", "vit_tiny", "plaincnn", *LIBRARIES]
 
 
-@pytest.mark.parametrize("name", [*RESET, pytest.param("timm:resnet10t", marks=ZERO_INIT)])
-def test_reset_normalisation_is_that_of_a_fresh_network_and_nothing_else(name):
-    model, fresh = build(name, RGB, 10, seed=1), build(name, RGB, 10, seed=1).state_dict()
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor += 3
-    changed = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    reset_normalisation(model)
+@pytest.mark.parametrize("name", NORMALISED)
+def test_normalisation_is_what_is_neither_head_nor_kernel_nor_bias(name):
+    model = build(name, RGB, 10)
     head = {f"{head_name(model)}.{kind}" for kind in ("weight", "bias")}
-    reset = head_and_normalisation(model) - head
-    reset |= {key for key in fresh if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
-    for key, tensor in model.state_dict().items():
-        assert torch.equal(tensor, (fresh if key in reset else changed)[key])
+    ends = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = {key for key in model.state_dict() if key.endswith(ends)}
+    assert normalisation(model) == head_and_normalisation(model) - head | statistics
+    assert len(statistics) == 3 * sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 @pytest.mark.parametrize(

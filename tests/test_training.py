@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from know.data import load, normalise
+from know.errors import KnowError
 from know.nets import build, head_and_normalisation
 from know.suite import Recipe
 from know.training import _batches, accuracy, logits, recalibrate, schedule, train
@@ -261,6 +262,12 @@ def test_a_carried_state_continues_as_if_uninterrupted(digits, optimizer):
     fresh, _ = full_batch(digits, epochs=3, optimizer=optimizer, start=half.state_dict())
     assert largest_difference(whole, carried) < 1e-5
     assert largest_difference(whole, fresh) > 10 * largest_difference(whole, carried) + 1e-4
+
+
+def test_a_carried_state_and_rate_factors_do_not_go_together(digits):
+    half, outcome = full_batch(digits)
+    with pytest.raises(KnowError, match="kept by position"):
+        full_batch(digits, start=half.state_dict(), optimizer_state=outcome.optimizer, rate_factors={"head.bias": 2.0})
 
 
 def test_a_carried_state_is_not_changed(digits):

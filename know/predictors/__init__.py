@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -267,10 +268,7 @@ def predict(
         tensor = theta_0[info.name]
         answer[info.name] = values.reshape(tensor.shape).to(tensor.dtype)
         if not bool(answer[info.name].isfinite().all()):
-            largest = float(window.abs().max())
-            raise Overflow(
-                f"predictor {predictor} overflows at tensor {info.name!r}, whose history reaches {largest:.3g}"
-            )
+            raise _overflow(predictor, info, window)
     return answer
 
 
@@ -287,7 +285,17 @@ def rates(
     chosen = get(predictor)
     if chosen.answers != "rate":
         raise KnowError(f"predictor {predictor} answers weights; see know.predict")
-    return {info.name: float(value) for info, _, value in _answers(trajectory, chosen, depth, known, seed, options)}
+    factors = {}
+    for info, window, value in _answers(trajectory, chosen, depth, known, seed, options):
+        if not 0 < value < math.inf:
+            raise _overflow(predictor, info, window)
+        factors[info.name] = float(value)
+    return factors
+
+
+def _overflow(predictor: str, info: TensorInfo, window: Tensor) -> Overflow:
+    largest = float(window.abs().max())
+    return Overflow(f"predictor {predictor} overflows at tensor {info.name!r}, whose history reaches {largest:.3g}")
 
 
 def _answers(

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FLAT = 1e-3
+"""Less than this, as a share, counts as no sign of a limit: in `rre` the shortening of the movement, in both vector
+methods the sum of the coefficients against their size. Rounding of float32 snapshots stays below it."""
+
 
 def extrapolate(window: Tensor, x: Tensor, at: Tensor) -> Tensor:
     """Value, float32 (N,), at `at` of the least-squares line through windows (N, S) over x, float64 (S,)."""

@@ -20,4 +20,4 @@ def matched_rate(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known", pow
     without the shrinking. of: "known" (ours) or "released". power: 1 for Adam; 2 for SGD, where it is 1/c^2.
     """
     theta_0, answer = window[:, -1].norm(), tensor.answer_of(of, window).norm()
-    return float(theta_0 / answer) ** power if theta_0 > 0 and answer > 0 else 1.0
+    return 1.0 if theta_0 == 0 or answer == 0 else float(theta_0 / answer) ** power

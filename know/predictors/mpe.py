@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 from know.predictors import Scope, TensorInfo, differences_gram, predictor
-from know.predictors._numerics import combine, ridge
-
-FLAT = 1e-3
-"""Where the coefficients add up to less than this share of their size, the sequence has no limit."""
+from know.predictors._numerics import FLAT, combine, ridge
 
 
 @predictor(
