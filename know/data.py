@@ -158,15 +158,18 @@ def nested_subsets(n: int, fractions: tuple[float, ...] | list[float], seed: int
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
     """uint8 (B, C, H, W) to float32, channel mean 0 and standard deviation 1 over the training images."""
-    return (images.float() / 255 - dataset.mean[:, None, None]) / dataset.std[:, None, None]
+    scale = 1 / (255 * dataset.std)
+    shift = -dataset.mean / dataset.std
+    return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """Shift every image by up to 1/8 of its side each way (edge pixels repeated); mirror half of them if `flip`.
 
-    uint8 (B, C, H, W) in and out, on the device of `images`; the draw depends on `generator` alone.
+    uint8 (B, C, H, W) in and out (in channels-last memory), on the device of `images`; the draw depends on `generator`
+    alone.
     """
-    batch, _, height, width = images.shape
+    batch, channels, height, width = images.shape
     device = images.device
 
     def positions(side: int) -> Tensor:  # (B, side) source coordinates
@@ -178,9 +181,10 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor
     if flip:
         mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    picture = torch.arange(batch, device=device)[:, None, None]
-    shifted = images[picture, :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-    return shifted.movedim(-1, 1)
+    first = torch.arange(batch, device=device)[:, None, None] * (height * width)
+    pixels = first + rows[:, :, None] * width + columns[:, None, :]  # (B, H, W)
+    shifted = images.movedim(1, -1).reshape(-1, channels).index_select(0, pixels.flatten())
+    return shifted.view(batch, height, width, channels).movedim(-1, 1)
 
 
 def _read(name: str, source: _Source, root: Path) -> dict[str, np.ndarray]:

@@ -89,7 +89,8 @@ def train(
                     group["lr"] = rate * factor * group["factor"]
                 part = split.take(batch)
                 images = augment(part.images, pictures, flip=dataset.flip) if recipe.augment else part.images
-                scores = model(normalise(images, dataset))  # (B, classes)
+                inputs = normalise(images, dataset).contiguous(memory_format=torch.channels_last)
+                scores = model(inputs)  # (B, classes)
                 loss = F.cross_entropy(scores, part.labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -158,11 +159,12 @@ def _optimizer(
 
 
 @torch.no_grad()
-def logits(model: nn.Module, dataset: Dataset, split: Split, batch: int = 2048) -> Tensor:
+def logits(model: nn.Module, dataset: Dataset, split: Split, batch: int = 256) -> Tensor:
     """Class scores float32 (N, classes) in evaluation mode; the mode of the model is left as it was."""
     mode = model.training
     model.eval()
-    scores = torch.cat([model(normalise(images, dataset)).float() for images in split.images.split(batch)])
+    parts = (normalise(images, dataset) for images in split.images.split(batch))
+    scores = torch.cat([model(part.contiguous(memory_format=torch.channels_last)).float() for part in parts])
     model.train(mode)
     return scores
 
