@@ -1,5 +1,6 @@
 # make results [SUITE=smoke]   set up .venv and run a suite: tables and figures appear in results/<suite>/
 # make test                    the tests
+# make pretrained              train the networks that ship anew (benchmarks/metatraining.yaml); needs KNOW_DATA
 # make lint                    what continuous integration checks besides
 SUITE ?= smoke
 PYTHON ?= python3
@@ -22,6 +23,7 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	snakemake --lint
+	snakemake --lint --snakefile workflow/metatraining.smk
 
 # uv first, by its own hashes from the lock file; it installs the rest in seconds and shares files between clones.
 $(INSTALLED): requirements.lock pyproject.toml
@@ -33,9 +35,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	uv pip install --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-# what the package ships: the networks of a suite's meta-training, with their card
-pretrained: results
-	cp work/$(SUITE)/known/5/*.safetensors work/$(SUITE)/known/5/README.md know/pretrained/
+pretrained: $(INSTALLED)
+	snakemake --snakefile workflow/metatraining.smk --cores $(CORES)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-emit-index-url --no-header \

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from know.errors import KnowError
-from know.suite import LENGTH, RESULTS, WORK, Forgetting, Recipe, load_suite
+from know.errors import KnowError, unknown
+from know.suite import LENGTH, RESULTS, WORK, Forgetting, MetaTraining, Recipe, load_shipped, load_suite
 
 app = typer.Typer(
     help="KNOW prediction: weights as if trained on more data, from a forgetting trajectory.",
@@ -181,40 +181,65 @@ def forget(
 
 @app.command()
 def metaset(
-    suite: SuiteName,
     shard: Annotated[int, typer.Option(min=0, help="Which share of the meta-trajectories to make.")],
+    suite: MaybeSuite = None,
     device: Device = "cpu",
     threads: Threads = 1,
 ) -> None:
-    """Make one shard of the meta-set: windows from many small trajectories (work/SUITE/metaset/)."""
+    """Make one shard of the meta-set: windows from many small trajectories.
+
+    Of a suite (work/SUITE/metaset/), or of the networks that ship (benchmarks/metatraining.yaml, in work/shipped/).
+    An interrupted run is resumed by the same command.
+    """
     from know.metatrain import make_metaset
 
-    settings = load_suite(suite).metatraining
+    settings, work = _metatraining(suite)
     if shard >= settings.shards:
-        raise KnowError(f"suite {suite} has shards 0 to {settings.shards - 1}, not {shard}")
-    make_metaset(shard, settings, out=_work(suite) / "metaset" / str(shard), device=_start(device, threads))
+        raise KnowError(f"there are shards 0 to {settings.shards - 1}, not {shard}")
+    make_metaset(shard, settings, out=work / "metaset" / str(shard), device=_start(device, threads))
 
 
 @app.command()
 def metatrain(
-    suite: SuiteName,
+    suite: MaybeSuite = None,
+    group: Annotated[
+        str | None, typer.Option(help="Without --suite: group of benchmarks/metatraining.yaml to ship.")
+    ] = None,
     length: Annotated[int, typer.Option(min=2, max=6, help="S: snapshots that the networks take.")] = LENGTH,
     device: Device = "cpu",
     threads: Threads = 1,
 ) -> None:
-    """Train KNOWN, scaled KNOWN and meta-linear on the meta-set of a suite (work/SUITE/known/LENGTH/).
+    """Train KNOWN, scaled KNOWN and meta-linear on a meta-set, and print held-out errors beside "no change".
 
-    Prints held-out losses beside "no change".
+    Of a suite (work/SUITE/known/LENGTH/), or a group of those that ship (know/pretrained/GROUP/LENGTH/).
     """
+    from know.files import PRETRAINED
     from know.metatrain import fit_known
 
-    settings = load_suite(suite).metatraining
-    work = _work(suite)
+    if (suite is None) == (group is None):
+        raise KnowError("give either --suite or --group")
+    settings, work = _metatraining(suite)
     shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
-    out, device = work / "known" / str(length), _start(device, threads)
-    known = fit_known(shards, settings, length=length, out=out, device=device)
-    for role, loss in known.facts["losses"].items():
-        print(f"{role:5} held-out loss {loss['held_out_loss']:.3g}, no change {loss['no_change_loss']:.3g}")
+    out, without = work / "known" / str(length), []
+    if group:
+        groups = load_shipped().groups
+        if group not in groups:
+            raise unknown("group", group, groups)
+        out, without = PRETRAINED / group / str(length), groups[group].without
+    device = _start(device, threads)
+    known = fit_known(shards, settings, length=length, without=without, out=out, device=device)
+    for role, errors in known.facts["held_out"].items():
+        print(f"{role:5} held-out error {errors['loss']:.3g}, no change {errors['no_change_loss']:.3g}")
+
+
+def _metatraining(suite: str | None) -> tuple[MetaTraining, Path]:
+    """Settings of a suite's meta-training, or of the networks that ship, and where its work goes."""
+    if suite is None:
+        return load_shipped().metatraining, WORK / "shipped"
+    settings = load_suite(suite)
+    if settings.metatraining is None:
+        raise KnowError(f"suite {suite} has no meta-training of its own; it asks the shipped group {settings.known!r}")
+    return settings.metatraining, _work(suite)
 
 
 @app.command()
@@ -326,7 +351,8 @@ def inspect_(
     if suite:
         _start("cpu", threads or 1)
         settings = load_suite(suite)
-        inspection.inspect_suite(settings.cells, settings.trajectory_ids, settings.arms, _work(suite))
+        known = {length: settings.known_folder(_work(suite), length) for length in settings.lengths}
+        inspection.inspect_suite(settings.cells, settings.trajectory_ids, settings.arms, _work(suite), known)
         return
     if not inputs:
         raise KnowError("give a trajectory folder, checkpoints with --fractions, or --suite")
@@ -396,7 +422,7 @@ def transfer(
         settings.transfer,
         settings.arms,
         origin=work / "trajectories" / chosen.origin.slug,
-        known=work / "known" / str(chosen.length),
+        known=settings.known_folder(work, chosen.length),
         memory=memory,
         out=work / "transfers" / cell,
         device=_start(device, threads),
@@ -411,7 +437,7 @@ def landscape(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) ->
     settings, work = load_suite(suite), _work(suite)
     cell = settings.cells[0]
     folder = work / "trajectories" / cell.origin.slug / "t0" / cell.track
-    known = work / "known" / str(cell.length)
+    known = settings.known_folder(work, cell.length)
     make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=_start(device, threads))
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from know.errors import KnowError
 
 PACKAGE = Path(__file__).parent
+PRETRAINED = PACKAGE / "pretrained"
+"""Networks that the package ships: GROUP/LENGTH/."""
 
 
 @contextlib.contextmanager

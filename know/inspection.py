@@ -6,7 +6,7 @@ extrapolate?), and the answers of the networks to histories made by hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -166,10 +166,13 @@ def inspect_trajectory(
     return found
 
 
-def inspect_suite(cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path) -> None:
+def inspect_suite(
+    cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path, known: Mapping[int, Path]
+) -> None:
     """The three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
 
     Every predictor of the suite's arms, at the depths 1, 2 and 3 where it has a depth, on every evaluated trajectory.
+    known: folder of the networks by S.
     """
     lines, taken, moved, networks = predictors.lines(arms), [], [], {}
     # several targets or shares of one source have the same trajectories
@@ -177,7 +180,7 @@ def inspect_suite(cells: Iterable[Cell], trajectories: list[str], arms: Arms, wo
     evaluated = [t for t in trajectories if not t.startswith("p")]
     bar = tqdm(total=len(places) * len(evaluated) * len(lines), desc="inspection", disable=None)
     for origin, track, length in places:
-        models = Models(work / "known" / str(length))
+        models = Models(known[length])
         for name in ("known", "scaled"):
             networks[f"{name}, S = {length}"] = models[name]
         for trajectory in evaluated:

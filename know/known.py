@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from know import released
 from know.errors import KnowError, unknown
+from know.files import PRETRAINED
 from know.trajectory import PREDICTED, load_facts, load_state, save_state
 
-PRETRAINED = Path(__file__).parent / "pretrained"
 Scaling = Literal["none", "range", "wnn"]
 
 
@@ -149,9 +149,13 @@ class Known:
         return cls(nets, {**facts, "scaling": "wnn" if model == "wnn" else "none"})
 
     @classmethod
-    def pretrained(cls) -> Known:
-        """The networks that the package ships; their card is know/pretrained/README.md."""
-        return cls.load(PRETRAINED / "known.safetensors")
+    def pretrained(cls, group: str = "general", length: int = 5) -> Known:
+        """Networks that the package ships; each group has its card in know/pretrained/GROUP/LENGTH/README.md."""
+        path = PRETRAINED / group / str(length) / "known.safetensors"
+        if not path.is_file():
+            found = sorted(f"{path.parent.parent.name}, {path.parent.name}" for path in PRETRAINED.glob("*/*/known.*"))
+            raise unknown("shipped networks", f"{group}, {length}", found)
+        return cls.load(path)
 
 
 class Models:
@@ -176,7 +180,7 @@ class Models:
         elif isinstance(given, Mapping):
             self.found = dict(given)
         else:
-            path = PRETRAINED if given is None else Path(given)
+            path = PRETRAINED / "general" / "5" if given is None else Path(given)
             self.folder = path if path.is_dir() else path.parent
             if not path.is_dir():
                 self.found, self.files = {"known": Known.load(path)}, {"known": [path]}

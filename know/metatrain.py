@@ -10,32 +10,38 @@ the smallest subset. The paper says nothing of epochs and optimiser of the hyper
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from know.data import load, nested_subsets
 from know.errors import KnowError
 from know.files import code_hash, digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
 from know.known import Known, KnownNet, Scaling, scale_windows
 from know.nets import build
+from know.progress import progress
 from know.seeds import stream
-from know.suite import LENGTH, MetaTraining, Recipe
+from know.suite import LENGTH, MetaTraining, Recipe, family
 from know.training import train
 from know.trajectory import PREDICTED, State, load_facts, load_state, roles, save_state
 
 SNAPSHOTS = 7
 WINDOWS = 2
 """Windows cut from one history (paper); one only where S is 6."""
-HISTORY = ["model", "role", "update", "training_loss", "held_out_loss", "no_change_loss", "linear_loss"]
+HISTORY = ["model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 COEFFICIENTS = ["model", "role", "term", "value"]
+HELD_OUT = ["run", "dataset", "network", "role", "model", "windows", "loss", "no_change_loss", "linear_loss", "step"]
+STILL = 1e-3
+"""A network whose |step| / |theta_0| is smaller predicts nothing."""
 NETWORKS: dict[str, Scaling] = {"known": "none", "scaled": "range"}
 """The networks that are trained, each on three roles, and how their windows are scaled."""
+META_LINEAR = {"meta_linear": ("", False), "meta_linear_theta0": (".theta_0", True)}
+"""The closed-form models: ending of the names of their coefficients, and whether theta_0 has one."""
 
 
 def draw_run(run: int, settings: MetaTraining) -> dict:
@@ -103,7 +109,7 @@ def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str =
     fingerprint = digest([shard, settings.model_dump(), data, code, torch.__version__])
     with resumable_folder(out, fingerprint) as folder:
         files = {}
-        for run in tqdm(runs, desc=f"meta-trajectories, shard {shard}", disable=None):
+        for run in progress(runs, desc=f"meta-trajectories, shard {shard}"):
             path = folder / f"{run:05d}.safetensors"
             if not path.is_file():
                 drawn = draw_run(run, settings)
@@ -135,120 +141,179 @@ def _meta_trajectory(drawn: dict, dataset, settings: MetaTraining) -> tuple[list
 
 
 def fit_known(
-    shards: Iterable[Path], settings: MetaTraining, *, length: int = LENGTH, out: Path, device: str = "cpu"
+    shards: Iterable[Path],
+    settings: MetaTraining,
+    *,
+    length: int = LENGTH,
+    without: Collection[str] = (),
+    out: Path,
+    device: str = "cpu",
 ) -> Known:
     """Train everything that is learnt from the windows of all shards, for histories of S = `length` snapshots.
 
-    Writes into `out`: known.safetensors and scaled.safetensors (see `Known`), meta_linear.safetensors and its numbers
-    as meta_linear.csv, history.csv of the training, and the card, README.md.
+    without: families of datasets (`know.suite.family`) whose trajectories are left out.
 
-    Whole trajectories are held out (every k-th of those that did not diverge). A role stops when its held-out loss has
-    not improved for `patience` evaluations; the best weights are kept.
+    Writes into `out`: known.safetensors and scaled.safetensors (see `Known`), meta_linear.safetensors and its numbers
+    as meta_linear.csv, history.csv of the training, held_out.csv, facts.json, and the card made of those, README.md.
+
+    Whole trajectories are set apart, every k-th of those that did not diverge for either of two purposes. A role stops
+    when its loss on the selection has not improved for `patience` evaluations, and the best weights are kept; what is
+    reported are errors on the held-out ones, which nothing else sees.
     """
-    found = [Path(shard).parent / name for shard in shards for name in read_json(shard)["files"]]
-    files = sorted(found, key=lambda path: path.name)  # the order of the runs, whatever the number of shards
-    facts_of = {path: load_facts(path) for path in files}
-    good = [path for path in files if facts_of[path]["status"] == "ok"]
-    # evenly from every dataset and network: those alternate from run to run, and so might a plain stride
-    by_kind = sorted(good, key=lambda path: (facts_of[path]["dataset"], facts_of[path]["network"], path.name))
-    stride = max(2, round(1 / settings.held_out))
-    held_out = set(by_kind[stride - 1 :: stride])
-    if not held_out:
-        raise KnowError(f"only {len(good)} of {len(files)} meta-trajectories did not diverge; none can be held out")
-    parts: dict[str, tuple[list[Tensor], list[Tensor]]] = {role: ([], []) for role in PREDICTED}
-    for path in good:
-        for role, values in load_state(path).items():
-            parts[role][path in held_out].append(windows(values, length))
-    split = {
-        role: tuple(torch.cat(part).to(device) if part else torch.zeros(0, length + 1) for part in both)
-        for role, both in parts.items()
-    }
-    for role, (kept, held) in split.items():
-        if not len(kept) or not len(held):
+    paths = [Path(shard).parent / name for shard in shards for name in read_json(shard)["files"]]
+    every = {path: load_facts(path) for path in sorted(paths, key=lambda path: path.name)}  # whatever the shards
+    runs = {path: facts for path, facts in every.items() if family(facts["dataset"]) not in without}
+    good = {path: facts for path, facts in runs.items() if facts["status"] == "ok"}
+    parts = _split(good, settings)
+    if not all(parts.values()):
+        raise KnowError(f"only {len(good)} of {len(runs)} meta-trajectories did not diverge; none can be held out")
+    cut = {path: {role: windows(h, length) for role, h in load_state(path).items()} for path in good}
+
+    def of(part: str, role: str) -> Tensor:  # (N, S + 1)
+        found = [cut[path][role] for path in parts[part] if role in cut[path]]
+        if not found:
             raise KnowError(f"metatraining: no windows of role {role}; add a network that has such tensors")
+        return torch.cat(found).to(device)
+
     facts = {
-        "data": sorted(settings.datasets),
-        "networks": sorted(settings.networks),
-        "trajectories": len(good),
-        "held_out_trajectories": len(held_out),
-        "diverged": len(files) - len(good),
+        "data": sorted({facts["dataset"] for facts in runs.values()}),
+        "networks": sorted({facts["network"] for facts in runs.values()}),
+        "trajectories": {part: len(paths) for part, paths in parts.items()} | {"diverged": len(runs) - len(good)},
         "settings": settings.model_dump(mode="json"),
         "code": code_hash(__name__),
     }
-    trained, rows = {}, []
+    steps: dict[str, Callable[[Tensor, str], Tensor]] = {}
+    trained, history = {}, []
     for model, scaling in NETWORKS.items():
-        nets, losses = {}, {}
-        for role, (kept, held) in split.items():
-            net, history = _fit_role(model, role, kept, held, settings)
-            rows += history
-            best = min(history, key=lambda row: row["held_out_loss"])
-            nets[role], losses[role] = net.cpu(), {key: best[key] for key in HISTORY[2:]}
-        trained[model] = Known(nets, {**facts, "model": model, "scaling": scaling, "losses": losses})
-        trained[model].save(out / f"{model}.safetensors")
-    write_csv(out / "history.csv", rows, HISTORY)
+        nets = {}
+        for role in PREDICTED:
+            net, rows = _fit_role(model, role, of("training", role), of("selection", role), settings)
+            nets[role], history = net.cpu(), history + rows
+        trained[model] = Known(nets, {"scaling": scaling})
+        steps[model] = trained[model].residual
     coefficients, numbers = {}, []
-    for role, (kept, held) in split.items():
-        for model, terms in (("meta_linear", 0), ("meta_linear_theta0", 1)):
-            solved, loss = _least_squares(kept, held, with_theta_0=bool(terms))
-            coefficients[f"{role}.theta_0" if terms else role] = solved.float()
-            names = [f"difference {k}" for k in range(1, length)] + ["theta_0"] * terms
-            values = [*solved.tolist(), loss]
-            for term, value in zip([*names, "held_out_loss"], values, strict=True):
-                numbers.append({"model": model, "role": role, "term": term, "value": f"{value:.6g}"})
+    for model, (ending, with_theta_0) in META_LINEAR.items():
+        solved = {role: _least_squares(of("training", role), with_theta_0=with_theta_0) for role in PREDICTED}
+        coefficients |= {role + ending: values.float() for role, values in solved.items()}
+        names = [*(f"difference {k}" for k in range(1, length)), "theta_0"]
+        numbers += [
+            {"model": model, "role": role, "term": term, "value": f"{value:.6g}"}
+            for role, values in solved.items()
+            for term, value in zip(names, values.tolist(), strict=False)
+        ]
+        steps[model] = functools.partial(_closed_form, solved, with_theta_0)
+    errors = [row for path in parts["held_out"] for row in _errors(good[path], cut[path], steps)]
+    for model, network in trained.items():
+        network.facts |= {**facts, "model": model, "held_out": _means(errors, model)}
+        network.save(out / f"{model}.safetensors")
     save_state(out / "meta_linear.safetensors", coefficients, facts)
+    write_csv(out / "history.csv", history, HISTORY)
     write_csv(out / "meta_linear.csv", numbers, COEFFICIENTS)
+    write_csv(out / "held_out.csv", errors, HELD_OUT)
+    write_json(out / "facts.json", {**facts, "length": length, "without": sorted(without)})
     write_text(out / "README.md", card(trained["known"]))
     return trained["known"]
 
 
-def _least_squares(kept: Tensor, held: Tensor, *, with_theta_0: bool) -> tuple[Tensor, float]:
-    """Coefficients, float64 (S - 1 or S,), of the step in the differences, oldest first, and in theta_0 if asked; and
-    their mean absolute error on the held-out windows.
+def _split(good: Mapping[Path, dict], settings: MetaTraining) -> dict[str, list[Path]]:
+    """Training, selection and held-out trajectories, the last two evenly from every dataset and network: those
+    alternate from run to run, and so might a plain stride.
     """
+    by_kind = sorted(good, key=lambda path: (good[path]["dataset"], good[path]["network"], path.name))
+    stride = max(3, round(1 / settings.held_out))
+    selection, held_out = by_kind[stride - 1 :: stride], by_kind[stride - 2 :: stride]
+    training = [path for path in good if path not in {*selection, *held_out}]
+    return {"training": training, "selection": selection, "held_out": held_out}
 
-    def terms(part: Tensor) -> tuple[Tensor, Tensor]:
-        window = part.double().cpu()  # the driver that copes with any rank is the processor's
-        inputs = window[:, :-1].diff(dim=1)  # (N, S - 1)
-        inputs = torch.cat([inputs, window[:, -2:-1]], dim=1) if with_theta_0 else inputs
-        return inputs, window[:, -1] - window[:, -2]
 
-    inputs, step = terms(kept)
-    solved = torch.linalg.lstsq(inputs, step[:, None], driver="gelsd").solution[:, 0]
-    inputs, step = terms(held)
-    return solved, float((inputs @ solved - step).abs().mean())
+def _linear_terms(window: Tensor, with_theta_0: bool) -> Tensor:
+    """What meta-linear combines, float64 (N, S - 1 or S): the differences of windows (N, S), oldest first; theta_0."""
+    window = window.double().cpu()  # the driver that copes with any rank is the processor's
+    differences = window.diff(dim=1)
+    return torch.cat([differences, window[:, -1:]], dim=1) if with_theta_0 else differences
+
+
+def _least_squares(rows: Tensor, *, with_theta_0: bool) -> Tensor:
+    """Coefficients, float64 (S - 1 or S,), of the step in the differences and, if asked, in theta_0, from windows with
+    their target, (N, S + 1).
+    """
+    step = (rows[:, -1:] - rows[:, -2:-1]).double().cpu()
+    return torch.linalg.lstsq(_linear_terms(rows[:, :-1], with_theta_0), step, driver="gelsd").solution[:, 0]
+
+
+def _closed_form(solved: Mapping[str, Tensor], with_theta_0: bool, window: Tensor, role: str) -> Tensor:
+    """The step (N,) of meta-linear."""
+    return (_linear_terms(window, with_theta_0) @ solved[role]).float()
+
+
+def _errors(
+    facts: dict, cut: Mapping[str, Tensor], steps: Mapping[str, Callable[[Tensor, str], Tensor]]
+) -> Iterator[dict]:
+    """Rows of `HELD_OUT` of one trajectory: mean absolute error of the predicted weight by role and model, and the size
+    of the step.
+    """
+    for role, rows in cut.items():
+        window, truth = rows[:, :-1], rows[:, -1]
+        theta_0, linear = window[:, -1], 2 * window[:, -1] - window[:, -2]
+        plain = {"no_change_loss": theta_0 - truth, "linear_loss": linear - truth}
+        shared = {name: f"{float(error.abs().mean()):.4g}" for name, error in plain.items()}
+        place = {"run": facts["run"], "dataset": facts["dataset"], "network": facts["network"], "role": role}
+        for model, ask in steps.items():
+            step = ask(window, role)
+            loss, size = (theta_0 + step - truth).abs().mean(), step.norm() / theta_0.norm().clamp_min(1e-30)
+            own = {"model": model, "loss": f"{float(loss):.4g}", "step": f"{float(size):.4g}"}
+            yield {**place, "windows": len(rows), **shared, **own}
+
+
+def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
+    """Means over the held-out trajectories, each counting once, by role."""
+    found = {}
+    for role in PREDICTED:
+        rows = [row for row in errors if (row["model"], row["role"]) == (model, role)]
+        if not rows:
+            raise KnowError(f"metatraining: no held-out windows of role {role}; add trajectories")
+        names = ("loss", "no_change_loss", "linear_loss", "step")
+        found[role] = {name: float(f"{sum(float(row[name]) for row in rows) / len(rows):.4g}") for name in names}
+    return found
 
 
 def card(known: Known) -> str:
     """The card of a trained KNOWN, in Markdown, from what its file records."""
-    facts, settings = known.facts, known.facts["settings"]
+    facts, settings, counts = known.facts, known.facts["settings"], known.facts["trajectories"]
     losses = [
-        f"| {role} | {loss['held_out_loss']:.3g} | {loss['no_change_loss']:.3g} | {loss['linear_loss']:.3g} |"
-        for role, loss in ((role, facts["losses"][role]) for role in PREDICTED)
+        f"| {role} | {own['loss']:.3g} | {own['no_change_loss']:.3g} | {own['linear_loss']:.3g} | {own['step']:.2g}"
+        f"{' (no prediction)' if own['step'] < STILL else ''} |"
+        for role, own in ((role, facts["held_out"][role]) for role in PREDICTED)
     ]
     ranges = {key: " to ".join(f"{bound:g}" for bound in settings[key]) for key in ("rate", "learning_rate")}
     return f"""# KNOWN, meta-trained on {", ".join(facts["data"])}
 
-Three networks of 9,425 parameters (conv, fc, bias), history length {known.length}; see `know/known.py` for the paper.
+Three networks of 9,425 parameters at S = 5 (conv, fc, bias), history length {known.length}; see `know/known.py` for the
+paper.
 
-- Trained on {facts["trajectories"]} forgetting trajectories ({facts["held_out_trajectories"]} of them held out, \
-{facts["diverged"]} more diverged) of {", ".join(facts["networks"])}.
+- Trained on {counts["training"]} forgetting trajectories of {", ".join(facts["networks"])}; {counts["selection"]} \
+others chose the update that is kept,
+  {counts["held_out"]} others gave the errors below, {counts["diverged"]} more diverged.
 - Rates drawn from {ranges["rate"]}, learning rates from {ranges["learning_rate"]}; {settings["images"]} images in the \
 largest subset, at least {settings["smallest"]} in the smallest.
 - In-distribution wherever the source or target is one of {", ".join(facts["data"])}: results there are no evidence.
 - Nothing is known about networks, sizes and data far from these.
 
-Mean absolute error of a predicted weight on held-out trajectories:
+Mean absolute error of a predicted weight, and |step| / |theta_0|, mean over the held-out trajectories; a step under
+{STILL:g} is called no prediction:
 
-| role | KNOWN | no change | linear step |
-|---|---:|---:|---:|
+| role | KNOWN | no change | linear step | step |
+|---|---:|---:|---:|---:|
 {chr(10).join(losses)}
 
-Code fingerprint {facts["code"]}.
+By trajectory: held_out.csv. Code fingerprint {facts["code"]}.
 """
 
 
-def _fit_role(model: str, role: str, kept: Tensor, held: Tensor, settings: MetaTraining) -> tuple[KnownNet, list[dict]]:
-    """Train one network on windows with targets (N, S + 1); its best weights, and the rows of `HISTORY`.
+def _fit_role(
+    model: str, role: str, kept: Tensor, selection: Tensor, settings: MetaTraining
+) -> tuple[KnownNet, list[dict]]:
+    """Train one network on windows with targets (N, S + 1); its best weights on the selection, and rows of `HISTORY`.
 
     The loss is in the units of the weights, whatever the scaling: a scaled step counts as much as it moves.
     """
@@ -259,14 +324,15 @@ def _fit_role(model: str, role: str, kept: Tensor, held: Tensor, settings: MetaT
         net = KnownNet(length).to(kept.device)
     generator = torch.Generator(device=kept.device).manual_seed(stream(seed, "batches"))
     optimizer = torch.optim.Adam(net.parameters(), settings.optimizer_rate, fused=True)
-    no_change = float((held[:, -2] - held[:, -1]).abs().mean())
-    linear = float((2 * held[:, -2] - held[:, -3] - held[:, -1]).abs().mean())
+    no_change = float((selection[:, -2] - selection[:, -1]).abs().mean())
+    linear = float((2 * selection[:, -2] - selection[:, -3] - selection[:, -1]).abs().mean())
     (inputs, factors), steps = scale_windows(kept[:, :-1], NETWORKS[model]), kept[:, -1] - kept[:, -2]
-    (held_inputs, held_factors), held_steps = scale_windows(held[:, :-1], NETWORKS[model]), held[:, -1] - held[:, -2]
+    selection_inputs, selection_factors = scale_windows(selection[:, :-1], NETWORKS[model])
+    selection_steps = selection[:, -1] - selection[:, -2]
     interval = max(1, settings.updates // settings.evaluations)
     best, best_state, waited, rows = math.inf, None, 0, []
     running = torch.zeros((), device=kept.device)
-    bar = tqdm(range(1, settings.updates + 1), desc=f"{model}, {role}", disable=None, leave=False)
+    bar = progress(range(1, settings.updates + 1), desc=f"{model}, {role}", leave=False)
     for update in bar:
         drawn = torch.randint(len(kept), (settings.window_batch,), generator=generator, device=kept.device)
         error = (net(inputs[drawn]) * factors[drawn] - steps[drawn]).abs().mean()
@@ -277,8 +343,8 @@ def _fit_role(model: str, role: str, kept: Tensor, held: Tensor, settings: MetaT
         if update % interval:
             continue
         with torch.no_grad():
-            answers = torch.cat([net(part) for part in held_inputs.split(16384)]) * held_factors
-        loss = float((answers - held_steps).abs().mean())
+            answers = torch.cat([net(part) for part in selection_inputs.split(16384)]) * selection_factors
+        loss = float((answers - selection_steps).abs().mean())
         row = (model, role, update, float(running) / interval, loss, no_change, linear)
         rows.append(
             {k: v if isinstance(v, str | int) else float(f"{v:.6g}") for k, v in zip(HISTORY, row, strict=True)}
@@ -289,7 +355,7 @@ def _fit_role(model: str, role: str, kept: Tensor, held: Tensor, settings: MetaT
             best_state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         else:
             waited += 1
-        bar.set_postfix(held_out=f"{loss:.3g}", no_change=f"{no_change:.3g}")
+        bar.set_postfix(selection=f"{loss:.3g}", no_change=f"{no_change:.3g}")
         if waited >= settings.patience or not math.isfinite(loss):
             break
     if best_state is None:

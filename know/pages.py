@@ -13,14 +13,16 @@ import pandas as pd
 from know.errors import KnowError
 from know.files import read_json
 from know.records import RunRecord, read_records
-from know.statistics import CONFIDENCE, FEW, Interval, compare, paired_t, summarise, trajectory_means
+from know.statistics import CONFIDENCE, FEW, Interval, compare, fieller, paired_t, summarise, trajectory_means
 from know.suite import LENGTH, RATE, Suite
 
 SNAPSHOT_COLUMNS = [
     *("source", "network", "rate", "track", "trajectory", "snapshot", "fraction", "images"),
     *("test_accuracy", "left_out_accuracy", "left_out_accuracy_theta_0"),
 ]
-HISTORY = ["model", "role", "update", "held_out_loss", "no_change_loss", "linear_loss"]
+HELD_OUT = ["run", "role", "model", "loss", "no_change_loss", "linear_loss", "step"]
+STILL = 1e-3
+"""A network whose |step| / |theta_0| is smaller predicts nothing."""
 COEFFICIENTS = ["model", "role", "term", "value"]
 STEPS = [
     "source",
@@ -90,7 +92,7 @@ def page(folder: Path) -> str:
     lines += ["## What each arm is", "", *_described(suite), ""]
     lines += ["## What the steps are made of", "", *_steps(folder, suite), ""]
     lines += ["## Is there anything to extrapolate?", "", *_movement(folder), ""]
-    lines += ["## Meta-training", "", *_metatraining(folder), ""]
+    lines += ["## Meta-training", "", *_metatraining(folder, suite), ""]
     lines += ["## Figures", ""]
     for name in suite["figures"]:
         lines += [f"![{name.replace('_', ' ')}](figures/{name}.png)", ""]
@@ -99,7 +101,8 @@ def page(folder: Path) -> str:
 
 def load(folder: Path) -> tuple[dict, pd.DataFrame]:
     suite = read_json(folder / "suite.json")
-    if missing := sorted({"described", "figures", "name", "unavailable", *Suite.model_fields} - set(suite)):
+    keys = {"described", "figures", "learnt_from", "name", "unavailable", *Suite.model_fields}
+    if missing := sorted(keys - set(suite)):
         raise KnowError(f"{folder / 'suite.json'} lacks {', '.join(missing)}; it is damaged, restore it")
     return suite, read_records([folder / "runs.csv"], RunRecord)
 
@@ -332,24 +335,27 @@ def _gate_lines(found: dict[str, Interval]) -> list[str]:
     return lines if informative(found) else [*lines, "", "This cell is **uninformative**."]
 
 
-def _metatraining(folder: Path) -> list[str]:
-    history = load_table(folder / "metatraining.csv", ["length", *HISTORY])
+def _metatraining(folder: Path, suite: dict) -> list[str]:
+    errors = load_table(folder / "held_out.csv", ["length", *HELD_OUT])
     closed = load_table(folder / "meta_linear.csv", ["length", *COEFFICIENTS])
+    origin = f"shipped, group `{suite['known']}`" if suite["known"] else "of this suite"
     lines = [
-        "Mean absolute error of the predicted weight on held-out trajectories; of the networks at their best update,",
-        "which is chosen on the same trajectories.",
+        f"Networks: {origin}, meta-trained on {', '.join(suite['learnt_from'])}. Mean absolute error of the predicted",
+        "weight as a share of that of no change (predicting theta_0), on trajectories that neither trained nor chose a",
+        f"network: ratio of the means over trajectories, each counting once, with its {100 * CONFIDENCE:g} % Fieller",
+        "interval. Step: |step| / |theta_0| of KNOWN, mean.",
         "",
-        "| S | role | KNOWN | scaled KNOWN | meta-linear | with theta_0 | no change | linear step |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| S | role | n | KNOWN | scaled KNOWN | meta-linear | with theta_0 | linear step | step |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for (length, role), rows in history.groupby(["length", "role"], sort=False):
-        best = rows.loc[rows.groupby("model")["held_out_loss"].idxmin()].set_index("model")
-        own = closed[(closed["length"] == length) & (closed["role"] == role) & (closed["term"] == "held_out_loss")]
-        linear = own.set_index("model")["value"]
-        losses = [best.loc["known", "held_out_loss"], best.loc["scaled", "held_out_loss"]]
-        losses += [linear["meta_linear"], linear["meta_linear_theta0"]]
-        losses += [best.loc["known", "no_change_loss"], best.loc["known", "linear_loss"]]
-        lines.append(f"| {length} | {role} | {' | '.join(f'{loss:.3g}' for loss in losses)} |")
+    models = ("known", "scaled", "meta_linear", "meta_linear_theta0")
+    for (length, role), rows in errors.groupby(["length", "role"], sort=False):
+        at = {model: own.set_index("run") for model, own in rows.groupby("model")}
+        still, own = at["known"]["no_change_loss"], at["known"]
+        ratios = [_ratio(at[model]["loss"], still) for model in models] + [_ratio(own["linear_loss"], still)]
+        step = own["step"].mean()
+        said = f"{step:.2g}{' (no prediction)' if step < STILL else ''}"
+        lines.append(f"| {length} | {role} | {len(own)} | {' | '.join(ratios)} | {said} |")
     lines += [
         "",
         "Meta-linear: the coefficients of the step, differences oldest first (1: a whole difference more).",
@@ -366,6 +372,12 @@ def _metatraining(folder: Path) -> list[str]:
         own = full[full["term"] == "theta_0"]["value"].iloc[0]
         lines.append(f"| {length} | {role} | {texts[0]} | {texts[1]} | {own + 0.0:.3f} |")
     return lines
+
+
+def _ratio(a: pd.Series, b: pd.Series) -> str:
+    found = fieller(a.to_numpy(), b.to_numpy())
+    mean = a.mean() / b.mean() if b.mean() else math.nan
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]" if found else f"{mean:.3f}"
 
 
 def _accuracy(row: pd.Series) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from know.errors import KnowError
-from know.files import PACKAGE, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
+from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
 from know.pages import GROUPS, SNAPSHOT_COLUMNS, index, load, page, suites
 from know.records import PilotRecord, RunRecord, read_records
 from know.statistics import summarise
@@ -34,31 +34,34 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
     for table in ("runs", "pilots"):
         _concatenate([cell / f"{table}.csv" for cell in cells], folder / f"{table}.csv")
     write_csv(folder / "trajectories.csv", _snapshots(settings, work), SNAPSHOT_COLUMNS)
-    for table in ("metatraining", "meta_linear"):
+    learnt = {str(length): settings.known_folder(work, length) for length in settings.lengths}
+    for table in ("metatraining", "meta_linear", "held_out"):
         file = {"metatraining": "history"}.get(table, table)
-        lengths = {str(length): work / "known" / str(length) / f"{file}.csv" for length in settings.lengths}
+        lengths = {length: known / f"{file}.csv" for length, known in learnt.items()}
         _concatenate(list(lengths.values()), folder / f"{table}.csv", ("length", list(lengths)))
     _copy(work / "landscape.csv", folder / "landscape.csv")
     for table in ("steps", "movement", "responses"):
         _copy(work / "inspection" / f"{table}.csv", folder / f"{table}.csv")
     figures = sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem != "style")
-    about = {"name": name, "figures": figures, **_arms(settings, work)}
+    about = {"name": name, "figures": figures, "learnt_from": settings.learnt_from, **_arms(settings, work)}
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
     write_text(folder / "README.md", page(folder))
     write_json(folder / "provenance.json", provenance())
     _write_cost(work, folder)
     write_text(results / "README.md", index(results))
-    learnt = ("known.safetensors", "scaled.safetensors", "meta_linear.safetensors", "history.csv", "meta_linear.csv")
-    declared = [work / "known" / str(length) / file for length in settings.lengths for file in learnt]
+    networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
+    declared = [] if settings.known else networks
     declared += [work / "landscape.csv", *sorted((work / "inspection").glob("*.csv"))]
     declared += [work / "trajectories" / origin.slug / "manifest.json" for origin in settings.origins]
-    declared += [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.metatraining.shards)]
+    if settings.metatraining:
+        declared += [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.metatraining.shards)]
     declared += [cell / file for cell in cells for file in ("runs.csv", "pilots.csv", "choice.json")]
     published = sorted(path for path in folder.glob("*.*") if path.name not in UNVERSIONED)
     hashes = {
         "results": {path.name: sha256_file(path) for path in published},
         "work": {path.relative_to(work).as_posix(): sha256_file(path) for path in declared},
+        "shipped": {p.relative_to(PRETRAINED).as_posix(): sha256_file(p) for p in (networks if settings.known else [])},
     }
     write_json(work / "published.json", hashes)
 

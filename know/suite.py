@@ -19,9 +19,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from know.errors import KnowError, unknown
-from know.files import PACKAGE
+from know.files import PACKAGE, PRETRAINED, read_json
 
 SUITES = Path("benchmarks/suites")
+SHIPPED = Path("benchmarks/metatraining.yaml")
 WORK = Path("work")
 RESULTS = Path("results")
 
@@ -74,8 +75,8 @@ class MetaTraining(Settings):
     datasets: list[str] = Field(min_length=1)
     networks: list[str] = Field(min_length=1)
     trajectories: Annotated[int, Field(ge=2)]
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the trajectories whose windows are only for early stopping."""
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of the trajectories that decide when to stop, and the same share again that the errors are reported on."""
     shards: Positive = 2
     images: Positive
     """Size of the largest subset of a run."""
@@ -93,19 +94,43 @@ class MetaTraining(Settings):
     window_batch: Positive = 1024
     optimizer_rate: Rate = 1e-3
     patience: Positive = 10
-    """Evaluations on held-out trajectories without improvement after which training of a role stops."""
+    """Evaluations without improvement after which training of a role stops."""
     evaluations: Positive = 40
     bias_penalty: Annotated[float, Field(ge=0)] = 0.1
     """L1 on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> MetaTraining:
-        if not 1 <= round(self.held_out * self.trajectories) < self.trajectories:
-            raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one side empty")
+        if not 1 <= round(self.held_out * self.trajectories) < self.trajectories / 2:
+            raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one part empty")
         for name in ("pretraining_epochs", "rate", "learning_rate"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} goes from {low} down to {high}; give the lower bound first")
+        return self
+
+
+class Group(Settings):
+    """One set of networks that ships with the package."""
+
+    without: list[str] = []
+    """Families of datasets that its meta-training leaves out, so that it can be judged on them."""
+    lengths: list[Annotated[int, Field(ge=2, le=6)]] = Field([LENGTH], min_length=1)
+    """Values of S."""
+
+
+class Shipped(Settings):
+    """Where the networks that ship come from: one meta-set, and groups of them; see benchmarks/metatraining.yaml."""
+
+    metatraining: MetaTraining
+    groups: dict[str, Group]
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Shipped:
+        known = {family(name) for name in self.metatraining.datasets}
+        for name, group in self.groups.items():
+            if lacking := set(group.without) - known:
+                raise ValueError(f"groups.{name}.without: {', '.join(sorted(lacking))} is not in the meta-set anyway")
         return self
 
 
@@ -227,7 +252,10 @@ class Suite(Settings):
     pilots: Positive
     pretraining: Recipe
     forgetting: Forgetting
-    metatraining: MetaTraining
+    metatraining: MetaTraining | None = None
+    """The suite's own KNOWN; or instead:"""
+    known: str | None = None
+    """A group of networks that ships with the package (folder in know/pretrained/)."""
     transfer: Transfer
     arms: Arms
 
@@ -237,6 +265,10 @@ class Suite(Settings):
             raise ValueError("forgetting.carry_optimizer needs the same optimizer in pretraining and forgetting.step")
         if self.pretraining.steps is not None:
             raise ValueError("pretraining is given in epochs: the oracle has the same epochs, or the same steps")
+        if (self.metatraining is None) == (self.known is None):
+            raise ValueError("give either metatraining (the suite's own) or known (a group that ships)")
+        if self.evidence and (seen := {family(d) for d in self.evaluated} & {family(d) for d in self.learnt_from}):
+            raise ValueError(f"evidence needs a KNOWN that was not meta-trained on {', '.join(sorted(seen))}")
         if self.lengths[-1] > 6:
             raise ValueError("forgetting.length is at most 6: the meta-set has 7 snapshots, one of them the target")
         return self
@@ -269,8 +301,32 @@ class Suite(Settings):
 
     @property
     def datasets(self) -> list[str]:
-        pairs = {name for pair in self.pairs for name in (pair.source, pair.target)}
-        return sorted(pairs | set(self.metatraining.datasets))
+        return sorted(self.evaluated | set(self.metatraining.datasets if self.metatraining else ()))
+
+    @property
+    def evaluated(self) -> set[str]:
+        """Sources and targets."""
+        return {name for pair in self.pairs for name in (pair.source, pair.target)}
+
+    @property
+    def learnt_from(self) -> list[str]:
+        """Datasets that KNOWN was meta-trained on."""
+        if self.metatraining:
+            return sorted(self.metatraining.datasets)
+        return sorted({name for length in self.lengths for name in read_json(self._facts(length))["data"]})
+
+    def known_folder(self, work: Path, length: int) -> Path:
+        """Where the networks for histories of S = `length` are."""
+        return self._facts(length).parent if self.known else work / "known" / str(length)
+
+    def _facts(self, length: int) -> Path:
+        found = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
+        if self.known not in found:
+            raise unknown("group of shipped networks", self.known, found or ["(none)"])
+        path = PRETRAINED / self.known / str(length) / "facts.json"
+        if not path.is_file():
+            raise KnowError(f"know/pretrained/{self.known} has no networks for S = {length}")
+        return path
 
     def tracks(self, origin: Origin) -> list[Track]:
         return sorted({cell.track for cell in self.cells if cell.origin == origin})
@@ -297,6 +353,19 @@ class Suite(Settings):
         return _by_slug("cell", slug, self.cells)
 
 
+def family(dataset: str) -> str:
+    """What counts as the same data: CIFAR-10 and CIFAR-100, in whatever part, are one."""
+    name = dataset.partition(":")[0]
+    return "cifar" if name.startswith("cifar") else name
+
+
+def load_shipped() -> Shipped:
+    """How the networks that ship are made (benchmarks/metatraining.yaml); errors as `load_suite`."""
+    if not SHIPPED.is_file():
+        raise KnowError(f"there is no {SHIPPED} here; run this from the repository's top folder, or name a suite")
+    return _read(SHIPPED, SHIPPED.read_text(encoding="utf-8"), Shipped)
+
+
 def load_suite(name: str) -> Suite:
     """The suite of that name in benchmarks/suites/, or of a path to a .yaml file.
 
@@ -313,20 +382,26 @@ def load_suite(name: str) -> Suite:
         raise unknown("suite", name, [p.stem for p in SUITES.glob("*.yaml")]) from error
     except UnicodeDecodeError as error:
         raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
-    try:
-        suite = Suite.model_validate(yaml.load(text, _StrictLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise KnowError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
-    except pydantic.ValidationError as error:
-        raise KnowError(f"{path}: {'; '.join(_explain(e) for e in _relevant(error.errors()))}") from error
+    suite = _read(path, text, Suite)
     predictors = [file.stem for file in (PACKAGE / "predictors").glob("[!_]*.py")]
     for name, entry in suite.arms.predictors.items() if suite.arms.predictors != "all" else ():
         predictor = (entry and entry.predictor) or name
         if predictor not in predictors:
             raise KnowError(f"{path}: {unknown('predictor', predictor, predictors)}")
     return suite
+
+
+def _read(path: Path, text: str, model: type[Settings]) -> typing.Any:
+    try:
+        return model.model_validate(yaml.load(text, _StrictLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise KnowError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
+    except pydantic.ValidationError as error:
+        raise KnowError(f"{path}: {'; '.join(_explain(e, model) for e in _relevant(error.errors()))}") from error
+    except KnowError as error:
+        raise KnowError(f"{path}: {error}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -352,11 +427,11 @@ def _relevant(errors: list[dict]) -> list[dict]:
     return kept
 
 
-def _explain(error: dict) -> str:
+def _explain(error: dict, model: type[Settings]) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
-        near = difflib.get_close_matches(str(key), _fields_at(parents), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(key), _fields_at(parents, model), n=1, cutoff=0.4)
         return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
     if error["type"] == "missing":
         return f"key {place!r} is missing"
@@ -364,9 +439,9 @@ def _explain(error: dict) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _fields_at(parents: list) -> list[str]:
+def _fields_at(parents: list, model: type[Settings]) -> list[str]:
     """Names of the settings that exist at a place in a suite, for the hint at an unknown key."""
-    here: object = Suite
+    here: object = model
     for part in parents:
         if not isinstance(part, int) and isinstance(here, type) and issubclass(here, Settings):
             here = _settings_in(here.model_fields[part].annotation) if part in here.model_fields else here

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from know import predictors, released
 from know.data import load
 from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
 from know.finetune import Memory, Result, Start, fine_tune, source_accuracy, target_split
 from know.known import Models
+from know.progress import progress
 from know.records import PilotRecord, RunRecord, write_records
 from know.seeds import stream
 from know.suite import Arms, Cell, Normalisation, Transfer
@@ -220,7 +220,7 @@ def run_cell(
 
     # without the points that the grid may grow by
     total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(seeds) - 2 * len(pilots))
-    bar = tqdm(desc=cell.slug, total=total, disable=None)
+    bar = progress(desc=cell.slug, total=total, unit="run")
     with bar, resumable_folder(out, digest([described, inputs])) as folder:
 
         def evaluate(trajectory: str, arm: Arm, repeat: int, learning_rate: float) -> Result:

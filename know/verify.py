@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from know.errors import KnowError
-from know.files import code_hash, read_json, sha256_file
+from know.files import PRETRAINED, code_hash, read_json, sha256_file
 from know.report import provenance
 from know.statistics import trajectory_means, two_sample_limit
 from know.suite import Suite
@@ -29,7 +29,9 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
         raise KnowError(f"{work} holds no finished run; run `make results SUITE={name}`, or restore it with `dvc pull`")
     published = read_json(work / "published.json")
     count = _check_hashes(work, published["work"]) + _check_hashes(results / name, published["results"])
-    for folder in [work / "metaset" / str(shard) for shard in range(settings.metatraining.shards)]:
+    count += _check_hashes(PRETRAINED, published["shipped"])
+    shards = range(settings.metatraining.shards if settings.metatraining else 0)
+    for folder in [work / "metaset" / str(shard) for shard in shards]:
         count += _check_hashes(folder, read_json(folder / "manifest.json")["files"])
     for folder in [work / "trajectories" / origin.slug for origin in settings.origins]:
         manifests = read_json(folder / "manifest.json")["trajectories"]
@@ -41,12 +43,9 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
     yield f"files: {count} have their recorded hashes"
 
     made = {work / "trajectories" / o.slug / "manifest.json": "know.forgetting" for o in settings.origins}
-    made |= {
-        work / "metaset" / str(shard) / "manifest.json": "know.metatrain"
-        for shard in range(settings.metatraining.shards)
-    }
+    made |= {work / "metaset" / str(shard) / "manifest.json": "know.metatrain" for shard in shards}
     recorded = {str(path): (read_json(path)["code"], module) for path, module in made.items()}
-    for length in settings.lengths:
+    for length in settings.lengths if settings.metatraining else ():
         known = work / "known" / str(length) / "known.safetensors"
         recorded[str(known)] = (load_facts(known)["code"], "know.metatrain")
     runs = pd.read_csv(results / name / "runs.csv")

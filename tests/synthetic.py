@@ -123,6 +123,7 @@ def write_results(
     settings = {**load_suite(str(TINY)).model_dump(mode="json"), "name": folder.name, "trajectories": len(trajectories)}
     about = described or sorted(map(described_as, arms), key=lambda arm: list(GROUPS).index(arm["group"]))
     facts = {"described": about, "unavailable": unavailable or {}, "figures": ["headline"]}
+    facts["learnt_from"] = ["digits"]
     write_json(folder / "suite.json", {**settings, **suite, **facts})
     write_records(folder / "runs.csv", runs, RunRecord)
     write_records(folder / "pilots.csv", _pilots({run.cell for run in runs}, arms, settings), PilotRecord)
@@ -135,7 +136,7 @@ def write_results(
     write_csv(folder / "movement.csv", [{**at, **row} for at in own for row in _movement(at["length"])], MOVEMENT)
     lengths = sorted({length for *_, length in places})
     write_csv(folder / "responses.csv", _responses(lengths, [line for line, _ in lines]), RESPONSES)
-    for name, make in (("metatraining", _history), ("meta_linear", _meta_linear)):
+    for name, make in (("metatraining", _history), ("meta_linear", _meta_linear), ("held_out", _held_out)):
         rows = [{"length": length, **row} for length in lengths for row in make()]
         write_csv(folder / f"{name}.csv", rows, list(rows[0]))
     write_csv(folder / "landscape.csv", _landscape(), ["kind", "label", "x", "y", "loss"])
@@ -222,22 +223,30 @@ def _responses(lengths: list[int], lines: list[str]) -> list[dict]:
 
 def _history() -> list[dict]:
     losses = {"training_loss": 0.003, "no_change_loss": 0.0045, "linear_loss": 0.0036}
-    held_out = {10: 0.004, 20: 0.002, 30: 0.003}
+    selection = {10: 0.004, 20: 0.002, 30: 0.003}
     return [
-        {"model": model, "role": role, "update": update, **losses, "held_out_loss": loss + worse}
+        {"model": model, "role": role, "update": update, **losses, "selection_loss": loss + worse}
         for (model, worse), role in itertools.product((("known", 0), ("scaled", 0.0005)), ("conv", "fc", "bias"))
-        for update, loss in held_out.items()
+        for update, loss in selection.items()
     ]
 
 
 def _meta_linear() -> list[dict]:
     terms = {f"difference {k}": 0.1 * k for k in range(1, 5)}
-    full = {**terms, "theta_0": -0.02, "held_out_loss": 0.0025}
-    models = {"meta_linear": {**terms, "held_out_loss": 0.0028}, "meta_linear_theta0": full}
+    models = {"meta_linear": terms, "meta_linear_theta0": {**terms, "theta_0": -0.02}}
     return [
         {"model": model, "role": role, "term": term, "value": value}
         for role, (model, values) in itertools.product(("conv", "fc", "bias"), models.items())
         for term, value in values.items()
+    ]
+
+
+def _held_out() -> list[dict]:
+    plain = {"dataset": "digits", "network": "mlp", "windows": 100, "no_change_loss": 0.0045, "linear_loss": 0.0036}
+    losses = {"known": 0.002, "scaled": 0.0025, "meta_linear": 0.0028, "meta_linear_theta0": 0.0026}
+    return [
+        {"run": run, **plain, "role": role, "model": model, "loss": loss * (1 + run / 20), "step": 0.05}
+        for run, role, (model, loss) in itertools.product(range(3), ("conv", "fc", "bias"), losses.items())
     ]
 
 

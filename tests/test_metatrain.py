@@ -10,7 +10,7 @@ import torch
 from know.errors import KnowError
 from know.files import read_json, write_json
 from know.known import Known
-from know.metatrain import COEFFICIENTS, _least_squares, draw_run, fit_known, histories, make_metaset, windows
+from know.metatrain import COEFFICIENTS, HELD_OUT, _least_squares, draw_run, fit_known, histories, make_metaset, windows
 from know.suite import MetaTraining
 from know.trajectory import PREDICTED, load_facts, load_state, save_state
 
@@ -55,7 +55,7 @@ def test_draws_stay_within_their_ranges_and_keep_the_smallest_subset(images, sma
 
 
 def test_a_run_is_a_function_of_its_number_and_the_ranges_alone():
-    other = settings(trajectories=400, shards=7, updates=9, held_out=0.5, windows=5)
+    other = settings(trajectories=400, shards=7, updates=9, held_out=0.4, windows=5)
     assert [draw_run(i, settings()) for i in range(20)] == [draw_run(i, other) for i in range(20)]
 
 
@@ -187,7 +187,7 @@ def test_the_number_of_shards_changes_no_bit_of_known(metaset, tmp_path):
     for model in ("known", "scaled", "meta_linear"):
         one, three = (load_state(tmp_path / str(shards) / f"{model}.safetensors") for shards in (1, 3))
         assert all(torch.equal(one[name], three[name]) for name in one)
-    for name in ("history.csv", "meta_linear.csv"):
+    for name in ("history.csv", "meta_linear.csv", "held_out.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
@@ -204,14 +204,20 @@ def shards(tmp_path):
     """Function that writes made-up histories, one file a trajectory, in so many shards; the manifests."""
 
     def write(
-        trajectories: list[dict[str, torch.Tensor]], shards: int = 2, diverged=(), name="shards", networks=("mlp",)
+        trajectories: list[dict[str, torch.Tensor]],
+        shards: int = 2,
+        diverged=(),
+        name="shards",
+        networks=("mlp",),
+        datasets=("digits",),
     ) -> list[Path]:
         manifests = []
         for shard in range(shards):
             folder, files = tmp_path / name / str(shard), {}
             for run in range(shard, len(trajectories), shards):
                 path = folder / f"{run:05d}.safetensors"
-                facts = {"run": run, "dataset": "digits", "network": networks[run % len(networks)]}
+                dataset, network = datasets[run % len(datasets)], networks[run % len(networks)]
+                facts = {"run": run, "dataset": dataset, "network": network}
                 save_state(path, trajectories[run], facts | {"status": "diverged" if run in diverged else "ok"})
                 files[path.name] = ""
             write_json(folder / "manifest.json", {"files": files})
@@ -238,10 +244,10 @@ def error(known: Known, rows: torch.Tensor, role: str) -> float:
 
 
 def losses_of(folder: Path, model: str, role: str) -> list[float]:
-    """Held-out losses of one network, evaluation by evaluation."""
+    """Losses of one network on the selection, evaluation by evaluation."""
     with (folder / "history.csv").open() as table:
         rows = list(csv.DictReader(table))
-    return [float(row["held_out_loss"]) for row in rows if (row["model"], row["role"]) == (model, role)]
+    return [float(row["selection_loss"]) for row in rows if (row["model"], row["role"]) == (model, role)]
 
 
 def test_known_learns_a_constant_movement(shards, tmp_path):
@@ -252,13 +258,14 @@ def test_known_learns_a_constant_movement(shards, tmp_path):
     for role in PREDICTED:
         no_change = float(unseen[role].diff(dim=1)[:, -2:].abs().mean())
         assert error(known, unseen[role], role) < 0.25 * no_change
-        assert known.facts["losses"][role]["held_out_loss"] < 0.25 * known.facts["losses"][role]["no_change_loss"]
-        assert known.facts["losses"][role]["linear_loss"] < 1e-6
+        held_out = known.facts["held_out"][role]
+        assert held_out["loss"] < 0.25 * held_out["no_change_loss"]
+        assert held_out["linear_loss"] < 1e-6
         assert error(scaled, unseen[role], role) < 0.25 * no_change
         assert error(scaled, 10 * unseen[role] + 5, role) < 0.25 * 10 * no_change  # far outside the meta-set
 
 
-def test_the_best_weights_are_kept_and_the_recorded_loss_is_theirs(shards, tmp_path):
+def test_the_weights_are_kept_that_are_best_on_the_selection(shards, tmp_path):
     made = [straight(i) for i in range(8)]
     chosen = settings(updates=60, evaluations=20, optimizer_rate=0.03)  # a rate at which the loss goes up and down
     fit_known(shards(made), chosen, out=tmp_path / "known")
@@ -267,15 +274,44 @@ def test_the_best_weights_are_kept_and_the_recorded_loss_is_theirs(shards, tmp_p
         known = Known.load(tmp_path / "known" / f"{model}.safetensors")
         losses = losses_of(tmp_path / "known", model, role)
         not_the_last += losses.index(min(losses)) < len(losses) - 1
-        assert known.facts["losses"][role]["held_out_loss"] == min(losses)
-        held_out = torch.cat([made[i][role] for i in (3, 7)])  # every 4th
-        assert error(known, held_out, role) == pytest.approx(min(losses), rel=1e-4)
+        selection = torch.cat([made[i][role] for i in (3, 7)])  # every 4th
+        assert error(known, selection, role) == pytest.approx(min(losses), rel=1e-4)
     assert not_the_last >= 3  # else keeping the last weights would do
 
 
+def test_reported_errors_are_those_on_the_held_out_trajectories(shards, tmp_path):
+    made = [straight(i, 100 * (i + 1)) for i in range(8)]
+    known = fit_known(shards(made), settings(), out=tmp_path / "known")
+    with (tmp_path / "known" / "held_out.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert list(rows[0]) == HELD_OUT
+    assert {int(row["run"]) for row in rows} == {2, 6}  # every 4th, and the selection comes after it
+    at = {(int(row["run"]), row["role"], row["model"]): row for row in rows}
+    scaled, coefficients = (load_tensors(tmp_path / "known", name) for name in ("scaled", "meta_linear"))
+    for run, role in itertools.product((2, 6), PREDICTED):
+        assert float(at[run, role, "known"]["loss"]) == pytest.approx(error(known, made[run][role], role), rel=1e-3)
+        assert float(at[run, role, "scaled"]["loss"]) == pytest.approx(error(scaled, made[run][role], role), rel=1e-3)
+        both = windows(made[run][role], 5)
+        window, truth = both[:, :-1], both[:, -1]
+        step = window.diff(dim=1) @ coefficients[role]
+        row = at[run, role, "meta_linear"]
+        assert float(row["loss"]) == pytest.approx(float((window[:, -1] + step - truth).abs().mean()), abs=1e-6)
+        assert float(row["step"]) == pytest.approx(float(step.norm() / window[:, -1].norm()), rel=1e-3)
+        assert float(row["no_change_loss"]) == pytest.approx(float((window[:, -1] - truth).abs().mean()), rel=1e-3)
+        assert int(row["windows"]) == 2 * 100 * (run + 1)
+    for role in PREDICTED:  # each trajectory counts once, whatever its size
+        losses = [float(at[run, role, "known"]["loss"]) for run in (2, 6)]
+        assert known.facts["held_out"][role]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-3)
+
+
+def load_tensors(folder: Path, name: str):
+    path = folder / f"{name}.safetensors"
+    return load_state(path) if name == "meta_linear" else Known.load(path)
+
+
 @pytest.mark.parametrize("changed", [0, 1, 2, 3])
-def test_held_out_trajectories_are_never_trained_on(shards, tmp_path, changed):
-    """With one evaluation, at the end, held-out windows cannot reach the weights: changing the others does."""
+def test_selection_and_held_out_trajectories_are_never_trained_on(shards, tmp_path, changed):
+    """With one evaluation, at the end, they cannot reach the weights, 2 not at all: changing the others does."""
     made = [straight(i) for i in range(4)]
     other = [straight(50) if i == changed else windows for i, windows in enumerate(made)]
     chosen = settings(updates=5, evaluations=1)
@@ -285,9 +321,39 @@ def test_held_out_trajectories_are_never_trained_on(shards, tmp_path, changed):
     )
     for role in PREDICTED:
         a, b = first.nets[role].state_dict(), second.nets[role].state_dict()
-        held_out = first.facts["losses"][role]["no_change_loss"] != second.facts["losses"][role]["no_change_loss"]
-        assert all(torch.equal(a[name], b[name]) for name in a) == held_out
-        assert held_out == (changed == 3)
+        assert all(torch.equal(a[name], b[name]) for name in a) == (changed in (2, 3))
+        reported = [known.facts["held_out"][role]["no_change_loss"] for known in (first, second)]
+        assert (reported[0] != reported[1]) == (changed == 2)
+        chosen_on = [losses_of(tmp_path / f"known-{name}", "known", role) for name in "ab"]
+        assert (chosen_on[0] == chosen_on[1]) == (changed == 2)
+
+
+def test_the_held_out_choose_nothing(shards, tmp_path):
+    """Many evaluations with losses that go up and down: other held-out trajectories, the same weights."""
+    made = [straight(i) for i in range(4)]
+    chosen = settings(updates=60, evaluations=20, optimizer_rate=0.03)
+    first, second = (
+        fit_known(shards([*made[:2], held_out, made[3]], name=name), chosen, out=tmp_path / f"known-{name}")
+        for name, held_out in (("a", made[2]), ("b", straight(70)))
+    )
+    for role in PREDICTED:
+        a, b = first.nets[role].state_dict(), second.nets[role].state_dict()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_group_leaves_out_whole_families_of_data(shards, tmp_path):
+    names = ["cifar10_15k", "mnist", "cifar100:0-4", "mnist", "mnist", "mnist"]
+    made = [straight(i) for i in range(6)]
+    every = fit_known(shards(made, datasets=names, name="a"), settings(), out=tmp_path / "every")
+    group = fit_known(shards(made, datasets=names, name="b"), settings(), without=["cifar"], out=tmp_path / "group")
+    alone = fit_known(
+        shards([made[i] for i in (1, 3, 4, 5)], datasets=["mnist"] * 4, name="c"), settings(), out=tmp_path / "alone"
+    )
+    assert every.facts["data"] == ["cifar100:0-4", "cifar10_15k", "mnist"]
+    assert group.facts["data"] == read_json(tmp_path / "group" / "facts.json")["data"] == ["mnist"]
+    for role in PREDICTED:
+        a, b = (known.nets[role].state_dict() for known in (group, alone))
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_every_network_is_among_the_held_out(shards, tmp_path):
@@ -297,8 +363,8 @@ def test_every_network_is_among_the_held_out(shards, tmp_path):
     reverse = shards(made[::-1], networks=("plaincnn", "mlp"), name="reverse")
     for manifests, name in ((both, "both"), (reverse, "reverse")):
         known = fit_known(manifests, settings(updates=5, evaluations=1), out=tmp_path / f"known-{name}")
-        assert known.facts["held_out_trajectories"] == 2
-        assert known.facts["losses"].keys() == set(PREDICTED)
+        assert known.facts["trajectories"] == {"training": 4, "selection": 2, "held_out": 2, "diverged": 0}
+        assert known.facts["held_out"].keys() == set(PREDICTED)
 
 
 def test_trajectories_that_diverged_are_used_for_nothing(shards, tmp_path):
@@ -306,7 +372,7 @@ def test_trajectories_that_diverged_are_used_for_nothing(shards, tmp_path):
     broken = {role: torch.full((10, 7), float("nan")) for role in PREDICTED}
     clean = fit_known(shards(made, name="a"), settings(), out=tmp_path / "clean")
     mixed = fit_known(shards([*made, broken], name="b", diverged={4}), settings(), out=tmp_path / "mixed")
-    assert (clean.facts["diverged"], mixed.facts["diverged"]) == (0, 1)
+    assert [known.facts["trajectories"]["diverged"] for known in (clean, mixed)] == [0, 1]
     for role in PREDICTED:
         a, b = clean.nets[role].state_dict(), mixed.nets[role].state_dict()
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -350,12 +416,11 @@ def following(coefficients: list[float], theta_0: float, count: int = 60) -> tor
 def test_least_squares_finds_the_combination(theta_0):
     wanted = [0.1, -0.2, 0.05, 0.7]
     rows = windows(following(wanted, theta_0), 5)
-    solved, loss = _least_squares(rows, rows, with_theta_0=True)
+    solved = _least_squares(rows, with_theta_0=True)
     assert solved.tolist() == pytest.approx([*wanted, theta_0], abs=1e-5)
-    assert loss < 1e-5
-    solved, loss = _least_squares(rows, rows, with_theta_0=False)
+    solved = _least_squares(rows, with_theta_0=False)
     assert len(solved) == 4
-    assert (loss < 1e-5) == (solved.tolist() == pytest.approx(wanted, abs=1e-5)) == (theta_0 == 0)
+    assert (solved.tolist() == pytest.approx(wanted, abs=1e-5)) == (theta_0 == 0)
 
 
 def test_the_coefficients_of_a_metaset_are_kept_by_role_with_their_losses(shards, tmp_path):
@@ -370,9 +435,9 @@ def test_the_coefficients_of_a_metaset_are_kept_by_role_with_their_losses(shards
         rows = list(csv.DictReader(table))
     assert list(rows[0]) == COEFFICIENTS
     terms = {(row["model"], row["role"], row["term"]): float(row["value"]) for row in rows}
-    assert len(terms) == 3 * (5 + 6)
+    assert len(terms) == 3 * (4 + 5)
     assert terms["meta_linear", "fc", "difference 3"] == pytest.approx(-0.4, abs=1e-5)
-    assert terms["meta_linear_theta0", "conv", "held_out_loss"] < 1e-5
+    assert terms["meta_linear_theta0", "conv", "theta_0"] == pytest.approx(0, abs=1e-5)
 
 
 # what else is promised
@@ -403,6 +468,6 @@ def test_too_little_to_train_on_is_named(shards, tmp_path, trajectories, diverge
 def test_the_card_says_what_known_was_trained_on(metaset, tmp_path):
     known = fit_known(shards_of(metaset, 1), settings(), out=tmp_path / "known")
     assert (known.facts["data"], known.facts["networks"]) == (["digits:0-4"], ["plaincnn"])
-    assert (known.facts["trajectories"], known.facts["held_out_trajectories"]) == (4, 1)
+    assert known.facts["trajectories"] == {"training": 2, "selection": 1, "held_out": 1, "diverged": 0}
     assert Known.load(tmp_path / "known" / "known.safetensors").facts == known.facts
     assert read_json(shards_of(metaset, 1)[0])["data"].keys() == {"digits:0-4"}

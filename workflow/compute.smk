@@ -2,10 +2,11 @@
 
 INSPECTED = ("steps", "movement", "responses")
 LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
-LEARNT += ["history.csv", "meta_linear.csv", "README.md"]
+LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 # what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
 RELEASED = hashes() if SUITE.arms.predictors != "all" else {}
-learnt = lambda length: expand(f"{WORK}/known/{length}/{{file}}", file=LEARNT)
+learnt = lambda length: [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for file in LEARNT]
+META = SUITE.metatraining.model_dump(mode="json") if SUITE.metatraining else {"shards": 0}
 
 
 rule data:
@@ -54,7 +55,7 @@ rule metaset:
     params:
         suite=NAME,
         code=code_hash("know.metatrain"),
-        settings=SUITE.metatraining.model_dump(mode="json"),
+        settings=META,
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",
     benchmark:
@@ -68,13 +69,13 @@ rule metaset:
 
 rule metatrain:
     input:
-        expand(rules.metaset.output, shard=range(SUITE.metatraining.shards)),
+        expand(rules.metaset.output, shard=range(META["shards"])),
     output:
         expand(f"{WORK}/known/{{{{length}}}}/{{file}}", file=LEARNT),
     params:
         suite=NAME,
         code=code_hash("know.metatrain"),
-        settings=SUITE.metatraining.model_dump(mode="json"),
+        settings=META,
     log:
         f"{WORK}/logs/metatrain/{{length}}.log",
     benchmark:

@@ -2,7 +2,7 @@
 # `update`: a failing job leaves the committed files as they are.
 
 CELLS = [cell.slug for cell in SUITE.cells]
-TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "landscape", *INSPECTED)
+TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
 FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - {"style"})
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 
