@@ -28,6 +28,9 @@ SuiteName = Annotated[str, typer.Option("--suite", help="Name of a suite in benc
 MaybeSuite = Annotated[str | None, typer.Option("--suite", help="Name of a suite in benchmarks/suites/.")]
 Device = Annotated[str, typer.Option(help="torch device, such as cpu or cuda:0.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; part of the exact result. 0: torch's own choice.")]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Processes that share the work of a suite; the result is the same.")
+]
 
 
 def main() -> None:
@@ -136,6 +139,7 @@ def forget(
     seed: Annotated[int, typer.Option()] = 0,
     device: Device = "cpu",
     threads: Threads = 1,
+    processes: Processes = 1,
 ) -> None:
     """Make a forgetting trajectory: fine-tune on ever smaller nested subsets, keep every snapshot.
 
@@ -161,6 +165,7 @@ def forget(
             settings.forgetting_of(chosen),
             out=_work(suite) / "trajectories" / chosen.slug,
             device=_start(device, threads),
+            processes=processes,
         )
         return
     if dataset is None or out is None:
@@ -404,6 +409,7 @@ def transfer(
     cell: Annotated[str, typer.Option(help="Name of a cell, as in work/SUITE/transfers/.")],
     device: Device = "cpu",
     threads: Threads = 1,
+    processes: Processes = 1,
 ) -> None:
     """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated.
 
@@ -426,6 +432,7 @@ def transfer(
         memory=memory,
         out=work / "transfers" / cell,
         device=_start(device, threads),
+        processes=processes,
     )
 
 

@@ -130,10 +130,11 @@ def _measured_anew(model: nn.Module, source: Dataset) -> float:
 class Memory:
     """Results by the content of what gave them, one JSON line each; a line cut short by a kill is ignored.
 
-    A file that other code, another torch or another number of threads wrote is emptied.
+    A file that other code, another torch or another number of threads wrote is emptied. tidy: whether to do that, and
+    to cut off a short line; not while other processes append to the file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, tidy: bool = True):
         self.path, self.results = path, {}
         head = json.dumps({"code": code_hash(__name__), "torch": torch.__version__, "threads": torch.get_num_threads()})
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
@@ -143,7 +144,7 @@ class Memory:
         for line in whole[1:]:
             entry = json.loads(line)
             self.results[entry.pop("key")] = entry
-        if whole != lines:
+        if tidy and whole != lines:
             write_text(path, "".join(whole))
 
     def get(self, key: list[Any], compute: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import inspect
 import io
@@ -24,16 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from know.data import Dataset, Split, load, nested_subsets
 from know.errors import KnowError
 from know.files import atomic, code_hash, digest, resumable_folder, sha256_file, write_json
 from know.nets import build
+from know.progress import progress
 from know.seeds import stream
 from know.suite import Forgetting, Origin, Recipe, Track
 from know.training import Outcome, accuracy, steps_per_epoch, train
 from know.trajectory import State, Trajectory, check_fractions, load_state, save_state, write_manifest
+from know.workers import workers
 
 HALF = 0.5
 """D0 is this share of the source training set: the overflow track's virtual x2 then has a true counterpart."""
@@ -229,12 +231,14 @@ def make_origin(
     *,
     out: Path,
     device: str = "cpu",
+    processes: int = 1,
 ) -> None:
     """Make all trajectories of one source and network: `<out>/<trajectory>/<track>/`, and `<out>/manifest.json` last.
 
+    processes: how many share the trajectories; the result is the same.
     Raises KnowError if the smallest subset would have fewer images than `settings.smallest`.
     """
-    dataset = load(origin.source, device=device)
+    dataset = _source(origin.source, device=device)
     smallest = round(HALF * len(dataset.train) * settings.rate ** (settings.length - 1))
     if smallest < settings.smallest:
         raise KnowError(
@@ -246,30 +250,35 @@ def make_origin(
     code = code_hash(__name__)
     trajectories = list(trajectories)
     fingerprint = digest([described, trajectories, list(tracks), code, torch.__version__])
-    with resumable_folder(out, fingerprint) as folder:
+    with workers(processes) as each, resumable_folder(out, fingerprint) as folder:
         made: dict[str, str] = {}
-        for trajectory in tqdm(trajectories, desc=f"trajectories of {origin.slug}", disable=None):
-            _one_trajectory(folder / trajectory, dataset, origin, trajectory, tracks, pretraining, settings, described)
+        make = functools.partial(_one_trajectory, folder, origin, tracks, pretraining, settings, described, device)
+        done = zip(trajectories, each(make, trajectories), strict=True)
+        for trajectory, _ in progress(done, desc=f"trajectories of {origin.slug}", total=len(trajectories)):
             for track in tracks:
                 manifest = f"{trajectory}/{track}/manifest.json"
                 made[manifest] = sha256_file(folder / manifest)
         write_json(folder / "manifest.json", {"code": code, **described, "trajectories": made})
 
 
+_source = functools.lru_cache(maxsize=1)(load)
+
+
 def _one_trajectory(
-    folder: Path,
-    dataset: Dataset,
+    out: Path,
     origin: Origin,
-    trajectory: str,
     tracks: Sequence[Track],
     pretraining: Recipe,
     settings: Forgetting,
     described: Mapping[str, Any],
+    device: str,
+    trajectory: str,
 ) -> None:
+    folder = out / trajectory
     if all((folder / track / "manifest.json").is_file() for track in tracks):
         return  # finished before an interruption
     seed = stream("source", origin.source, origin.network, trajectory)
-    device = dataset.mean.device
+    dataset = _source(origin.source, device=device)
     fresh = build(origin.network, dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))
     initial = _copy(fresh)
     model = fresh.to(device)

@@ -331,7 +331,7 @@ def _gate_lines(found: dict[str, Interval]) -> list[str]:
     lines = ["Gates (tuned rates, in points; a cell that fails one is uninformative and enters no verdict):", ""]
     for name, gate in found.items():
         passed = "passed" if gate.low > 0 else "failed"
-        lines.append(f"- {name}: {_signed(gate.mean, gate.low, gate.high)}, {passed}")
+        lines.append(f"- {name}: {signed(gate)}, {passed}")
     return lines if informative(found) else [*lines, "", "This cell is **uninformative**."]
 
 
@@ -385,12 +385,12 @@ def _accuracy(row: pd.Series) -> str:
 
 
 def _interval(row: pd.Series) -> str:
-    return _signed(row["difference"], row["low"], row["high"])
+    return signed(Interval(row["difference"], row["low"], row["high"], row["n"]))
 
 
-def _signed(mean: float, low: float, high: float) -> str:
+def signed(interval: Interval) -> str:
     """A difference in points with its interval; no minus sign before a rounded zero."""
-    mean, low, high = (round(value, 2) + 0.0 for value in (mean, low, high))
+    mean, low, high = (round(value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 

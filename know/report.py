@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from know import claims
 from know.errors import KnowError
 from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
 from know.pages import GROUPS, SNAPSHOT_COLUMNS, index, load, page, suites
@@ -50,6 +51,7 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
     write_json(folder / "provenance.json", provenance())
     _write_cost(work, folder)
     write_text(results / "README.md", index(results))
+    write_text(results / "CLAIMS.md", claims.page(results))
     networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
     declared = [] if settings.known else networks
     declared += [work / "landscape.csv", *sorted((work / "inspection").glob("*.csv"))]
@@ -88,8 +90,10 @@ def check(results: Path) -> list[str]:
         if read_json(folder / "metrics.json") != metrics(load(folder)[1]):
             raise KnowError(f"{folder / 'metrics.json'} does not fit its records; publish the suite again")
         found.append(str(folder / "README.md"))
-    _compare_page(results / "README.md", index(results))
-    return [*found, str(results / "README.md")]
+    for name, text in {"README.md": index(results), "CLAIMS.md": claims.page(results)}.items():
+        _compare_page(results / name, text)
+        found.append(str(results / name))
+    return found
 
 
 def write_pages(results: Path) -> None:
@@ -97,6 +101,7 @@ def write_pages(results: Path) -> None:
     for folder in suites(results):
         write_text(folder / "README.md", page(folder))
     write_text(results / "README.md", index(results))
+    write_text(results / "CLAIMS.md", claims.page(results))
 
 
 def provenance() -> dict:

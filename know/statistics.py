@@ -7,6 +7,7 @@ replicates. Inference is conditional on the datasets and the test set.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,40 @@ def paired_t(differences: np.ndarray) -> Interval:
         return Interval(float(values[0]), math.nan, math.nan, 1)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
+
+
+def pooled_t(groups: Sequence[np.ndarray]) -> tuple[Interval, float]:
+    """Mean over independent groups of paired differences, each group counting once, and the p value against 0.
+
+    A group: float (n_g,), one value per trajectory of one source and network. Standard error from the groups' own
+    variances, degrees of freedom by Welch (1947) and Satterthwaite; with one group this is `paired_t`. No interval
+    where a group has fewer than two values.
+    """
+    kept = [values[np.isfinite(values)] for values in (np.asarray(group, dtype=float) for group in groups)]
+    kept = [values for values in kept if len(values)]
+    n = sum(map(len, kept))
+    if not kept:
+        return Interval(math.nan, math.nan, math.nan, 0), math.nan
+    mean = float(np.mean([values.mean() for values in kept]))
+    if min(map(len, kept)) < 2:
+        return Interval(mean, math.nan, math.nan, n), math.nan
+    parts = np.array([values.var(ddof=1) / len(values) for values in kept]) / len(kept) ** 2
+    error = math.sqrt(parts.sum())
+    if error == 0:
+        return Interval(mean, mean, mean, n), float(mean == 0)
+    freedom = parts.sum() ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, kept, strict=True))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
+    return Interval(mean, float(mean - half), float(mean + half), n), float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) step-down correction, in the order given; nan stays nan and is not counted."""
+    order = sorted((p, place) for place, p in enumerate(p_values) if math.isfinite(p))
+    corrected, least = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * p))
+        corrected[place] = least
+    return corrected
 
 
 def two_sample_limit(a: np.ndarray, b: np.ndarray, *, comparisons: int) -> float:

@@ -182,9 +182,13 @@ class Arms(Settings):
 
     references: list[Reference]
     predictors: Literal["all"] | dict[str, PredictorArms | None] = "all"
+    also: dict[str, PredictorArms | None] = {}
+    """Entries beside `predictors`, such as the released weights beside all."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Arms:
+        if self.predictors != "all" and (twice := self.predictors.keys() & self.also.keys()):
+            raise ValueError(f"{', '.join(sorted(twice))} stands both in predictors and in also")
         if "naive" not in self.references:
             raise ValueError("references must contain naive: all differences are paired with it")
         return self
@@ -258,6 +262,8 @@ class Suite(Settings):
     """A group of networks that ships with the package (folder in know/pretrained/)."""
     transfer: Transfer
     arms: Arms
+    processes: Positive = 1
+    """How many share one origin's trajectories or one cell's fine-tunes; changes no result."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Suite:
@@ -384,7 +390,8 @@ def load_suite(name: str) -> Suite:
         raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
     suite = _read(path, text, Suite)
     predictors = [file.stem for file in (PACKAGE / "predictors").glob("[!_]*.py")]
-    for name, entry in suite.arms.predictors.items() if suite.arms.predictors != "all" else ():
+    named = {} if suite.arms.predictors == "all" else suite.arms.predictors
+    for name, entry in {**named, **suite.arms.also}.items():
         predictor = (entry and entry.predictor) or name
         if predictor not in predictors:
             raise KnowError(f"{path}: {unknown('predictor', predictor, predictors)}")

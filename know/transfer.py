@@ -27,6 +27,7 @@ from know.records import PilotRecord, RunRecord, write_records
 from know.seeds import stream
 from know.suite import Arms, Cell, Normalisation, Transfer
 from know.trajectory import PREDICTED, State, Trajectory, roles
+from know.workers import workers
 
 REFERENCES = {
     "naive": ("theta_0 itself, fine-tuned as always.", "paper, naive transfer"),
@@ -117,8 +118,9 @@ def arms_of(settings: Arms, cell: Cell, normalisation: Normalisation = "carry") 
     return arms
 
 
-Evaluate = Callable[[str, Arm, int, float], Result]
-"""(trajectory, arm, fine-tune, learning rate) -> Result"""
+Task = tuple[str, Arm, int, float]
+"""One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
+Evaluate = Callable[[list[Task]], list[Result]]
 
 
 def choose_rates(
@@ -135,8 +137,9 @@ def choose_rates(
 
     def cover(rates: list[float]) -> None:
         repeats = range(settings.fine_tunes)
-        for trajectory, arm, rate, repeat in itertools.product(pilots, arms, rates, repeats):
-            runs[trajectory, arm.name, repeat, rate] = evaluate(trajectory, arm, repeat, rate)
+        tasks = [(t, arm, repeat, rate) for t, arm, rate, repeat in itertools.product(pilots, arms, rates, repeats)]
+        for (trajectory, arm, repeat, rate), run in zip(tasks, evaluate(tasks), strict=True):
+            runs[trajectory, arm.name, repeat, rate] = run
 
     def best(arm: Arm) -> float:
         def score(rate: float) -> tuple[float, float, float]:
@@ -184,100 +187,146 @@ def run_cell(
     memory: Path,
     out: Path,
     device: str = "cpu",
+    processes: int = 1,
 ) -> None:
     """Search on the pilots (p0, ...), freeze, evaluate on the others (t0, ...): `<out>/{pilots,runs}.csv`, choice.json.
 
     origin: folder that `know.forgetting.make_origin` made. known: folder of the meta-training that predictors ask.
     memory: file of finished fine-tunes; what it holds is not computed again, be the cell killed or an arm added.
+    processes: how many share the work; the result is the same.
     """
-    target, source = load(cell.target, device=device), load(cell.source, device=device)
-    target_split(target, settings, cell.share, 0)  # too few images: say so before training
-    every, models = arms_of(arms, cell, settings.normalisation), Models(known)
+    every = arms_of(arms, cell, settings.normalisation)
     chosen = [arm for arm in every if not arm.missing]
     pilots = [t for t in trajectories if t.startswith("p")]
-    seeds = {t: Trajectory.load(origin / t / cell.track).manifest["source_seed"] for t in trajectories}
+    evaluated = [t for t in trajectories if t not in pilots]
     code = code_hash(__name__)
+    bench = Bench(cell, settings, origin, known, memory, device)
+    here = _Worker(bench, tidy=True)
+    target_split(here.target, settings, cell.share, 0)  # too few images: say so before training
+    seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}
     described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), code, torch.__version__]
-    inputs = [target.sha256, source.sha256, released.hashes()]
+    inputs = [here.target.sha256, here.source.sha256, released.hashes()]
     inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
-    remembered = Memory(memory)
-    recipe = settings.model_dump(exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares"})
-    fixed = [cell.network, target.sha256, cell.share, recipe]
-
-    # one trajectory and the weights of one arm in memory at a time
-    @functools.lru_cache(maxsize=1)
-    def trajectory_of(trajectory: str) -> Trajectory:
-        return Trajectory.load(origin / trajectory / cell.track).last(cell.length)
-
-    @functools.lru_cache(maxsize=1)
-    def start_of(trajectory: str, arm: str) -> tuple[Start, str] | None:
-        """With its fingerprint; None where the arm's weights are not finite."""
-        try:
-            start = next(a for a in chosen if a.name == arm).start(trajectory_of(trajectory), models, seeds[trajectory])
-        except predictors.Overflow:
-            return None
-        return start, start.fingerprint()
-
     # without the points that the grid may grow by
-    total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(seeds) - 2 * len(pilots))
+    total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
     bar = progress(desc=cell.slug, total=total, unit="run")
-    with bar, resumable_folder(out, digest([described, inputs])) as folder:
+    with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs])) as folder:
+        run = here.run if processes == 1 else functools.partial(_run, bench)
+        facts: dict[tuple[str, str], dict] = {}
 
-        def evaluate(trajectory: str, arm: Arm, repeat: int, learning_rate: float) -> Result:
-            found, test = start_of(trajectory, arm.name), trajectory not in pilots
-            bar.update()
-            if found is None:
-                return Result("diverged", 0.0, None, 0.0 if test else None)
-            start, fingerprint = found
-            seed = stream(seeds[trajectory], "target", cell.target, repeat)
-            facts = {"share": cell.share, "learning_rate": learning_rate, "seed": seed, "test": test}
-            result = remembered.get(
-                [fingerprint, *fixed, facts],
-                lambda: vars(fine_tune(start, cell.network, target, settings, **facts)),
-            )
-            return Result(**result)
+        def evaluate(tasks: list[Task]) -> list[Result]:
+            # all fine-tunes of one arm on one trajectory go to one process, which predicts its weights once
+            groups = [list(group) for _, group in itertools.groupby(tasks, lambda task: (task[0], task[1].name))]
+            results = []
+            for group, (found, about) in zip(groups, each(run, groups), strict=True):
+                results += found
+                facts[group[0][0], group[0][1].name] = about
+                bar.update(len(found))
+            return results
 
         choice, searched = choose_rates(chosen, pilots, settings, evaluate)
         about = ("name", "summary", "reference", "group", "predictor", "depth", "options", "normalisation", "missing")
         choice["described"] = [{key: getattr(arm, key) for key in about} for arm in every]
         write_json(folder / "choice.json", choice)
         write_records(folder / "pilots.csv", (PilotRecord(cell=cell.slug, **run) for run in searched), PilotRecord)
-        records = []
-        for trajectory, arm in itertools.product((t for t in trajectories if t not in pilots), chosen):
-            facts = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
-            if found := start_of(trajectory, arm.name):
-                weights = found[0].weights
-                facts = describe(weights, trajectory_of(trajectory), cell.track) | remembered.get(
-                    ["source", found[1], cell.network, source.sha256],
-                    functools.partial(source_accuracy, weights, cell.network, source),
-                )
-            for recipe, repeat in itertools.product(("published", "tuned"), range(settings.fine_tunes)):
-                tuned = choice["arms"][arm.name] if recipe == "tuned" else {}
-                learning_rate = tuned.get("learning_rate", settings.recipe.learning_rate)
-                result = evaluate(trajectory, arm, repeat, learning_rate)
-                record = RunRecord(
-                    cell=cell.slug,
-                    **dataclasses.asdict(cell),
-                    trajectory=trajectory,
-                    arm=arm.name,
-                    predictor=arm.predictor,
-                    depth=arm.depth,
-                    recipe=recipe,
-                    fine_tune=repeat,
-                    learning_rate=learning_rate,
-                    on_edge=tuned.get("on_edge", False),
-                    status=result.status,
-                    accuracy=result.accuracy,
-                    validation_accuracy=result.validation_accuracy,
-                    **facts,
-                    source_seed=seeds[trajectory],
-                    target_seed=stream(seeds[trajectory], "target", cell.target, repeat),
-                    source_data=source.sha256,
-                    target_data=target.sha256,
-                    code=code,
-                )
-                records.append(record)
+
+        def rate(recipe: str, arm: Arm) -> float:
+            tuned = choice["arms"][arm.name]["learning_rate"]
+            return tuned if recipe == "tuned" else settings.recipe.learning_rate
+
+        rows = list(itertools.product(evaluated, chosen, ("published", "tuned"), range(settings.fine_tunes)))
+        results = evaluate([(trajectory, arm, repeat, rate(recipe, arm)) for trajectory, arm, recipe, repeat in rows])
+        records = [
+            RunRecord(
+                cell=cell.slug,
+                **dataclasses.asdict(cell),
+                trajectory=trajectory,
+                arm=arm.name,
+                predictor=arm.predictor,
+                depth=arm.depth,
+                recipe=recipe,
+                fine_tune=repeat,
+                learning_rate=rate(recipe, arm),
+                on_edge=recipe == "tuned" and choice["arms"][arm.name]["on_edge"],
+                status=result.status,
+                accuracy=result.accuracy,
+                validation_accuracy=result.validation_accuracy,
+                **facts[trajectory, arm.name],
+                source_seed=seeds[trajectory],
+                target_seed=stream(seeds[trajectory], "target", cell.target, repeat),
+                source_data=here.source.sha256,
+                target_data=here.target.sha256,
+                code=code,
+            )
+            for (trajectory, arm, recipe, repeat), result in zip(rows, results, strict=True)
+        ]
         write_records(folder / "runs.csv", records, RunRecord)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the fine-tunes of a cell get everything from; see `run_cell`."""
+
+    cell: Cell
+    settings: Transfer = field(hash=False)
+    origin: Path
+    known: Path
+    memory: Path
+    device: str
+
+
+class _Worker:
+    """What one process keeps of a cell while it runs: data, models, and one trajectory."""
+
+    def __init__(self, bench: Bench, *, tidy: bool):
+        self.bench, cell = bench, bench.cell
+        self.target, self.source = (load(name, device=bench.device) for name in (cell.target, cell.source))
+        self.models, self.memory = Models(bench.known), Memory(bench.memory, tidy=tidy)
+        self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
+
+    def run(self, tasks: list[Task]) -> tuple[list[Result], dict[str, Any]]:
+        """Fine-tune, or remember, one arm's weights on one trajectory; with what a record says of the weights before
+        fine-tuning (nothing on pilots).
+        """
+        (trajectory, arm, *_), cell, settings = tasks[0], self.bench.cell, self.bench.settings
+        seen, pilot = self.trajectory(trajectory), trajectory.startswith("p")
+        source_seed = seen.manifest["source_seed"]
+        try:
+            start = arm.start(seen, self.models, source_seed)
+        except predictors.Overflow:
+            nothing = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
+            return [Result("diverged", 0.0, None, None if pilot else 0.0)] * len(tasks), nothing
+        fingerprint = start.fingerprint()
+        recipe = settings.model_dump(exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares"})
+        results = []
+        for _, _, repeat, learning_rate in tasks:
+            seed = stream(source_seed, "target", cell.target, repeat)
+            facts = {"share": cell.share, "learning_rate": learning_rate, "seed": seed, "test": not pilot}
+            key = [fingerprint, cell.network, self.target.sha256, cell.share, recipe, facts]
+            results.append(Result(**self.memory.get(key, functools.partial(self._fine_tune, start, facts))))
+        if pilot:
+            return results, {}
+        accuracies = self.memory.get(
+            ["source", fingerprint, cell.network, self.source.sha256],
+            lambda: source_accuracy(start.weights, cell.network, self.source),
+        )
+        return results, describe(start.weights, seen, cell.track) | accuracies
+
+    def _trajectory(self, trajectory: str) -> Trajectory:
+        cell = self.bench.cell
+        return Trajectory.load(self.bench.origin / trajectory / cell.track).last(cell.length)
+
+    def _fine_tune(self, start: Start, facts: dict[str, Any]) -> dict[str, Any]:
+        return vars(fine_tune(start, self.bench.cell.network, self.target, self.bench.settings, **facts))
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(bench: Bench) -> _Worker:
+    return _Worker(bench, tidy=False)
+
+
+def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[str, Any]]:
+    return _worker(bench).run(tasks)
 
 
 def describe(weights: State, trajectory: Trajectory, track: str) -> dict[str, float | None]:

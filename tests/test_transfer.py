@@ -35,10 +35,13 @@ def search(score, *, extensions: int = 2, fine_tunes: int = 1, loss=lambda *_: 1
     """The choice where `score(arm, log2(rate / first rate))` is the validation accuracy; and all that was run."""
     calls = []
 
-    def evaluate(trajectory, arm, repeat, rate):
+    def one(trajectory, arm, repeat, rate):
         place = round(math.log2(rate / GRID[0]))
         calls.append((trajectory, arm.name, repeat, place))
         return Result("ok", score(arm.name, place), loss(arm.name, place), None)
+
+    def evaluate(tasks):
+        return [one(*task) for task in tasks]
 
     settings = SETTINGS.model_copy(update={"extensions": extensions, "fine_tunes": fine_tunes})
     choice, runs = choose_rates(ARMS, PILOTS, settings, evaluate)
@@ -96,8 +99,9 @@ def test_both_edges_are_followed():
 def test_the_mean_over_pilots_and_fine_tunes_decides():
     accuracy = {"p0": {2: 0.9, 3: 0.8}, "p1": {2: 0.5, 3: 0.8}}
 
-    def evaluate(trajectory, arm, repeat, rate):
-        return Result("ok", accuracy[trajectory].get(round(math.log2(rate / GRID[0])), 0.1), 1.0, None)
+    def evaluate(tasks):
+        places = [(trajectory, round(math.log2(rate / GRID[0]))) for trajectory, _, _, rate in tasks]
+        return [Result("ok", accuracy[trajectory].get(place, 0.1), 1.0, None) for trajectory, place in places]
 
     choice, _ = choose_rates(ARMS, PILOTS, SETTINGS, evaluate)
     assert choice["arms"]["naive"]["learning_rate"] == GRID[3]
@@ -232,9 +236,9 @@ def trained(models, tmp_path_factory):
 def cell(origin, trained):
     """Function that runs the small cell into a folder; its memory lies beside it."""
 
-    def run(out, which=CELL, settings=SETTINGS, arms=FEW, known=trained) -> None:
+    def run(out, which=CELL, settings=SETTINGS, arms=FEW, known=trained, **options) -> None:
         memory = out.with_suffix(".jsonl")
-        run_cell(which, IDS, settings, arms, origin=origin, known=known, memory=memory, out=out)
+        run_cell(which, IDS, settings, arms, origin=origin, known=known, memory=memory, out=out, **options)
 
     return run
 
@@ -245,6 +249,16 @@ def done(cell, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "cell"
     cell(out)
     return out
+
+
+def test_the_number_of_processes_changes_no_byte_and_all_of_them_remember(cell, done, tmp_path):
+    out = tmp_path / "two"
+    cell(out, processes=2)
+    files = sorted(path.name for path in done.iterdir())
+    assert files == sorted(path.name for path in out.iterdir())
+    assert all((out / name).read_bytes() == (done / name).read_bytes() for name in files)
+    alone, shared = (sorted(folder.with_suffix(".jsonl").read_text().splitlines()) for folder in (done, out))
+    assert alone == shared
 
 
 @pytest.fixture

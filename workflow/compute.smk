@@ -4,7 +4,7 @@ INSPECTED = ("steps", "movement", "responses")
 LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
 LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 # what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
-RELEASED = hashes() if SUITE.arms.predictors != "all" else {}
+RELEASED = hashes() if SUITE.arms.predictors != "all" or SUITE.arms.also else {}
 learnt = lambda length: [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for file in LEARNT]
 META = SUITE.metatraining.model_dump(mode="json") if SUITE.metatraining else {"shards": 0}
 
@@ -41,10 +41,11 @@ rule forget:
         f"{WORK}/logs/forget/{{origin}}.log",
     benchmark:
         f"{WORK}/benchmarks/forget/{{origin}}.tsv"
+    threads: SUITE.processes
     conda:
         "../environment.yml"
     shell:
-        "python -m know forget --suite {params.suite} --origin {wildcards.origin} > {log} 2>&1"
+        "python -m know forget --suite {params.suite} --origin {wildcards.origin} --processes {threads} > {log} 2>&1"
 
 
 rule metaset:
@@ -105,10 +106,11 @@ rule transfer:
         f"{WORK}/logs/transfer/{{cell}}.log",
     benchmark:
         f"{WORK}/benchmarks/transfer/{{cell}}.tsv"
+    threads: SUITE.processes
     conda:
         "../environment.yml"
     shell:
-        "python -m know transfer --suite {params.suite} --cell {wildcards.cell} > {log} 2>&1"
+        "python -m know transfer --suite {params.suite} --cell {wildcards.cell} --processes {threads} > {log} 2>&1"
 
 
 rule landscape:

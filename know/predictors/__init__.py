@@ -215,9 +215,11 @@ def lines(arms: Arms) -> list[Line]:
             for ending, options in found.variants.items()
         }
     else:
-        entries = {name: entry or PredictorArms() for name, entry in arms.predictors.items()}
+        entries = dict(arms.predictors)
+    entries |= arms.also
     made = []
     for name, entry in sorted(entries.items()):
+        entry = entry or PredictorArms()
         found = get(entry.predictor or name)
         if entry.depths and not found.depths:
             raise KnowError(f"arms.predictors.{name}: predictor {found.name} has no depth; leave depths out")

@@ -1,0 +1,286 @@
+"""The paper's claims against the records: estimates, intervals, and verdicts that a rule gives, never a hand.
+
+The rule, the contrasts and the margin are written in docs/RULES.md, and were before the first run that counts. Needs
+neither torch nor data. Only suites whose `evidence` is true are read; a cell that fails a gate enters nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from know.pages import gates, informative, load, signed, suites
+from know.statistics import Interval, compare, holm, paired_t, pooled_t, trajectory_means
+from know.suite import LENGTH, RATE
+
+MARGIN = 0.5
+"""Points of test accuracy under which a gain counts as none."""
+RECIPES = ("published", "tuned")
+OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a contrast: an arm, in the cells at hand or in those of another share of the target or another S."""
+
+    arm: str
+    share: float = 1.0
+    length: int = LENGTH
+
+    def __str__(self) -> str:
+        share = "" if self.share == 1 else f" at {100 * self.share:g} % of the target"
+        return self.arm + share + ("" if self.length == LENGTH else f", S = {self.length}")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What one side has more than the other, in points; paper: the same difference of the paper's numbers."""
+
+    better: Side
+    worse: Side
+    paper: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.better} - {self.worse}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper and the contrasts that it is judged by.
+
+    suite: the one suite that counts for it; None: all.
+    """
+
+    name: str
+    contrasts: tuple[Contrast, ...]
+    suite: str | None = "cpu"
+
+
+def _against(arm: str, *others: str) -> tuple[Contrast, ...]:
+    return tuple(Contrast(Side(arm), Side(other)) for other in others)
+
+
+PAPER = {"x2": 93.00 - 92.40, "x4": 93.27 - 92.40, "x8": 93.55 - 92.40}
+"""KNOWN minus naive, CIFAR-100 to CIFAR-10, ResNet-18, all of the target."""
+KNOWNS = {"known": "", "released": "_released"}
+"""Lines of the two KNOWNs (ours, the authors'), and how the names of the controls measured against them end."""
+PRIMARY = tuple(
+    contrast
+    for line, ending in KNOWNS.items()
+    for contrast in _against(f"{line}_x8", "naive", f"shrink{ending}_x8", "linear_x8", "compute_matched")
+)
+"""The contrasts that Holm's correction is over, at tuned rates; everything else is exploratory."""
+
+
+def claims(predictions: Sequence[str]) -> list[Claim]:
+    """The paper's claims, for both KNOWNs; its numbers are those of CIFAR-100 to CIFAR-10 with ResNet-18.
+
+    predictions: the arms of direct weight prediction.
+    """
+    found = []
+    for line, label in {"known": "KNOWN (ours)", "released": "KNOWN (released weights)"}.items():
+        beats = tuple(Contrast(Side(f"{line}_{x}"), Side("naive"), gain) for x, gain in PAPER.items())
+        found += [
+            Claim(f"{label} beats naive fine-tuning", beats),
+            Claim(f"{label} beats direct weight prediction, every one", _against(f"{line}_x8", *predictions)),
+            Claim(
+                f"{label}: the gain grows with recursion",
+                (Contrast(Side(f"{line}_x8"), Side(f"{line}_x2"), 93.55 - 93.00),),
+            ),
+            Claim(
+                f"{label}: half of the target with it matches all of the target without",
+                (Contrast(Side(f"{line}_x8", share=0.5), Side("naive"), 93.11 - 92.40),),
+                None,
+            ),
+        ]
+    paper = {2: 93.55 - 92.65, 3: 93.55 - 92.72, 4: 93.55 - 92.89}
+    lengths = tuple(Contrast(Side("known_x8"), Side("known_x8", length=s), gain) for s, gain in paper.items())
+    return [*found, Claim("KNOWN (ours): a longer history helps", lengths, None)]
+
+
+def verdict(estimate: Interval, paper: float | None = None) -> str:
+    """The rule: reproduced, where the interval lies above 0 ("positive, smaller than the paper", where it also lies
+    below the paper's number); else not reproduced, where it lies below `MARGIN`; else inconclusive.
+    """
+    if not math.isfinite(estimate.low):
+        return OPEN
+    if estimate.low > 0:
+        return "positive, smaller than the paper" if paper is not None and estimate.high < paper else "reproduced"
+    return "not reproduced" if estimate.high < MARGIN else "inconclusive"
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """Of a claim that says "every one of them": it fails with one that fails, and holds with all that hold."""
+    if not verdicts or OPEN in verdicts:
+        return OPEN
+    if "not reproduced" in verdicts or "inconclusive" in verdicts:
+        return "not reproduced" if "not reproduced" in verdicts else "inconclusive"
+    return "reproduced" if set(verdicts) == {"reproduced"} else "positive, smaller than the paper"
+
+
+class Evidence:
+    """Records of all suites that are evidence, without the cells that fail a gate."""
+
+    def __init__(self, results: Path):
+        kept, self.gates, self.groups = [], {}, {}
+        for folder in suites(results):
+            suite, runs = load(folder)
+            if not suite["evidence"]:
+                continue
+            self.groups |= {arm["name"]: arm["group"] for arm in suite["described"]}
+            for cell, rows in runs.groupby("cell", sort=True):
+                place = f"{folder.name}: {cell}"
+                self.gates[place] = informative(gates(rows, folder))
+                if self.gates[place]:
+                    kept.append(rows.assign(suite=folder.name))
+        self.runs = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
+
+    def differences(self, contrast: Contrast, recipe: str, suite: str | None) -> dict[tuple, pd.Series]:
+        """Paired differences in points, one a trajectory, by what trajectories belong to: (suite, source, network).
+
+        Of the overflow track, at the paper's r. A trajectory with several targets counts once, with the mean over them.
+        """
+        if self.runs.empty:
+            return {}
+        rows = self.runs[(self.runs["recipe"] == recipe) & (self.runs["track"] == "overflow")]
+        rows = rows[(rows["rate"] == RATE) & ((rows["suite"] == suite) if suite else True)]
+        keys = ["suite", "source", "network", "trajectory", "target"]
+        better, worse = (
+            rows[(rows["arm"] == side.arm) & (rows["share"] == side.share) & (rows["length"] == side.length)]
+            .groupby(keys)["accuracy"]
+            .mean()
+            for side in (contrast.better, contrast.worse)
+        )
+        paired = (100 * (better - worse)).dropna().groupby(level=keys[:4]).mean()
+        return dict(iter(paired.groupby(level=keys[:3])))
+
+    def estimate(self, contrast: Contrast, recipe: str, suite: str | None = "cpu") -> tuple[Interval, float]:
+        """Pooled over sources and networks, each counting once, with the p value of a two-sided test against 0."""
+        found = self.differences(contrast, recipe, suite)
+        return pooled_t([part.to_numpy() for part in found.values()])
+
+    def by_cell(self, contrast: Contrast, recipe: str) -> dict[str, Interval]:
+        """The contrast in every cell that is informative, at its own share, r and S."""
+        found = {}
+        for place, rows in self.runs.groupby(["suite", "cell"]) if len(self.runs) else ():
+            means = 100 * trajectory_means(rows[rows["recipe"] == recipe])
+            if {contrast.better.arm, contrast.worse.arm} <= set(means):
+                found[": ".join(place)] = paired_t(compare(means, contrast.better.arm, contrast.worse.arm))
+        return found
+
+
+def page(results: Path) -> str:
+    """CLAIMS.md, from the records in `results`."""
+    evidence = Evidence(results)
+    predictions = sorted(arm for arm, group in evidence.groups.items() if group == "prediction")
+    lines = ["# The paper's claims", ""]
+    lines += [
+        "Computed by `know report` from the records of all suites that are evidence, by the rules in",
+        "[docs/RULES.md](../docs/RULES.md). Differences in points of target test accuracy with 95 % intervals over",
+        "source trajectories (n), pooled over sources and networks. Paper: the same difference of its numbers for",
+        f"CIFAR-100 to CIFAR-10 with ResNet-18. Margin: {MARGIN:g} points. A verdict is about the networks and data",
+        "that were run here, not about the paper's.",
+        "",
+    ]
+    if not evidence.gates:
+        lines += ["No suite that is evidence has been run yet: **every claim is open.**", ""]
+    lines += _primary(evidence)
+    for claim in claims(predictions):
+        lines += ["", f"## {claim.name}", "", *_judged(evidence, claim)]
+    lines += ["", "## It holds across networks and datasets", "", *_across(evidence)]
+    lines += ["", "## The cost is small", "", "Verdict: **open**. No claim is made before it is measured per arm."]
+    if evidence.gates:
+        lines += ["", "## Cells", ""]
+        lines += [f"- {place}: {'passed' if ok else 'uninformative'}" for place, ok in sorted(evidence.gates.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _primary(evidence: Evidence) -> list[str]:
+    """The primary contrasts, with Holm's correction over those that were run."""
+    lines = [
+        "## Primary contrasts",
+        "",
+        "Tuned rates, suite `cpu`, overflow track. p: two-sided, Holm over these contrasts alone; all else on this",
+        "page is exploratory.",
+        "",
+        "| contrast | difference | n | p (Holm) | verdict |",
+        "|---|---:|---:|---:|---|",
+    ]
+    found = [evidence.estimate(contrast, "tuned") for contrast in PRIMARY]
+    corrected = holm([p for _, p in found])
+    for contrast, (interval, _), p in zip(PRIMARY, found, corrected, strict=True):
+        said = verdict(interval)
+        if said == "reproduced" and p >= 0.05:
+            said = "inconclusive"  # its own interval excludes 0, the family's correction does not
+        lines.append(f"| {contrast} | {_shown(interval)} | {interval.n} | {_p(p)} | {said} |")
+    return lines
+
+
+def _judged(evidence: Evidence, claim: Claim) -> list[str]:
+    lines = ["| contrast | paper | published rate | n | verdict | tuned rate | n | verdict |"]
+    lines.append("|---|---:|---:|---:|---|---:|---:|---|")
+    found: dict[str, list[str]] = {recipe: [] for recipe in RECIPES}
+    for contrast in claim.contrasts:
+        entries = [str(contrast), "" if contrast.paper is None else f"{contrast.paper:+.2f}"]
+        for recipe in RECIPES:
+            interval, _ = evidence.estimate(contrast, recipe, claim.suite)
+            found[recipe].append(verdict(interval, contrast.paper))
+            entries += [_shown(interval), str(interval.n), found[recipe][-1]]
+        lines.append(f"| {' | '.join(entries)} |")
+    whole = "; ".join(f"**{together(found[recipe])}** at {recipe} rates" for recipe in RECIPES)
+    lines += ["", f"Verdict: {whole}."]
+    if "beats naive" in claim.name:
+        lines += ["", *_controls(evidence, claim.contrasts[-1].better.arm)]
+    return lines
+
+
+def _controls(evidence: Evidence, arm: str) -> list[str]:
+    """What is left of an arm's gain beside the controls that share a part of what it does."""
+    line, _, factor = arm.rpartition("_")
+    ending = f"{KNOWNS[line]}_{factor}"
+    controls = {
+        f"shrink{ending}": "shrinking theta_0 by as much",
+        f"renorm{ending}": "its direction without its change of size",
+        f"matched_rate{ending}": "a learning rate that makes up for the shrinking",
+        f"constant{ending}": "its answer to a trajectory that stands still",
+        f"shuffled{ending}": "its answer to the trajectory in another order",
+        f"random_step{ending}": "a random step of the same size",
+        "compute_matched": "the same training steps spent on D0",
+    }
+    lines = ["What is left beside the controls (tuned rates):", ""]
+    for control, what in controls.items():
+        interval, _ = evidence.estimate(Contrast(Side(arm), Side(control)), "tuned")
+        if interval.n:
+            told = "more than" if interval.low > 0 else "less than" if interval.high < 0 else "not to be told from"
+            lines.append(f"- `{arm}` - `{control}`: {_shown(interval)}; {told} {what}.")
+    return lines if len(lines) > 2 else ["Controls: open."]
+
+
+def _across(evidence: Evidence) -> list[str]:
+    lines = [
+        "| KNOWN x8 - naive, by cell | published rate | verdict | tuned rate | verdict |",
+        "|---|---:|---|---:|---|",
+    ]
+    ends = []
+    for line in KNOWNS:
+        contrast = Contrast(Side(f"{line}_x8"), Side("naive"))
+        cells = {recipe: evidence.by_cell(contrast, recipe) for recipe in RECIPES}
+        for place in cells["tuned"]:
+            entries = [(_shown(cells[recipe][place]), verdict(cells[recipe][place])) for recipe in RECIPES]
+            lines.append(f"| `{line}` {place} | {' | '.join(part for entry in entries for part in entry)} |")
+        for recipe in RECIPES:
+            said = together([verdict(interval) for interval in cells[recipe].values()])
+            ends.append(f"`{line}` at {recipe} rates: **{said}**")
+    return [*lines, "", f"Verdict: {'; '.join(ends)}."]
+
+
+def _shown(interval: Interval) -> str:
+    return signed(interval) if interval.n > 1 else "-"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
