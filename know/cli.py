@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from know.errors import KnowError, unknown
-from know.suite import LENGTH, RESULTS, WORK, Forgetting, MetaTraining, Recipe, load_shipped, load_suite
+from know.suite import LENGTH, RESULTS, WORK, Forgetting, MetaTraining, Recipe, load_shipped, load_suite, suite_name
 
 app = typer.Typer(
     help="KNOW prediction: weights as if trained on more data, from a forgetting trajectory.",
@@ -77,7 +77,7 @@ def _start(device: str, threads: int) -> str:
 
 
 def _work(suite: str) -> Path:
-    return WORK / Path(suite).stem
+    return WORK / suite_name(suite)
 
 
 @app.command()
@@ -463,7 +463,7 @@ def report(
     from know import report as pages
 
     if suite and not check:
-        pages.publish(load_suite(suite), Path(suite).stem, _work(suite), results)
+        pages.publish(load_suite(suite), suite_name(suite), _work(suite), results)
     elif check:
         for page in pages.check(results):
             print(f"{page} fits its records")
@@ -484,7 +484,7 @@ def verify(
     """
     from know.verify import verify_suite
 
-    for line in verify_suite(load_suite(suite), Path(suite).stem, _work(suite), results, against):
+    for line in verify_suite(load_suite(suite), suite_name(suite), _work(suite), results, against):
         print(line)
 
 

@@ -59,7 +59,8 @@ def index(results: Path) -> str:
     ]
     for folder in suites(results):
         suite, runs = load(folder)
-        lines += [f"## [{suite['title']}]({folder.name}/README.md)", "", *_remarks(suite), ""]
+        place = folder.relative_to(results).as_posix()
+        lines += [f"## [{suite['title']}]({place}/README.md)", "", *_remarks(suite), ""]
         lines += [*_headline(suite, runs, folder), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -118,7 +119,7 @@ def load_table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def suites(results: Path) -> list[Path]:
-    found = sorted(path.parent for path in results.glob("*/suite.json"))
+    found = sorted(path.parent for path in results.rglob("suite.json"))
     if not found:
         raise KnowError(f"{results} holds no results; run `make results` first")
     return found

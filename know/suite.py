@@ -369,26 +369,18 @@ def load_shipped() -> Shipped:
     """How the networks that ship are made (benchmarks/metatraining.yaml); errors as `load_suite`."""
     if not SHIPPED.is_file():
         raise KnowError(f"there is no {SHIPPED} here; run this from the repository's top folder, or name a suite")
-    return _read(SHIPPED, SHIPPED.read_text(encoding="utf-8"), Shipped)
+    return _validated(SHIPPED, _parsed(SHIPPED, SHIPPED.read_text(encoding="utf-8")), Shipped)
 
 
 def load_suite(name: str) -> Suite:
     """The suite of that name in benchmarks/suites/, or of a path to a .yaml file.
 
+    A file may name another as its `base`: whole top-level keys that it gives replace those of the base.
+
     Raises KnowError for an unknown suite, invalid YAML, an unknown key (names the nearest one) or a wrong value.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        if path.parent != SUITES:
-            raise KnowError(f"suite file {path} does not exist") from error
-        if not SUITES.is_dir():
-            raise KnowError(f"there is no folder {SUITES} here; run suites from the repository's top folder") from error
-        raise unknown("suite", name, [p.stem for p in SUITES.glob("*.yaml")]) from error
-    except UnicodeDecodeError as error:
-        raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
-    suite = _read(path, text, Suite)
+    suite = _validated(path, _settings(path, name), Suite)
     predictors = [file.stem for file in (PACKAGE / "predictors").glob("[!_]*.py")]
     named = {} if suite.arms.predictors == "all" else suite.arms.predictors
     for name, entry in {**named, **suite.arms.also}.items():
@@ -398,13 +390,46 @@ def load_suite(name: str) -> Suite:
     return suite
 
 
-def _read(path: Path, text: str, model: type[Settings]) -> typing.Any:
+def suite_name(suite: str) -> str:
+    """What a suite's folders in work/ and results/ are called: its name, or that of the file."""
+    return Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite
+
+
+def _settings(path: Path, name: str, above: tuple[Path, ...] = ()) -> typing.Any:
+    """What a suite's file gives, over what its base gives. above: the files whose base it is."""
     try:
-        return model.model_validate(yaml.load(text, _StrictLoader))
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        if SUITES not in path.parents:
+            raise KnowError(f"suite file {path} does not exist") from error
+        if not SUITES.is_dir():
+            raise KnowError(f"there is no folder {SUITES} here; run suites from the repository's top folder") from error
+        names = sorted(file.relative_to(SUITES).with_suffix("").as_posix() for file in SUITES.rglob("*.yaml"))
+        raise unknown("suite", name, names) from error
+    except UnicodeDecodeError as error:
+        raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
+    found = _parsed(path, text)
+    if not isinstance(found, dict) or "base" not in found:
+        return found
+    base = found.pop("base")
+    above = (*above, path)
+    if not isinstance(base, str) or SUITES / f"{base}.yaml" in above:
+        raise KnowError(f"{path}: base must be the name of another suite")
+    return {**_settings(SUITES / f"{base}.yaml", base, above), **found}
+
+
+def _parsed(path: Path, text: str) -> typing.Any:
+    try:
+        return yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise KnowError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _validated(path: Path, found: typing.Any, model: type[Settings]) -> typing.Any:
+    try:
+        return model.model_validate(found)
     except pydantic.ValidationError as error:
         raise KnowError(f"{path}: {'; '.join(_explain(e, model) for e in _relevant(error.errors()))}") from error
     except KnowError as error:

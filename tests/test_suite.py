@@ -9,7 +9,8 @@ import yaml
 from know.errors import KnowError
 from know.suite import Suite, load_suite
 
-SUITES = sorted(path.stem for path in Path(__file__).parents[1].joinpath("benchmarks", "suites").glob("*.yaml"))
+HERE = Path(__file__).parents[1] / "benchmarks" / "suites"
+SUITES = sorted(path.relative_to(HERE).with_suffix("").as_posix() for path in HERE.rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,26 @@ def test_smoke_is_shipped_and_no_evidence():
 def test_a_path_is_taken_as_one(tmp_path, changed):
     changed("title", "mine")
     assert load_suite(str(tmp_path / "changed.yaml")).title == "mine"
+
+
+def test_a_base_gives_what_a_suite_does_not(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: smoke\ntitle: mine\ntransfer: {images: 64}\n")
+    with pytest.raises(KnowError, match=r"transfer\.recipe' is missing"):  # whole keys, no merging inside them
+        load_suite(str(path))
+    path.write_text("base: smoke\ntitle: mine\ntrajectories: 7\n")
+    mine, smoke = load_suite(str(path)), load_suite("smoke")
+    assert (mine.title, mine.trajectories) == ("mine", 7)
+    assert mine.model_dump(exclude={"title", "trajectories"}) == smoke.model_dump(exclude={"title", "trajectories"})
+
+
+@pytest.mark.parametrize("base", ["nowhere", "mine", "[smoke]"])
+def test_a_wrong_base_is_refused(tmp_path, monkeypatch, base):
+    monkeypatch.setattr("know.suite.SUITES", tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: yours\n")
+    (tmp_path / "yours.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(KnowError, match="base must be|there is no suite|unknown suite"):
+        load_suite("mine")
 
 
 # names in paths
