@@ -149,23 +149,24 @@ class Evidence:
         return sorted(set(among) - self.suites)
 
     def differences(self, contrast: Contrast, recipe: str, among: Sequence[str]) -> dict[tuple, pd.Series]:
-        """Paired differences in points, one a trajectory, by what trajectories belong to: (suite, source, network).
+        """Paired differences in points, one a trajectory, by what trajectories belong to: (source, network).
 
-        Of the overflow track, at the paper's r. A trajectory with several targets counts once, with the mean over them.
+        Of the overflow track, at the paper's r. A trajectory that stands in several suites or with several targets
+        counts once, with the mean over them.
         """
         if self.runs.empty:
             return {}
         rows = self.runs[(self.runs["recipe"] == recipe) & (self.runs["track"] == "overflow")]
-        rows = rows[(rows["rate"] == RATE) & ((rows["suite"] == suite) if suite else True)]
-        keys = ["suite", "source", "network", "trajectory", "target"]
+        rows = rows[(rows["rate"] == RATE) & (rows["suite"].isin(among) if among else True)]
+        keys = ["source", "network", "trajectory", "target", "suite"]
         better, worse = (
             rows[(rows["arm"] == side.arm) & (rows["share"] == side.share) & (rows["length"] == side.length)]
             .groupby(keys)["accuracy"]
             .mean()
             for side in (contrast.better, contrast.worse)
         )
-        paired = (100 * (better - worse)).dropna().groupby(level=keys[:4]).mean()
-        return dict(iter(paired.groupby(level=keys[:3])))
+        paired = (100 * (better - worse)).dropna().groupby(level=keys[:3]).mean()
+        return dict(iter(paired.groupby(level=keys[:2])))
 
     def estimate(self, contrast: Contrast, recipe: str, among: Sequence[str] = MAIN) -> tuple[Interval, float]:
         """Pooled over sources and networks, each counting once, with the p value of a two-sided test against 0."""
@@ -199,8 +200,8 @@ def page(results: Path) -> str:
         lines += ["No suite that is evidence has been run yet: **every claim is open.**", ""]
     elif waiting := evidence.waits_for(MAIN):
         lines += [
-            f"Not run yet: {', '.join(waiting)}. Until then the verdicts that need it are **open**, and the numbers are of",
-            "what was run.",
+            f"Not run yet: {', '.join(waiting)}. Until then the verdicts that need it are **open**, and the numbers",
+            "are of what was run.",
             "",
         ]
     lines += _primary(evidence)

@@ -35,6 +35,13 @@ def publish(tmp_path):
     return write
 
 
+@pytest.fixture
+def main(publish):
+    """Function that publishes both suites of the primary contrasts: these cells, and one that fails a gate."""
+    uninformative = {RESNET: {**GOOD, "oracle": (0, 1, -1, 0, 0), "known_x8": (9, 9, 9, 9, 8)}}
+    return lambda cells, **options: publish({"cpu/plaincnn": cells, "cpu/resnet8": uninformative}, **options)
+
+
 def row(text: str, first: str, heading: str) -> list[str]:
     """Entries of the row that begins so, in the section of that heading."""
     section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
@@ -88,16 +95,16 @@ def test_the_primary_contrasts_are_the_eight_of_the_rules():
     }
 
 
-def test_without_evidence_every_claim_is_open(publish):
-    text = page(publish({"cpu": {MLP: GOOD}}, evidence=False))
+def test_without_evidence_every_claim_is_open(main):
+    text = page(main({MLP: GOOD}, evidence=False))
     assert "every claim is open" in text
     assert "reproduced" not in text.split("## Primary")[1]
 
 
-def test_a_clear_gain_is_reproduced_and_its_interval_is_the_paired_t(publish):
+def test_a_clear_gain_is_reproduced_and_its_interval_is_the_paired_t(main):
     gains = {**GOOD, "shrink_x8": (2, 2.1, 1.9, 2, 2), "linear_x8": (-1, -1.2, -0.8, -1, -1)}
     gains["compute_matched"] = (3, 1, 2, 3, 0)
-    text = page(publish({"cpu": {MLP: gains}}))
+    text = page(main({MLP: gains}))
     expected = paired_t([2, 2.2, 1.8, 2, 2])
     shown = f"+2.00 [+{expected.low:.2f}, +{expected.high:.2f}]"
     assert row(text, "known_x8 - naive", "Primary contrasts")[1:] == [shown, "5", "< 0.001", "reproduced"]
@@ -114,46 +121,64 @@ def test_a_clear_gain_is_reproduced_and_its_interval_is_the_paired_t(publish):
     assert "Verdict: **reproduced** at published rates; **reproduced** at tuned rates." in direct
 
 
-def test_a_gain_below_the_papers_is_called_so(publish):
-    text = page(publish({"cpu": {MLP: {**GOOD, "known_x8": (0.4, 0.5, 0.6, 0.5, 0.5)}}}))
+def test_until_all_of_the_main_suites_are_there_their_verdicts_are_open(publish, main):
+    half = page(publish({"cpu/plaincnn": {MLP: GOOD}}))
+    assert "Not run yet: cpu/resnet8." in half
+    whole = page(main({MLP: GOOD}))
+    for heading in ("Primary contrasts", "KNOWN (ours) beats naive fine-tuning"):
+        before, after = (row(text, "known_x8 - naive", heading) for text in (half, whole))
+        assert (before[-1], after[-1]) == ("open", "reproduced")
+        assert "+2.00 [+1.82, +2.18]" in before  # the numbers are shown
+
+
+def test_a_gain_below_the_papers_is_called_so(main):
+    text = page(main({MLP: {**GOOD, "known_x8": (0.4, 0.5, 0.6, 0.5, 0.5)}}))
     assert (
         row(text, "known_x8 - naive", "KNOWN (ours) beats naive fine-tuning")[-1] == "positive, smaller than the paper"
     )
     assert row(text, "known_x8 - naive", "Primary contrasts")[-1] == "reproduced"  # there it is against 0 alone
 
 
-def test_holm_can_take_a_primary_verdict_back(publish):
+def test_holm_can_take_a_primary_verdict_back(main):
     """An interval that just excludes 0, alone and among four."""
     weak = {**GOOD, "known_x8": (0.4, 1.8, 0.7, 1.3, 0.5)}
-    assert 0.01 < Evidence(publish({"cpu": {MLP: weak}})).estimate(X8, "tuned")[1] < 0.05
-    assert row(page(publish({"cpu": {MLP: weak}})), "known_x8 - naive", "Primary contrasts")[-1] == "reproduced"
+    assert 0.01 < Evidence(main({MLP: weak})).estimate(X8, "tuned")[1] < 0.05
+    assert row(page(main({MLP: weak})), "known_x8 - naive", "Primary contrasts")[-1] == "reproduced"
     others = {"shrink_x8": (0, 0, 1, 0, 1), "linear_x8": (0, 1, 1, 1, 0), "compute_matched": (1, 0, 1, 1, 0)}
-    text = page(publish({"cpu": {MLP: {**weak, **others}}}))
+    text = page(main({MLP: {**weak, **others}}))
     assert row(text, "known_x8 - naive", "Primary contrasts")[-1] == "inconclusive"
 
 
 @pytest.mark.parametrize("failed", ["oracle", "scratch", "forgetting"])
-def test_a_cell_that_fails_a_gate_enters_nothing(publish, failed):
+def test_a_cell_that_fails_a_gate_enters_nothing(main, failed):
     gains = {**GOOD} if failed == "forgetting" else {**GOOD, failed: (0, 1, -1, 0, 0)}
     cells = {MLP: GOOD, RESNET: {**gains, "known_x8": (9, 9, 9, 9, 8)}}
     forgotten = {"resnet8": (1, -1, 0, 0, 0)} if failed == "forgetting" else None
-    evidence = Evidence(publish({"cpu": cells}, forgotten=forgotten))
-    assert sorted(evidence.gates.values()) == [False, True]
+    evidence = Evidence(main(cells, forgotten=forgotten))
+    assert sorted(evidence.gates.values()) == [False, False, True]
     interval, expected = evidence.estimate(X8, "tuned")[0], paired_t([2, 2.2, 1.8, 2, 2])
     assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(expected))
 
 
-def test_networks_are_pooled_and_each_counts_once(publish):
+def test_networks_are_pooled_and_each_counts_once(main):
     cells = {MLP: GOOD, RESNET: {**GOOD, "known_x8": (6, 6.2, 5.8, 6, 6)}}
-    interval, _ = Evidence(publish({"cpu": cells})).estimate(X8, "tuned")
+    interval, _ = Evidence(main(cells)).estimate(X8, "tuned")
     assert (interval.mean, interval.n) == (pytest.approx(4.0), 10)
 
 
-def test_targets_of_one_trajectory_are_no_replicates(publish):
+def test_targets_of_one_trajectory_are_no_replicates(main):
     other = dataclasses.replace(MLP, target="mnist")
-    evidence = Evidence(publish({"cpu": {MLP: GOOD, other: {**GOOD, "known_x8": (4, 4.2, 3.8, 4, 4)}}}))
+    evidence = Evidence(main({MLP: GOOD, other: {**GOOD, "known_x8": (4, 4.2, 3.8, 4, 4)}}))
     interval, _ = evidence.estimate(X8, "tuned")
     assert (interval.mean, interval.n) == (pytest.approx(3.0), 5)
+
+
+def test_a_trajectory_in_several_suites_counts_once(publish):
+    shares = {MLP: GOOD, dataclasses.replace(MLP, share=0.5): GOOD}
+    half = Contrast(Side("known_x8", share=0.5), Side("naive"))
+    one, two = (Evidence(publish(suites)).estimate(half, "tuned", ()) for suites in ({"a": shares}, {"b": shares}))
+    assert one == two
+    assert one[0].n == 5
 
 
 def test_half_of_the_target_is_compared_with_all_of_it(publish):
@@ -164,10 +189,10 @@ def test_half_of_the_target_is_compared_with_all_of_it(publish):
     assert row(text, "known_x8 at 50 % of the target - naive", heading)[5].startswith("+0.50")
 
 
-def test_other_values_of_r_and_the_other_track_stay_out_of_the_pool(publish):
+def test_other_values_of_r_and_the_other_track_stay_out_of_the_pool(main):
     loud = {**GOOD, "known_x8": (9, 9, 9, 9, 8)}
     cells = {MLP: GOOD, dataclasses.replace(MLP, rate=0.33): loud, dataclasses.replace(MLP, track="retrodiction"): loud}
-    evidence = Evidence(publish({"cpu": cells}))
+    evidence = Evidence(main(cells))
     interval, expected = evidence.estimate(X8, "tuned")[0], paired_t([2, 2.2, 1.8, 2, 2])
     assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(expected))
     assert len(evidence.by_cell(X8, "tuned")) == 3

@@ -77,7 +77,7 @@ def test_a_wrong_base_is_refused(tmp_path, monkeypatch, base):
     monkeypatch.setattr("know.suite.SUITES", tmp_path)
     (tmp_path / "mine.yaml").write_text("base: yours\n")
     (tmp_path / "yours.yaml").write_text(f"base: {base}\n")
-    with pytest.raises(KnowError, match="base must be|there is no suite|unknown suite"):
+    with pytest.raises(KnowError, match=r"base must be|unknown suite"):
         load_suite("mine")
 
 
