@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -24,8 +26,19 @@ def workers(processes: int) -> Iterator[Callable[[Callable, Iterable], Iterable[
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit locks of torch's threads
     threads = (torch.get_num_threads(),)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=deterministic, initargs=threads)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=threads)
     try:
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    deterministic(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers; without this they would finish what they have begun, unseen."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
