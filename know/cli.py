@@ -302,7 +302,7 @@ def predict(
     place = f"at depth {depth}, {factor:g} times the data" if has_depth else "which has no depth"
     print(f"{out / 'model.safetensors'}: {predictor} {place}")
     if known is None and models.folder and any(models.folder in files[0].parents for files in models.files.values()):
-        print(f"asked: the networks that ship, meta-trained on {', '.join(know.Known.pretrained().facts['data'])} only")
+        print(f"asked: the networks that ship, meta-trained on {', '.join(know.Known.pretrained().facts['data'])}")
 
 
 @app.command()

@@ -285,17 +285,19 @@ def card(known: Known) -> str:
         f"{' (no prediction)' if own['step'] < STILL else ''} |"
         for role, own in ((role, facts["held_out"][role]) for role in PREDICTED)
     ]
+    size = sum(parameter.numel() for parameter in known.nets["conv"].parameters())
     ranges = {key: " to ".join(f"{bound:g}" for bound in settings[key]) for key in ("rate", "learning_rate")}
     return f"""# KNOWN, meta-trained on {", ".join(facts["data"])}
 
-Three networks of 9,425 parameters at S = 5 (conv, fc, bias), history length {known.length}; see `know/known.py` for the
-paper.
+Three networks (conv, fc, bias) of {size:,} parameters each, for histories of S = {known.length} snapshots; see
+`know/known.py` for the paper.
 
 - Trained on {counts["training"]} forgetting trajectories of {", ".join(facts["networks"])}; {counts["selection"]} \
 others chose the update that is kept,
   {counts["held_out"]} others gave the errors below, {counts["diverged"]} more diverged.
 - Rates drawn from {ranges["rate"]}, learning rates from {ranges["learning_rate"]}; {settings["images"]} images in the \
 largest subset, at least {settings["smallest"]} in the smallest.
+- Seeds are hashes of names (`know/seeds.py`): of the run's number in the meta-set, and of model and role in the training.
 - In-distribution wherever the source or target is one of {", ".join(facts["data"])}: results there are no evidence.
 - Nothing is known about networks, sizes and data far from these.
 

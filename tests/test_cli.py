@@ -200,11 +200,13 @@ def test_a_limit_has_no_depth(place, made, fails):
 
 
 def test_the_shipped_known_is_named_and_where_it_comes_from(place, made, capsys):
-    """Nobody should take its answer for more than it is: it has seen digits only."""
+    """Nobody should take its answer for more than it is."""
     assert call("predict", made, "--out", "shipped") == 0
-    assert "meta-trained on digits only" in capsys.readouterr().out
+    assert (
+        "meta-trained on cifar100, cifar10_15k, fashion_mnist, mnist, notmnist_small, pacs\n" in capsys.readouterr().out
+    )
     config = yaml.safe_load(Path("shipped/know_config.yml").read_text(encoding="utf-8"))
-    assert config["models"] == {"known.safetensors": sha256_file(PRETRAINED / "known.safetensors")}
+    assert config["models"] == {"known.safetensors": sha256_file(PRETRAINED / "general" / "5" / "known.safetensors")}
     assert call("predict", made, "--known", "known.safetensors", "--out", "own") == 0
     assert "meta-trained" not in capsys.readouterr().out
 

@@ -73,20 +73,29 @@ def test_the_version_is_the_same_everywhere():
     assert re.search(r"^## (\S+)", changelog, flags=re.M)[1] == know.__version__
 
 
-def test_the_packaged_known_is_small_and_its_card_is_its_own():
-    from know.known import PRETRAINED, Known
+def test_the_networks_that_ship_are_small_those_of_the_settings_and_described_by_their_cards(monkeypatch):
+    from know.files import PRETRAINED, read_json
+    from know.known import Known
     from know.metatrain import card
-    from know.trajectory import load_facts
+    from know.suite import family, load_shipped
 
-    OWN = ("losses", "model", "scaling")
-
-    models = sorted(PRETRAINED.glob("*.safetensors"))
-    assert [path.stem for path in models] == ["known", "meta_linear", "scaled"]
-    assert all(path.stat().st_size < 200 * 1024 for path in models)
-    known = Known.pretrained()
-    assert (PRETRAINED / "README.md").read_text(encoding="utf-8") == card(known)
-    others = [load_facts(path) for path in models]  # all from one meta-training
-    assert all({**facts, **{key: 0 for key in OWN}} == {**others[0], **{key: 0 for key in OWN}} for facts in others)
+    monkeypatch.chdir(REPOSITORY)
+    groups = load_shipped().groups
+    assert {(path.parent.parent.name, int(path.parent.name)) for path in PRETRAINED.glob("*/*/facts.json")} == {
+        (name, length) for name, group in groups.items() for length in group.lengths
+    }
+    index = (PRETRAINED / "README.md").read_text(encoding="utf-8")
+    for name, group in groups.items():
+        assert f"`{name}`" in index
+        for length in group.lengths:
+            folder = PRETRAINED / name / str(length)
+            models = sorted(folder.glob("*.safetensors"))
+            assert [path.stem for path in models] == ["known", "meta_linear", "scaled"]
+            assert all(path.stat().st_size < 200 * 1024 for path in models)
+            known = Known.pretrained(name, length)
+            assert (folder / "README.md").read_text(encoding="utf-8") == card(known)
+            assert known.facts["data"] == read_json(folder / "facts.json")["data"]
+            assert not {family(data) for data in known.facts["data"]} & set(group.without)
 
 
 def test_what_the_library_reads_from_its_folder_is_packaged():
