@@ -297,7 +297,8 @@ others chose the update that is kept,
   {counts["held_out"]} others gave the errors below, {counts["diverged"]} more diverged.
 - Rates drawn from {ranges["rate"]}, learning rates from {ranges["learning_rate"]}; {settings["images"]} images in the \
 largest subset, at least {settings["smallest"]} in the smallest.
-- Seeds are hashes of names (`know/seeds.py`): of the run's number in the meta-set, and of model and role in the training.
+- Seeds are hashes of names (`know/seeds.py`): of the run's number in the meta-set, and of model and role in the \
+training.
 - In-distribution wherever the source or target is one of {", ".join(facts["data"])}: results there are no evidence.
 - Nothing is known about networks, sizes and data far from these.
 

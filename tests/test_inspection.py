@@ -281,7 +281,7 @@ def test_what_changes_no_weights_cannot_be_inspected(walk, models):
 
 @pytest.fixture
 def work(tmp_path, trajectory, models):
-    """Function that makes a suite's folder of one real trajectory, for networks of S = `length`."""
+    """Function that makes a suite's folder of one real trajectory, and networks for S = `length`: both, by S."""
 
     def make(length: int):
         folder = tmp_path / f"work-{length}"
@@ -295,7 +295,7 @@ def work(tmp_path, trajectory, models):
             known.save(folder / "known" / str(length) / f"{name}.safetensors")
         terms = {f"{role}{end}": torch.ones(length - 1 + bool(end)) for role in PREDICTED for end in ("", ".theta_0")}
         save_state(folder / "known" / str(length) / "meta_linear.safetensors", terms)
-        return folder
+        return folder, {length: folder / "known" / str(length)}
 
     return make
 
@@ -304,8 +304,8 @@ def test_inspecting_a_suite_covers_every_predictor_that_moves_weights(work, monk
     monkeypatch.delenv("KNOW_REFERENCE", raising=False)
     cells = [Cell("overflow", "digits", target, "mlp", 1.0, length=5) for target in ("mnist", "cifar10")]
     folder = work(5)
-    inspect_suite(cells, ["p0", "t0"], Arms(references=["naive"]), folder)
-    found = {name: table(folder / "inspection" / f"{name}.csv") for name in ("steps", "movement", "responses")}
+    inspect_suite(cells, ["p0", "t0"], Arms(references=["naive"]), *folder)
+    found = {name: table(folder[0] / "inspection" / f"{name}.csv") for name in ("steps", "movement", "responses")}
     assert {row["trajectory"] for row in found["steps"] + found["movement"]} == {"t0"}  # no pilot
     depths: dict[str, set[str]] = {}
     for row in found["steps"]:
@@ -324,8 +324,8 @@ def test_inspecting_a_suite_covers_every_predictor_that_moves_weights(work, monk
 def test_short_histories_leave_out_what_needs_more(work):
     folder = work(2)
     arms = Arms(references=["naive"], predictors={"known": None, "rre": None, "dmd": None})
-    inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=2)], ["t0"], arms, folder)
-    assert {row["predictor"] for row in table(folder / "inspection" / "steps.csv")} == {"known"}
+    inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=2)], ["t0"], arms, *folder)
+    assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == {"known"}
 
 
 @pytest.mark.parametrize(
@@ -339,5 +339,5 @@ def test_released_networks_are_left_out_at_other_lengths(work, entry, monkeypatc
     arms = Arms(references=["naive"], predictors={"linear": None, "mine": entry})
     for length, expected in ((3, {"linear"}), (5, {"linear", "mine"})):
         folder = work(length)
-        inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=length)], ["t0"], arms, folder)
-        assert {row["predictor"] for row in table(folder / "inspection" / "steps.csv")} == expected
+        inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=length)], ["t0"], arms, *folder)
+        assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == expected

@@ -204,7 +204,7 @@ def test_a_page_does_not_depend_on_the_order_of_the_rows(page):
 
 
 def test_what_was_written_passes_the_check(results):
-    names = [f"{results}/one/README.md", f"{results}/two/README.md", f"{results}/README.md"]
+    names = [f"{results}/{page}" for page in ("one/README.md", "two/README.md", "README.md", "CLAIMS.md")]
     assert report.check(results) == names
 
 
@@ -255,7 +255,7 @@ DAMAGED = {
     "runs.csv empty": ("runs.csv", lambda path: path.write_text("", encoding="utf-8")),
     "trajectories.csv gone": ("trajectories.csv", lambda path: path.unlink()),
     "trajectories.csv empty": ("trajectories.csv", lambda path: path.write_text("", encoding="utf-8")),
-    "metatraining.csv of other columns": ("metatraining.csv", lambda path: path.write_text("a,b\n1,2\n")),
+    "held_out.csv of other columns": ("held_out.csv", lambda path: path.write_text("a,b\n1,2\n")),
 }
 
 
