@@ -360,6 +360,13 @@ def test_the_manifests_tell_what_was_made(made):
         assert ("oracle_steps" in manifest["references"]) == (manifest["track"] == "overflow")
 
 
+def test_processes_share_the_work_and_change_no_byte(tmp_path, folder_bytes):
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        make_origin(ORIGIN, ["p0", "t0"], TRACKS, RECIPE, FORGETTING, out=out, processes=processes)
+    assert folder_bytes(tmp_path / "1") == folder_bytes(tmp_path / "2")
+
+
 def test_trajectories_are_independent_of_which_others_are_made(made, tmp_path, folder_bytes):
     make_origin(ORIGIN, ["t0"], TRACKS, RECIPE, FORGETTING, out=tmp_path / "alone")
     assert folder_bytes(tmp_path / "alone" / "t0") == folder_bytes(made[0] / "t0")
