@@ -237,6 +237,8 @@ def _primary(evidence: Evidence) -> list[str]:
 
 
 def _judged(evidence: Evidence, claim: Claim) -> list[str]:
+    if not claim.contrasts:
+        return ["Verdict: **open**. No such arm has been run."]
     lines = ["| contrast | paper | published rate | n | verdict | tuned rate | n | verdict |"]
     lines.append("|---|---:|---:|---:|---|---:|---:|---|")
     found: dict[str, list[str]] = {recipe: [] for recipe in RECIPES}
@@ -277,6 +279,8 @@ def _controls(evidence: Evidence, arm: str) -> list[str]:
 
 
 def _across(evidence: Evidence) -> list[str]:
+    if evidence.runs.empty:
+        return ["Verdict: **open**. No informative cell has been run."]
     lines = [
         "| KNOWN x8 - naive, by cell | published rate | verdict | tuned rate | verdict |",
         "|---|---:|---|---:|---|",

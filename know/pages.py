@@ -55,6 +55,7 @@ def index(results: Path) -> str:
         "",
         "Made by `know report` from the run records beside each page; `know report --check` compares.",
         "Differences are in points of target test accuracy, paired with naive fine-tuning, at each arm's tuned rate.",
+        "What they say about the paper's claims: [CLAIMS.md](CLAIMS.md).",
         "",
     ]
     for folder in suites(results):
