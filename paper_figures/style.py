@@ -23,27 +23,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from know.drawing import STYLE
 from know.errors import KnowError
 from know.files import atomic, read_json
 from know.pages import GROUPS, axes_of
 from know.records import RunRecord, read_records
 from know.statistics import CONFIDENCE, FEW
 
+plt.rcParams.update(STYLE)
 plt.rcParams.update(
     {
-        "svg.hashsalt": "know",  # element ids would be random without it
-        "svg.fonttype": "path",
-        "font.family": "DejaVu Sans",  # ships with matplotlib
-        "font.size": 7,
-        "axes.titlesize": 7,
-        "axes.titlelocation": "left",
         "axes.labelsize": 7,
         "xtick.labelsize": 7,
         "ytick.labelsize": 7,
         "legend.fontsize": 7,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         "axes.linewidth": 0.6,
         "lines.linewidth": 1.1,
         "lines.markersize": 4,
