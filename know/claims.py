@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from know.pages import gates, informative, load, signed, suites
+from know.pages import COST, gates, in_distribution, informative, load, load_table, signed, suites
 from know.statistics import Interval, compare, holm, paired_t, pooled_t, trajectory_means
-from know.suite import LENGTH, RATE
+from know.suite import LENGTH, RATE, SUITES, load_suite
 
 MARGIN = 0.5
 """Points of test accuracy under which a gain counts as none."""
+CHEAP = 0.01
+"""Share of the time of theta_0's training under which a prediction counts as cheap."""
+PAPER_SECONDS = 2.67e-7
+"""Of the paper's prediction, per weight, on its hardware."""
 RECIPES = ("published", "tuned")
 OPEN = "open"
 MAIN = ("cpu/plaincnn", "cpu/resnet8")
@@ -68,6 +72,7 @@ def _against(arm: str, *others: str) -> tuple[Contrast, ...]:
 
 PAPER = {"x2": 93.00 - 92.40, "x4": 93.27 - 92.40, "x8": 93.55 - 92.40}
 """KNOWN minus naive, CIFAR-100 to CIFAR-10, ResNet-18, all of the target."""
+LABELS = {"known": "KNOWN (ours)", "released": "KNOWN (released weights)"}
 KNOWNS = {"known": "", "released": "_released"}
 """Lines of the two KNOWNs (ours, the authors'), and how the names of the controls measured against them end."""
 PRIMARY = tuple(
@@ -76,6 +81,8 @@ PRIMARY = tuple(
     for contrast in _against(f"{line}_x8", "naive", f"shrink{ending}_x8", "linear_x8", "compute_matched")
 )
 """The contrasts that Holm's correction is over, at tuned rates; everything else is exploratory."""
+CORE = frozenset(side.arm for contrast in PRIMARY for side in (contrast.better, contrast.worse))
+"""The arms of the primary contrasts."""
 
 
 def claims(predictions: Sequence[str]) -> list[Claim]:
@@ -84,7 +91,7 @@ def claims(predictions: Sequence[str]) -> list[Claim]:
     predictions: the arms of direct weight prediction.
     """
     found = []
-    for line, label in {"known": "KNOWN (ours)", "released": "KNOWN (released weights)"}.items():
+    for line, label in LABELS.items():
         beats = tuple(Contrast(Side(f"{line}_{x}"), Side("naive"), gain) for x, gain in PAPER.items())
         found += [
             Claim(f"{label} beats naive fine-tuning", beats),
@@ -130,6 +137,8 @@ class Evidence:
     def __init__(self, results: Path):
         kept, self.gates, self.groups = [], {}, {}
         self.suites: set[str] = set()
+        self.seen: set[tuple[str, str]] = set()
+        """Cells and arms that ask the authors' KNOWN about data that it was meta-trained on."""
         for folder in suites(results):
             suite, runs = load(folder)
             if not suite["evidence"]:
@@ -139,10 +148,22 @@ class Evidence:
             self.groups |= {arm["name"]: arm["group"] for arm in suite["described"]}
             for cell, rows in runs.groupby("cell", sort=True):
                 place = f"{name}: {cell}"
+                self.seen |= {(place, arm["name"]) for arm in suite["described"] if in_distribution(arm, rows.iloc[0])}
                 self.gates[place] = informative(gates(rows, folder))
                 if self.gates[place]:
                     kept.append(rows.assign(suite=name))
         self.runs = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
+
+    @property
+    def predictions(self) -> list[str]:
+        """The arms of direct weight prediction."""
+        return sorted(arm for arm, group in self.groups.items() if group == "prediction")
+
+    def verdicts(self, claim: Claim, recipe: str) -> list[str]:
+        """Of a claim's contrasts; all open until the suites that it needs are there."""
+        if self.waits_for(claim.suites):
+            return [OPEN] * len(claim.contrasts)
+        return [verdict(self.estimate(c, recipe, claim.suites)[0], c.paper) for c in claim.contrasts]
 
     def waits_for(self, among: Sequence[str]) -> list[str]:
         """Which of the suites named are not here yet."""
@@ -183,10 +204,25 @@ class Evidence:
         return found
 
 
+def summary(results: Path) -> list[str]:
+    """Every claim with its two verdicts, for the front page."""
+    evidence = Evidence(results)
+    lines = ["| claim of the paper | published rate | tuned rates |", "|---|---|---|"]
+    for claim in claims(evidence.predictions):
+        said = (together(evidence.verdicts(claim, recipe)) for recipe in RECIPES)
+        lines.append(f"| {claim.name} | {' | '.join(said)} |")
+    for line, label in LABELS.items():
+        cells = (evidence.by_cell(Contrast(Side(f"{line}_x8"), Side("naive")), recipe) for recipe in RECIPES)
+        said = (together([verdict(interval) for interval in found.values()]) for found in cells)
+        lines.append(f"| {label} beats naive in every cell that was run (networks, datasets) | {' | '.join(said)} |")
+    cheap = cost_verdict(costs(results))
+    return [*lines, f"| predicting is cheap beside training | {cheap} | {cheap} |"]
+
+
 def page(results: Path) -> str:
     """CLAIMS.md, from the records in `results`."""
     evidence = Evidence(results)
-    predictions = sorted(arm for arm, group in evidence.groups.items() if group == "prediction")
+    predictions = evidence.predictions
     lines = ["# The paper's claims", ""]
     lines += [
         "Computed by `know report` from the records of all suites that are evidence, by the rules in",
@@ -208,11 +244,27 @@ def page(results: Path) -> str:
     for claim in claims(predictions):
         lines += ["", f"## {claim.name}", "", *_judged(evidence, claim)]
     lines += ["", "## It holds across networks and datasets", "", *_across(evidence)]
-    lines += ["", "## The cost is small", "", "Verdict: **open**. No claim is made before it is measured per arm."]
+    lines += ["", "## Predicting is cheap beside training", "", *_cost(results)]
     if evidence.gates:
         lines += ["", "## Cells", ""]
         lines += [f"- {place}: {'passed' if ok else 'uninformative'}" for place, ok in sorted(evidence.gates.items())]
+    if planned := _planned(evidence):
+        lines += [
+            "",
+            "## Not run yet",
+            "",
+            "Suites that are evidence and have no results here; no part of one is shown.",
+            "",
+        ]
+        lines += [f"- {name}: {title.partition(': ')[2] or title}" for name, title in planned.items()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _planned(evidence: Evidence) -> dict[str, str]:
+    """Title by name of the suites in this checkout that are evidence and have not been run."""
+    names = sorted(path.relative_to(SUITES).with_suffix("").as_posix() for path in SUITES.rglob("*.yaml"))
+    found = {name: load_suite(name) for name in names if name not in evidence.suites}
+    return {name: suite.title for name, suite in found.items() if suite.evidence}
 
 
 def _primary(evidence: Evidence) -> list[str]:
@@ -241,16 +293,17 @@ def _judged(evidence: Evidence, claim: Claim) -> list[str]:
         return ["Verdict: **open**. No such arm has been run."]
     lines = ["| contrast | paper | published rate | n | verdict | tuned rate | n | verdict |"]
     lines.append("|---|---:|---:|---:|---|---:|---:|---|")
-    found: dict[str, list[str]] = {recipe: [] for recipe in RECIPES}
-    for contrast in claim.contrasts:
+    found = {recipe: evidence.verdicts(claim, recipe) for recipe in RECIPES}
+    for place, contrast in enumerate(claim.contrasts):
         entries = [str(contrast), "" if contrast.paper is None else f"{contrast.paper:+.2f}"]
         for recipe in RECIPES:
             interval, _ = evidence.estimate(contrast, recipe, claim.suites)
-            found[recipe].append(OPEN if evidence.waits_for(claim.suites) else verdict(interval, contrast.paper))
-            entries += [_shown(interval), str(interval.n), found[recipe][-1]]
+            entries += [_shown(interval), str(interval.n), found[recipe][place]]
         lines.append(f"| {' | '.join(entries)} |")
     whole = "; ".join(f"**{together(found[recipe])}** at {recipe} rates" for recipe in RECIPES)
     lines += ["", f"Verdict: {whole}."]
+    if any(arm == contrast.better.arm for _, arm in evidence.seen for contrast in claim.contrasts):
+        lines += ["", "In-distribution: the authors' networks were meta-trained on the target data of these cells."]
     if "beats naive" in claim.name:
         lines += ["", *_controls(evidence, claim.contrasts[-1].better.arm)]
     return lines
@@ -296,6 +349,45 @@ def _across(evidence: Evidence) -> list[str]:
             said = together([verdict(interval) for interval in cells[recipe].values()])
             ends.append(f"`{line}` at {recipe} rates: **{said}**")
     return [*lines, "", f"Verdict: {'; '.join(ends)}."]
+
+
+def costs(results: Path) -> pd.DataFrame:
+    """What KNOWN costs in the main suites: place, line, factor, and the columns of cost_by_arm.csv; may be empty."""
+    found = []
+    for name in MAIN:
+        path = results / name / "cost_by_arm.csv"
+        if path.is_file():
+            table = load_table(path, COST)
+            found.append(table[table["arm"].isin([f"{line}_{x}" for line in KNOWNS for x in ("x2", "x8")])])
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COST)
+
+
+def cost_verdict(found: pd.DataFrame) -> str:
+    """Reproduced, where the deepest prediction takes less than `CHEAP` of theta_0's training on every main network."""
+    if found.empty or found["network"].nunique() < len(MAIN):
+        return OPEN
+    return "reproduced" if (found["seconds"] < CHEAP * found["theta_0_seconds"]).all() else "not reproduced"
+
+
+def _cost(results: Path) -> list[str]:
+    found = costs(results)
+    if found.empty:
+        return [f"Verdict: **{OPEN}**. Not measured yet."]
+    lines = [
+        f"Paper: {PAPER_SECONDS:.3g} s per weight, 3.01 s for a ResNet-18, on its hardware. The rule: a prediction",
+        f"takes less than {100 * CHEAP:g} % of the time of training theta_0, both measured in one process. The",
+        "forgetting steps are no part of that: they are training, which `compute_matched` spends on D0 instead. All",
+        "arms: [COST.md](COST.md).",
+        "",
+        "| arm | network | s per weight and step back | prediction / training of theta_0 | forgetting / training |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for _, row in found.iterrows():
+        depth = {"x2": 1, "x8": 3}[row["arm"].rpartition("_")[2]]
+        numbers = row["seconds"] / row["weights"] / depth, row["seconds"] / row["theta_0_seconds"], row["trained"] - 1
+        shown = f"{numbers[0]:.1e} | {100 * numbers[1]:.2f} % | {numbers[2]:.2f}"
+        lines.append(f"| {row['arm']} | {row['network']} | {shown} |")
+    return [*lines, "", f"Verdict: **{cost_verdict(found)}**."]
 
 
 def _shown(interval: Interval) -> str:

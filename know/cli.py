@@ -153,10 +153,17 @@ def forget(
     from know import forgetting
 
     if suite:
+        from torch import __version__
+
+        from know.reuse import adopt_origin
+
         settings = load_suite(suite)
         chosen = settings.origin(origin) if origin else None
         if chosen is None:
             raise KnowError(f"--suite needs --origin, one of {', '.join(o.slug for o in settings.origins)}")
+        if source := adopt_origin(settings, chosen, _work(suite), everywhere=WORK, torch=__version__):
+            print(f"taken from {source}, made in the same way")
+            return
         forgetting.make_origin(
             chosen,
             settings.trajectory_ids,
@@ -413,15 +420,18 @@ def transfer(
 ) -> None:
     """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated.
 
-    Finished fine-tunes are remembered by content in work/SUITE/memory/, so that a new arm costs only its own. With
-    KNOW_FORCE set, everything is computed anew.
+    Finished fine-tunes are remembered by content in work/SUITE/memory/, so that a new arm costs only its own; those of
+    other suites count too. With KNOW_FORCE set, everything is computed anew.
     """
+    from know.reuse import gather_memory
     from know.transfer import run_cell
 
     settings, work = load_suite(suite), _work(suite)
     chosen, memory = settings.cell(cell), work / "memory" / f"{cell}.jsonl"
     if os.environ.get("KNOW_FORCE"):
         memory.unlink(missing_ok=True)
+    if count := gather_memory(memory, everywhere=WORK):
+        print(f"{count} fine-tunes of other cells and suites are remembered")
     run_cell(
         chosen,
         settings.trajectory_ids,
@@ -446,6 +456,21 @@ def landscape(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) ->
     folder = work / "trajectories" / cell.origin.slug / "t0" / cell.track
     known = settings.known_folder(work, cell.length)
     make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=_start(device, threads))
+
+
+@app.command()
+def cost(suite: SuiteName, threads: Threads = 1) -> None:
+    """Measure what each arm costs before fine-tuning: training, time and memory of prediction.
+
+    Needs the suite's data.json (`know data --suite NAME`) and its KNOWN, no trajectory; writes
+    work/SUITE/cost_by_arm.csv. Leave the machine alone meanwhile.
+    """
+    from know.cost import measure
+
+    settings, work = load_suite(suite), _work(suite)
+    _start("cpu", threads)
+    known = {length: settings.known_folder(work, length) for length in settings.lengths}
+    measure(settings, work, known, out=work / "cost_by_arm.csv")
 
 
 @app.command()

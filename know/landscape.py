@@ -24,6 +24,8 @@ from know.trajectory import PREDICTED, State, Trajectory, roles
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 DEPTHS = (1, 2, 3)
+IMAGES = 2000
+"""Test images that the loss is the mean of: the plane is a picture, and a large set would take minutes."""
 MARGIN = 0.25
 """Share of the longer side of the points' box that the grid adds on every side."""
 
@@ -33,9 +35,10 @@ def make_landscape(
 ) -> None:
     """Write the table `out` (csv) of the plane of one trajectory. Columns: kind, label, x, y, loss.
 
-    x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the source
-    test set. One row per `snapshot` (theta_4 ... theta_0), `known` prediction (x2, ...: r^-depth) and `oracle`, whose
-    loss is of the weights themselves, which lie off the plane; size^2 rows `grid`, whose loss is on the plane.
+    x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
+    `IMAGES` images of the source test set. One row per `snapshot` (theta_4 ... theta_0), `known` prediction (x2, ...:
+    r^-depth) and `oracle`, whose loss is of the weights themselves, which lie off the plane; size^2 rows `grid`, whose
+    loss is on the plane.
     `variance`: the share of the points' variance along x and along y. `about`: what was drawn, in words.
     """
     trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
@@ -45,6 +48,7 @@ def make_landscape(
     theta_0 = trajectory.theta_0
     names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
     dataset = load(facts["source"], device=device)
+    seen = dataset.test.take(torch.arange(min(IMAGES, len(dataset.test))))
     model = build(facts["network"], dataset.shape, len(dataset.classes)).to(device)
 
     def flat(state: State) -> Tensor:  # (P,), float64
@@ -55,7 +59,7 @@ def make_landscape(
         parts = point.split([theta_0[name].numel() for name in names])
         replaced = {n: p.view_as(theta_0[n]).to(theta_0[n].dtype) for n, p in zip(names, parts, strict=True)}
         model.load_state_dict({**theta_0, **replaced})
-        return float(F.cross_entropy(logits(model, dataset, dataset.test), dataset.test.labels))
+        return float(F.cross_entropy(logits(model, dataset, seen), seen.labels))
 
     rate = trajectory.fractions[-2]
     last = len(trajectory.states) - 1
@@ -77,7 +81,7 @@ def make_landscape(
     xs, ys = xs.double(), ys.double()
 
     about = f"{facts['source']}, {facts['network']}, {facts['track']} track, trajectory {facts['trajectory']}"
-    rows = [_row("about", f"{about}, {len(dataset.test)} test images"), _row("variance", "share", *shares.tolist())]
+    rows = [_row("about", f"{about}, {len(seen)} test images"), _row("variance", "share", *shares.tolist())]
     for (kind, label, point), place in zip(found, places, strict=True):
         rows.append(_row(kind, label, *place.tolist(), loss(point)))
     for y in ys:

@@ -6,6 +6,7 @@ A page is a function of the files in `results/<suite>/`, so that it can be check
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +40,11 @@ STEPS = [
     "neither",
 ]
 MOVEMENT = ["source", "network", "track", "rate", "length", "role", "difference", "size", "cosine"]
+COST = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
+COST += ["memory_mb"]
+SEEN_BY_RELEASED = ("mnist", "fashion_mnist", "cifar10")
+"""Datasets, whole or in part, that the authors' KNOWN was meta-trained on (their paper)."""
+DAGGER = "\N{DAGGER}"
 GROUPS = {
     "reference": "References",
     "known": "KNOWN",
@@ -48,21 +54,30 @@ GROUPS = {
 }
 
 
-def index(results: Path) -> str:
-    """The front page: every suite with its headline table."""
+def index(results: Path, judged: Sequence[str], core: Container[str]) -> str:
+    """The front page: what the claims come to, and every suite with the main rows of its headline table.
+
+    judged: the lines on the claims. core: arms to show beside the references and those of KNOWN.
+    """
     lines = [
         "# Results",
         "",
         "Made by `know report` from the run records beside each page; `know report --check` compares.",
-        "Differences are in points of target test accuracy, paired with naive fine-tuning, at each arm's tuned rate.",
-        "What they say about the paper's claims: [CLAIMS.md](CLAIMS.md).",
+        "",
+        *judged,
+        "",
+        "What was compared, the controls and the intervals behind it: [CLAIMS.md](CLAIMS.md). What each arm costs:",
+        "[COST.md](COST.md). Below, differences in points of target test accuracy, paired with naive fine-tuning, at",
+        "each arm's tuned rate; the main rows only, all others on the page of each suite.",
         "",
     ]
     for folder in suites(results):
         suite, runs = load(folder)
         place = folder.relative_to(results).as_posix()
+        shown = {arm["name"] for arm in suite["described"] if arm["group"] in ("reference", "known")}
+        shown |= {arm["name"] for arm in suite["described"] if arm["name"] in core}
         lines += [f"## [{suite['title']}]({place}/README.md)", "", *_remarks(suite), ""]
-        lines += [*_headline(suite, runs, folder), ""]
+        lines += [*_headline(suite, runs, folder, shown), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -75,7 +90,8 @@ def page(folder: Path) -> str:
     lines += [
         f"Run it yourself: `make results SUITE={suite['name']}`. One row per fine-tune: [runs.csv](runs.csv); the",
         "learning-rate search: [pilots.csv](pilots.csv); settings: [suite.json](suite.json); where and when:",
-        "[provenance.json](provenance.json); time and memory: [cost.csv](cost.csv).",
+        "[provenance.json](provenance.json); time and memory: [cost.csv](cost.csv),",
+        "[by arm](cost_by_arm.csv).",
         "",
         "## At a glance",
         "",
@@ -89,7 +105,8 @@ def page(folder: Path) -> str:
     for cell, rows in table.groupby("cell", sort=True):
         lines += [f"## {_cell_title(runs[runs['cell'] == cell].iloc[0])}", ""]
         unavailable = suite["unavailable"].get(cell, {})
-        lines += [*_cell_table(rows, _order(suite), unavailable), ""]
+        seen = _seen(suite, runs[runs["cell"] == cell])
+        lines += [*_cell_table(rows, _order(suite), unavailable, seen), ""]
         lines += [*_gate_lines(gates(runs[runs["cell"] == cell], folder)), ""]
     lines += ["## What each arm is", "", *_described(suite), ""]
     lines += ["## What the steps are made of", "", *_steps(folder, suite), ""]
@@ -159,8 +176,11 @@ def _order(suite: dict) -> dict[str, int]:
     return {arm["name"]: place for place, arm in enumerate(suite["described"])}
 
 
-def _headline(suite: dict, runs: pd.DataFrame, folder: Path) -> list[str]:
-    """Tuned difference to naive: arms as rows, cells as columns; first row the accuracy of naive, last the gates."""
+def _headline(suite: dict, runs: pd.DataFrame, folder: Path, shown: Container[str] | None = None) -> list[str]:
+    """Tuned difference to naive: arms as rows, cells as columns; first row the accuracy of naive, last the gates.
+
+    shown: the arms to show; by default all.
+    """
     tuned = summarise(runs[runs["recipe"] == "tuned"])
     cells = sorted(tuned["cell"].unique())
     names = {cell: _column(rows.iloc[0]) for cell, rows in runs.groupby("cell")}
@@ -168,20 +188,43 @@ def _headline(suite: dict, runs: pd.DataFrame, folder: Path) -> list[str]:
     lines = [f"| arm | {' | '.join(names[cell] for cell in cells)} |", f"|---|{'---:|' * len(cells)}"]
     values = [f"{at.loc[(cell, 'naive'), 'accuracy']:.2f} %" for cell in cells]
     lines.append(f"| naive | {' | '.join(values)} |")
+    seen = {cell: _seen(suite, rows) for cell, rows in runs.groupby("cell")}
 
     def entry(cell: str, arm: str) -> str:
         if (cell, arm) in at.index:
-            return _interval(at.loc[(cell, arm)])
+            return _interval(at.loc[(cell, arm)]) + (f" {DAGGER}" if arm in seen[cell] else "")
         return "not available" if arm in suite["unavailable"].get(cell, {}) else ""
 
-    for arm in (arm for arm in _order(suite) if arm != "naive"):
+    for arm in (arm for arm in _order(suite) if arm != "naive" and (shown is None or arm in shown)):
         lines.append(f"| {arm} | {' | '.join(entry(cell, arm) for cell in cells)} |")
     passed = [informative(gates(runs[runs["cell"] == cell], folder)) for cell in cells]
     lines.append(f"| gates | {' | '.join('passed' if ok else 'uninformative' for ok in passed)} |")
-    return lines
+    there = set(at.index.get_level_values("arm")) & set(shown or at.index.get_level_values("arm"))
+    return [*lines, *(["", SEEN_NOTE] if any(there & arms for arms in seen.values()) else [])]
 
 
-def _cell_table(rows: pd.DataFrame, order: dict[str, int], unavailable: dict[str, str]) -> list[str]:
+SEEN_NOTE = (
+    f"{DAGGER} In-distribution: the authors' KNOWN was meta-trained on MNIST, Fashion-MNIST and CIFAR-10; source or "
+    "target is among them."
+)
+
+
+def in_distribution(arm: Mapping, cell: Mapping) -> bool:
+    """Whether an arm (an entry of `described`) asks the authors' KNOWN about data that it was meta-trained on.
+
+    cell: anything with source and target.
+    """
+    asked = "released" in (arm["predictor"], arm["options"].get("of"))
+    names = [dataset.partition(":")[0] for dataset in (cell["source"], cell["target"])]
+    return asked and any(name == seen or name.startswith(f"{seen}_") for name in names for seen in SEEN_BY_RELEASED)
+
+
+def _seen(suite: dict, rows: pd.DataFrame) -> set[str]:
+    """Arms of a cell, whose records are `rows`, that are in-distribution."""
+    return {arm["name"] for arm in suite["described"] if in_distribution(arm, rows.iloc[0])}
+
+
+def _cell_table(rows: pd.DataFrame, order: dict[str, int], unavailable: dict[str, str], seen: set[str]) -> list[str]:
     retrodiction = rows["weight_error"].notna().any()
     head = [
         "arm",
@@ -205,7 +248,7 @@ def _cell_table(rows: pd.DataFrame, order: dict[str, int], unavailable: dict[str
         published, tuned = at.loc[("published", arm)], at.loc[("tuned", arm)]
         share, *ends = (round(tuned[key], 2) + 0.0 for key in ("share", "share_low", "share_high"))
         entries = [
-            arm,
+            f"{arm} {DAGGER}" if arm in seen else arm,
             _accuracy(published),
             "" if arm == "naive" else _interval(published),
             _accuracy(tuned),
@@ -222,6 +265,7 @@ def _cell_table(rows: pd.DataFrame, order: dict[str, int], unavailable: dict[str
     for arm, reason in unavailable.items():
         reasons.setdefault(reason, []).append(f"`{arm}`")
     notes = [f"Not available: {', '.join(arms)}: {reason}." for reason, arms in reasons.items()]
+    notes += [SEEN_NOTE] if seen & set(rows["arm"]) else []
     return [*lines, "", *notes] if notes else lines
 
 
@@ -300,6 +344,69 @@ def _movement(folder: Path) -> list[str]:
             for k in range(count)
         ]
         lines.append(f"| {_place(rows.iloc[0])} | {' | '.join(entries)} |")
+    return lines
+
+
+def cost_page(results: Path) -> str:
+    """COST.md: what every arm costs before fine-tuning, suite by suite, and every job of the suites that were run."""
+    lines = [
+        "# What it costs",
+        "",
+        "Before fine-tuning, which costs the same for every arm. *Training*: images shown, as a multiple of the run",
+        "that made theta_0. *Prediction*: seconds on one thread with the snapshots in memory, the fastest of three,",
+        "and per predicted weight; the authors give 2.67e-7 s per weight for their Keras code on their hardware.",
+        "*Share*: of the time of theta_0's training. *Memory*: by how much the process grows meanwhile. Measured by",
+        "`know cost` on random weights of the network's shapes, all in one process, on a machine as in the suite's",
+        "provenance.json.",
+    ]
+    for folder in suites(results):
+        suite, place = read_json(folder / "suite.json"), folder.relative_to(results).as_posix()
+        lines += ["", f"## [{suite['title']}]({place}/README.md)", ""]
+        if (folder / "cost_by_arm.csv").is_file():
+            table = load_table(folder / "cost_by_arm.csv", COST)
+            for _, rows in table.groupby(["source", "network", "track", "rate", "length"], sort=True):
+                lines += [*_cost_of_arms(rows, _order(suite)), ""]
+        lines += _cost_of_jobs(folder)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cost_of_arms(rows: pd.DataFrame, order: Mapping[str, int]) -> list[str]:
+    first = rows.iloc[0]
+    lines = [
+        f"{_place(first)}: {first['weights']:,} predicted weights; training theta_0 takes "
+        f"{first['theta_0_seconds']:.0f} s on one thread.",
+        "",
+        "| arm | training | prediction, s | per weight, s | share | memory, MiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for _, row in rows.sort_values("arm", key=lambda arms: arms.map(order)).iterrows():
+        seconds = [row["seconds"], row["seconds"] / row["weights"], row["seconds"] / row["theta_0_seconds"]]
+        entries = (
+            ["", "", ""]
+            if not row["seconds"]
+            else [f"{seconds[0]:.2g}", f"{seconds[1]:.1e}", f"{100 * seconds[2]:.2g} %"]
+        )
+        memory = "" if not row["memory_mb"] or math.isnan(row["memory_mb"]) else f"{row['memory_mb']:.1f}"
+        lines.append(f"| {row['arm']} | {row['trained']:.2f} | {' | '.join(entries)} | {memory} |")
+    return lines
+
+
+def _cost_of_jobs(folder: Path) -> list[str]:
+    if not (folder / "cost.csv").is_file():
+        return []
+    jobs = load_table(folder / "cost.csv", ["job", "seconds", "cpu_seconds", "peak_memory_mb"])
+    if jobs.empty:
+        return []
+    lines = [
+        f"The whole run: {jobs['cpu_seconds'].sum() / 60:.0f} minutes of processor time in {len(jobs)} jobs, at most "
+        f"{jobs['peak_memory_mb'].max() / 1024:.1f} GiB in one.",
+        "",
+        "| job | minutes | processor minutes | peak memory, GiB |",
+        "|---|---:|---:|---:|",
+    ]
+    for _, job in jobs.iterrows():
+        numbers = job["seconds"] / 60, job["cpu_seconds"] / 60, job["peak_memory_mb"] / 1024
+        lines.append(f"| {job['job']} | {numbers[0]:.1f} | {numbers[1]:.1f} | {numbers[2]:.1f} |")
     return lines
 
 

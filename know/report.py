@@ -1,8 +1,8 @@
 """Publishing a run: gather its records into `results/<suite>/`, write the pages, and check committed ones.
 
 `results/<suite>/` holds the records of a run (runs.csv and its companions), `README.md` made from them (`know.pages`),
-and figures made by the scripts in paper_figures/. `provenance.json` and `cost.csv` say where and at what price; they
-alone differ between two runs of the same code on one machine.
+and figures made by the scripts in paper_figures/. `provenance.json`, `cost.csv` and `cost_by_arm.csv` say where and at
+what price; they, and the pages made of them, alone differ between two runs of the same code on one machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pandas as pd
 from know import claims
 from know.errors import KnowError
 from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
-from know.pages import GROUPS, SNAPSHOT_COLUMNS, index, load, page, suites
+from know.pages import GROUPS, SNAPSHOT_COLUMNS, cost_page, index, load, page, suites
 from know.records import PilotRecord, RunRecord, read_records
 from know.statistics import summarise
 from know.suite import Suite
 
 FIGURES = PACKAGE.parent / "paper_figures"
-UNVERSIONED = ("provenance.json", "cost.csv")
+UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
 
 def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
@@ -43,15 +43,18 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
     _copy(work / "landscape.csv", folder / "landscape.csv")
     for table in ("steps", "movement", "responses"):
         _copy(work / "inspection" / f"{table}.csv", folder / f"{table}.csv")
-    figures = sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem != "style")
-    about = {"name": name, "figures": figures, "learnt_from": settings.learnt_from, **_arms(settings, work)}
+    about = {
+        "name": name,
+        "figures": figures_of(settings),
+        "learnt_from": settings.learnt_from,
+        **_arms(settings, work),
+    }
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
     write_text(folder / "README.md", page(folder))
     write_json(folder / "provenance.json", provenance())
     _write_cost(work, folder)
-    write_text(results / "README.md", index(results))
-    write_text(results / "CLAIMS.md", claims.page(results))
+    _write_front_pages(results)
     networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
     declared = [] if settings.known else networks
     declared += [work / "landscape.csv", *sorted((work / "inspection").glob("*.csv"))]
@@ -66,6 +69,13 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
         "shipped": {p.relative_to(PRETRAINED).as_posix(): sha256_file(p) for p in (networks if settings.known else [])},
     }
     write_json(work / "published.json", hashes)
+
+
+def figures_of(settings: Suite) -> list[str]:
+    """Names of the figures of a suite: all there are, but that of the ablations only where S or r varies."""
+    varied = len(settings.lengths) > 1 or len({origin.rate for origin in settings.origins}) > 1
+    left_out = {"style"} | (set() if varied else {"ablation"})
+    return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem not in left_out)
 
 
 def _arms(settings: Suite, work: Path) -> dict:
@@ -90,18 +100,38 @@ def check(results: Path) -> list[str]:
         if read_json(folder / "metrics.json") != metrics(load(folder)[1]):
             raise KnowError(f"{folder / 'metrics.json'} does not fit its records; publish the suite again")
         found.append(str(folder / "README.md"))
-    for name, text in {"README.md": index(results), "CLAIMS.md": claims.page(results)}.items():
+    for name, text in _front_pages(results).items():
         _compare_page(results / name, text)
         found.append(str(results / name))
     return found
 
 
+def _front_pages(results: Path) -> dict[str, str]:
+    """The pages that look at all suites together."""
+    judged = claims.summary(results)
+    return {
+        "README.md": index(results, judged, claims.CORE),
+        "CLAIMS.md": claims.page(results),
+        "COST.md": cost_page(results),
+    }
+
+
+def _write_front_pages(results: Path) -> None:
+    for name, text in _front_pages(results).items():
+        write_text(results / name, text)
+
+
 def write_pages(results: Path) -> None:
-    """Write the page of every published suite and the index anew, from the records beside them."""
+    """Write the page of every published suite and the index anew, from the records beside them.
+
+    Figures that have been added or removed since are listed as they are now; `python -m paper_figures` draws them.
+    """
     for folder in suites(results):
+        about = load(folder)[0]
+        settings = Suite.model_validate({key: about[key] for key in Suite.model_fields})
+        write_json(folder / "suite.json", {**about, "figures": figures_of(settings)})
         write_text(folder / "README.md", page(folder))
-    write_text(results / "README.md", index(results))
-    write_text(results / "CLAIMS.md", claims.page(results))
+    _write_front_pages(results)
 
 
 def provenance() -> dict:
@@ -184,7 +214,9 @@ def _copy(source: Path, out: Path) -> None:
 
 
 def _write_cost(work: Path, folder: Path) -> None:
-    """Time and memory of every job, from the workflow's own benchmark files (absent where a step was run by hand)."""
+    """Time and memory of every job, from the workflow's own benchmark files (absent where a step was run by hand), and
+    of every arm.
+    """
     columns = ["job", "seconds", "cpu_seconds", "peak_memory_mb"]
     rows = []
     for path in sorted((work / "benchmarks").rglob("*.tsv")):
@@ -192,3 +224,4 @@ def _write_cost(work: Path, folder: Path) -> None:
         job = path.relative_to(work / "benchmarks").with_suffix("").as_posix()
         rows.append(dict(zip(columns, (job, entry["s"], entry["cpu_time"], entry["max_rss"]), strict=True)))
     write_csv(folder / "cost.csv", rows, columns)
+    _copy(work / "cost_by_arm.csv", folder / "cost_by_arm.csv")

@@ -9,25 +9,39 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from style import arms_of, block_panels, blocks_of, cells_of, dashed, footnote, load_runs, main, title
+from style import (
+    arms_of,
+    block_panels,
+    blocks_of,
+    cells_of,
+    dashed,
+    first_in_line,
+    footnote,
+    line_styles,
+    load_runs,
+    main,
+    title,
+)
 
 from know.records import PilotRecord, read_records
 
-LINES = [":", "--", "-"]
-"""Line styles of the depths of a predictor, deepest solid."""
+LABEL = 0.32
+"""Inches that the label of a learning rate takes."""
 
 
 def draw(results: Path) -> Figure:
     runs, pilots = load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
     arms, cells = arms_of(results), cells_of(runs)
     arms = arms[arms.index.isin(pilots["arm"])]
-    blocks, lines = blocks_of(arms), line_styles(arms)
+    blocks, lines = blocks_of(arms), line_styles(arms["depth"])
     figure, rows = block_panels(len(cells), blocks, arms, height=1.75)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = pilots[pilots["cell"] == cell]
         count = part["trajectory"].nunique()
-        title(axes[0], f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}", span=len(axes))
-        axes[0].set_ylabel("validation accuracy (%)")
+        for axis in (left := first_in_line(axes)):
+            name_and_count = f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}"
+            title(axis, name_and_count, span=-(-len(axes) // len(left)))
+            axis.set_ylabel("validation accuracy (%)")
         for axis, (_, families) in zip(axes, blocks, strict=True):
             own = arms[arms["family"].isin([*families, "naive", "oracle"])]
             draw_panel(axis, part, runs[runs["cell"] == cell], own, lines)
@@ -44,12 +58,6 @@ def draw(results: Path) -> Figure:
     return figure
 
 
-def line_styles(arms: pd.DataFrame) -> dict[int, str]:
-    """Depth to line style; the depth 0 of references and of predictors without depth is solid."""
-    depths = sorted(set(arms["depth"]) - {0})
-    return {0: "-", **{depth: LINES[max(-len(LINES), place - len(depths))] for place, depth in enumerate(depths)}}
-
-
 def draw_panel(axis: Axes, pilots: pd.DataFrame, runs: pd.DataFrame, arms: pd.DataFrame, lines: dict[int, str]) -> None:
     """One line per arm of `arms`, KNOWN and naive on top; pilots and runs are those of one cell."""
     mean = 100 * pilots.groupby(["arm", "learning_rate"])["validation_accuracy"].mean()
@@ -63,11 +71,20 @@ def draw_panel(axis: Axes, pilots: pd.DataFrame, runs: pd.DataFrame, arms: pd.Da
             best = tuned[arm.Index]
             axis.plot(best, found[best], arm.marker, markersize=3, **style)
     axis.set_xscale("log", base=2)
-    rates = sorted(pilots["learning_rate"].unique())
-    axis.set_xticks(rates, [f"{rate:.2g}" for rate in rates], rotation=90, size=6)
-    axis.minorticks_off()
-    for rate in runs.loc[runs["recipe"] == "published", "learning_rate"].unique():
+    published = runs.loc[runs["recipe"] == "published", "learning_rate"].unique()
+    label_rates(axis, sorted(pilots["learning_rate"].unique()), published)
+    for rate in published:
         axis.axvline(rate, color="#555555", linewidth=0.8, linestyle=(0, (1, 1)), zorder=1)
+
+
+def label_rates(axis: Axes, rates: list[float], published: np.ndarray) -> None:
+    """A tick at every rate of the grid; labels, evenly, at as many as have room, the published one among them."""
+    width = axis.figure.get_figwidth() / axis.get_subplotspec().get_gridspec().ncols - 0.5
+    every = -(-LABEL * len(rates) // width)
+    first = min((k for k, rate in enumerate(rates) if rate in published), default=0)
+    labels = ["" if (k - first) % every else f"{rate:.2g}" for k, rate in enumerate(rates)]
+    axis.set_xticks(rates, labels, size=6)
+    axis.minorticks_off()
 
 
 def stretch(axis: Axes, pilots: pd.DataFrame) -> None:

@@ -14,13 +14,16 @@ from style import (
     blocks_of,
     cells_of,
     counted,
+    first_in_line,
     footnote,
     interval_note,
     limits,
     load_runs,
     main,
-    panels,
+    mark_beyond,
+    only_words,
     title,
+    widened,
 )
 
 from know.statistics import summarise
@@ -36,19 +39,18 @@ def draw(results: Path) -> Figure:
     several = ran[ran["depth"] > 0].groupby("family")["depth"].nunique() > 1
     arms = ran[ran["family"].isin(several.index[several])]
     if arms.empty:
-        figure, (axis,) = panels(1, columns=1, height=0.5)
-        axis.axis("off")
-        axis.text(0, 0.5, "No predictor was run at more than one depth.", va="center")
-        return figure
+        return only_words("No predictor was run at more than one depth.")
     blocks = blocks_with_known(arms)
     arms = pd.concat([arms, ran[ran["family"] == "oracle"]])
     summary = summarise(runs[runs["recipe"] == "tuned"])
     figure, rows = block_panels(len(cells), blocks, arms, height=1.9)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = summary[summary["cell"] == cell].set_index("arm")
-        title(axes[0], f"{name}, {counted(part['n'])}", span=len(axes))
-        axes[0].set_ylabel("gain over naive (points)")
-        axes[0].set_ylim(limits(part[part.index.isin(arms.index)]))
+        for axis in (left := first_in_line(axes)):
+            title(axis, f"{name}, {counted(part['n'])}", span=-(-len(axes) // len(left)))
+            axis.set_ylabel("gain over naive (points)")
+        ends = limits(part[part.index.isin(arms.index)])
+        axes[0].set_ylim(widened(ends, part[part.index == "oracle"]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
             draw_panel(axis, part, arms[arms["family"].isin([*families, *REPEATED]) & arms.index.isin(part.index)])
     for axis in rows[-1]:
@@ -79,7 +81,6 @@ def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
     lines = [family for family in dict.fromkeys(arms["family"]) if family != "oracle"]
     side = min(0.33, 0.04 * (len(lines) - 1))
     shift = {"oracle": 0.0, **dict(zip(lines, np.linspace(-side, side, len(lines)), strict=True))}  # side by side
-    low, high = axis.get_ylim()
     for family, rows in arms.groupby("family", sort=False):
         found, (colour, marker) = part.loc[rows.index], rows[["colour", "marker"]].iloc[0]
         x = np.array([place.get(factor, beyond) + shift[family] for factor in rows["factor"]])
@@ -87,9 +88,7 @@ def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
         axis.vlines(x, found["low"], found["high"], linewidth=0.7, **style)
         size = 6 if family == "oracle" else 3
         axis.plot(x, found["difference"], marker, ls="-", linewidth=0.5, markersize=size, **style)
-        for edge, arrow, outside in ((low, "v", found["difference"] < low), (high, "^", found["difference"] > high)):
-            for there in x[outside]:
-                axis.plot(there, edge, arrow, markersize=4, clip_on=False, **style)
+        mark_beyond(axis, x, found["difference"], **style)
     if "oracle" in set(arms["family"]):
         axis.axvline(beyond - 0.45, color="#BBBBBB", linewidth=0.6, zorder=1)
         place["oracle"] = beyond

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from style import PAGE, arms_of, cells_of, counted, footnote, load_runs, main
+from style import COLUMN, PAGE, arms_of, cells_of, counted, footnote, load_runs, main, main_arms
 
 from know.files import read_json
 from know.pages import GROUPS, gates, informative
@@ -42,15 +42,9 @@ def draw(folder: Path) -> Figure:
     return figure
 
 
-def main_arms(arms: pd.DataFrame) -> pd.DataFrame:
-    """References, KNOWN at every depth, and the deepest arm of every other line."""
-    deepest = arms["depth"] == arms.groupby("family")["depth"].transform("max")
-    return arms[deepest | (arms["group"] == "known")]
-
-
 def draw_table(rows: list[tuple[str, list[str], bool]], heads: list[str]) -> Figure:
     """rows: label, entries, and whether the row is bold."""
-    width = max(PAGE, 1.2 + 1.55 * len(heads))
+    width = max(PAGE, 1.2 + 1.55 * len(heads)) if len(heads) > 1 else COLUMN
     figure, axis = plt.subplots(figsize=(width, ROW * (len(rows) + 7)))
     axis.axis("off")
     height = 1 / (len(rows) + 3)

@@ -6,15 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
-from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from style import COLUMN, FAMILIES, footnote, load_table, main, panels, title
+from scipy.interpolate import RectBivariateSpline
+from style import COLUMN, FAMILIES, footnote, load_table, main, title
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 LEVELS = 15
+WIDTH = COLUMN - 1.3
+"""Inches of a panel, without the labels and the scale beside it."""
+SMALL = 0.35
+"""Part of the plane, in x or y, from which on the trajectory and the predictions need no second panel."""
+FINE = 80
+"""Points of the interpolated grid in each direction."""
 GREYS = LinearSegmentedColormap.from_list("greys", ["#FFFFFF", "#606060"])
 EDGE = [withStroke(linewidth=2, foreground="white")]
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -23,38 +31,65 @@ SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 def draw(results: Path) -> Figure:
     table = load_table(results / "landscape.csv", COLUMNS)
     kinds = dict(list(table.groupby("kind", sort=False)))
-    grid, share = kinds["grid"], kinds["variance"].iloc[0]
-    figure, (axis,) = panels(1, columns=1, height=0.2 + (COLUMN - 1.3) * np.ptp(grid["y"]) / np.ptp(grid["x"]))
-    colours = draw_loss(axis, grid)
-    beside = axis.inset_axes((1.04, 0, 0.05, 1))  # as high as the panel, whatever its aspect
-    figure.colorbar(colours, cax=beside, label="source test loss (nats)", format="%.2g")
-    beside.minorticks_off()
-    snapshots, known, oracle = kinds["snapshot"], kinds["known"], kinds["oracle"]
-    # theta_0 is where the trajectory ends and KNOWN's way back begins
-    draw_path(axis, pd.concat([snapshots.iloc[-1:], known]), FAMILIES["known"][1], "--", FAMILIES["known"][2])
-    draw_path(axis, snapshots, "black", "-", "o")
-    draw_path(axis, oracle, FAMILIES["oracle"][1], "", FAMILIES["oracle"][2], size=11)
-    ends = snapshots.iloc[[0, -1]].assign(label=lambda rows: rows["label"].str.replace("theta_", "θ"))
-    for row in pd.concat([ends, known, oracle]).itertuples():
-        text = row.label.translate(SUBSCRIPTS) if row.kind == "snapshot" else row.label.replace("x", "×")
-        axis.annotate(text, (row.x, row.y), (5, 4), textcoords="offset points", path_effects=EDGE, zorder=6)
-    axis.set_aspect("equal")
-    axis.set_xlabel(f"weight distance, axis 1 ({share['x']:.0%} of variance)")
-    axis.set_ylabel(f"axis 2 ({share['y']:.0%})")
-    title(axis, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
+    share = {axis: f"{100 * kinds['variance'].iloc[0][axis]:.3g}\N{NO-BREAK SPACE}%" for axis in "xy"}
+    both = f"{100 * kinds['variance'].iloc[0][['x', 'y']].sum():.3g}\N{NO-BREAK SPACE}%"
+    loss, window = loss_of(kinds["grid"]), window_of(kinds)
+    parts = [loss] if window is None else [loss, zoomed(loss, window)]
+    high = [WIDTH * np.ptp(part.index) / np.ptp(part.columns) for part in parts]
+    figure, axes = plt.subplots(
+        len(parts), figsize=(COLUMN, sum(high) + 0.7 + 0.8 * len(parts)), height_ratios=high, squeeze=False
+    )
+    for axis, part in zip(axes.flat, parts, strict=True):
+        draw_loss(axis, part)
+        axis.set_aspect("equal")
+        axis.locator_params(nbins=6)
+        axis.set_xlabel(f"weight distance, axis 1 ({share['x']} of variance)")
+        axis.set_ylabel(f"axis 2 ({share['y']})")
+    whole, last = axes.flat[0], axes.flat[-1]
+    draw_points(last, kinds, labels=True)
+    if window is not None:
+        draw_points(whole, kinds, labels=False)
+        draw_window(whole, window)
+        last.set(xlim=window[0], ylim=window[1])
+    title(whole, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
+    first = kinds["snapshot"]["label"].iloc[0].translate(SUBSCRIPTS).replace("theta_", "θ")
+    zoom = "" if window is None else " Below: the rectangle, with the loss interpolated by cubic splines."
     footnote(
         figure,
-        f"n = 1 trajectory, hence no interval. Black: snapshots, {ends['label'].iloc[0].translate(SUBSCRIPTS)} of the "
-        "smallest subset to θ₀. Blue, dashed: KNOWN. Star: oracle. The plane (PCA) holds "
-        f"{share['x'] + share['y']:.0%} of their variance; grey is the loss on the plane, off which they lie.",
+        f"n = 1 trajectory, hence no interval. Black: snapshots, {first} of the smallest subset to θ₀. Blue, dashed: "
+        f"KNOWN. Star: oracle. The plane (PCA) holds {both} of their variance; grey is the loss on the plane, off "
+        f"which they lie.{zoom}",
     )
     return figure
 
 
-def draw_loss(axis: Axes, grid: pd.DataFrame) -> ContourSet:
-    """Filled contours, at even ratios where the loss spans more than a factor of 5; what is not finite is the worst."""
+def loss_of(grid: pd.DataFrame) -> pd.DataFrame:
+    """Loss by y (rows) and x (columns); what is not finite is the worst."""
     loss = grid.pivot(index="y", columns="x", values="loss").replace(np.inf, np.nan)
-    loss = loss.fillna(loss.max(axis=None)).clip(lower=1e-6)
+    return loss.fillna(loss.max(axis=None)).clip(lower=1e-6)
+
+
+def window_of(kinds: dict[str, pd.DataFrame]) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Ends in x and y around the trajectory and the predictions, where these take up little of the plane."""
+    own, grid = pd.concat([kinds["snapshot"], kinds["known"]])[["x", "y"]], kinds["grid"][["x", "y"]]
+    if ((own.max() - own.min()) / (grid.max() - grid.min())).max() > SMALL:
+        return None
+    middle, side = (own.max() + own.min()) / 2, 0.65 * (own.max() - own.min()).max()
+    half = np.minimum([1.2 * side, side], (grid.max() - grid.min()) / 2)
+    low = np.clip(middle - half, grid.min(), grid.max() - 2 * half)  # inside the plane, where the loss is known
+    return tuple((low[axis], low[axis] + 2 * half[axis]) for axis in "xy")
+
+
+def zoomed(loss: pd.DataFrame, window: tuple[tuple[float, float], tuple[float, float]]) -> pd.DataFrame:
+    """The loss on a finer grid within a window."""
+    degree = min(3, len(loss) - 1, len(loss.columns) - 1)
+    surface = RectBivariateSpline(loss.columns, loss.index, np.log(loss.to_numpy().T), kx=degree, ky=degree)
+    x, y = (np.linspace(*ends, FINE) for ends in window)
+    return pd.DataFrame(np.exp(surface(x, y)).T, index=y, columns=x)
+
+
+def draw_loss(axis: Axes, loss: pd.DataFrame) -> None:
+    """Filled contours with their scale beside them, at even ratios where the loss spans more than a factor of 5."""
     low, high = loss.min(axis=None), loss.max(axis=None)
     wide = high > 5 * low
     levels = np.geomspace(low, high, LEVELS) if wide else np.linspace(low, high, LEVELS)
@@ -62,7 +97,29 @@ def draw_loss(axis: Axes, grid: pd.DataFrame) -> ContourSet:
     place = (loss.columns, loss.index, loss)
     colours = axis.contourf(*place, levels, cmap=GREYS, norm=LogNorm(low, high) if wide else None)
     axis.contour(*place, levels, colors="#606060", linewidths=0.3)
-    return colours
+    beside = axis.inset_axes((1.04, 0, 0.05, 1))  # as high as the panel, whatever its aspect
+    fine = "%.3g" if high < 1.5 * low else "%.2g"
+    axis.figure.colorbar(colours, cax=beside, label="source test loss (nats)", format=fine)
+    beside.minorticks_off()
+
+
+def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> None:
+    """Trajectory, predictions and oracle; without labels, the oracle is named alone."""
+    snapshots, known, oracle = kinds["snapshot"], kinds["known"], kinds["oracle"]
+    # theta_0 is where the trajectory ends and KNOWN's way back begins
+    draw_path(axis, pd.concat([snapshots.iloc[-1:], known]), FAMILIES["known"][1], "--", FAMILIES["known"][2])
+    draw_path(axis, snapshots, "black", "-", "o")
+    draw_path(axis, oracle, FAMILIES["oracle"][1], "", FAMILIES["oracle"][2], size=11)
+    ends = snapshots.iloc[[0, -1]].assign(label=lambda rows: rows["label"].str.replace("theta_", "θ"))
+    for row in pd.concat([ends, known, oracle] if labels else [oracle]).itertuples():
+        text = row.label.translate(SUBSCRIPTS) if row.kind == "snapshot" else row.label.replace("x", "×")
+        style = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True}
+        axis.annotate(text, (row.x, row.y), (5, 4), textcoords="offset points", **style)
+
+
+def draw_window(axis: Axes, window: tuple[tuple[float, float], tuple[float, float]]) -> None:
+    (left, right), (low, high) = window
+    axis.add_patch(Rectangle((left, low), right - left, high - low, fill=False, linewidth=0.8, zorder=6))
 
 
 def draw_path(axis: Axes, points: pd.DataFrame, colour: str, line: str, marker: str, size: float = 4) -> None:

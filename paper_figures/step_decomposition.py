@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import arms_of, counted, footnote, legend, load_table, main, name_of, panels, place_of, title
+from style import arms_of, counted, footnote, legend, load_table, main, name_of, only_words, panels, place_of, title
 
 from know.drawing import draw_steps
 
@@ -30,10 +30,7 @@ def draw(results: Path) -> Figure:
         ["predictor", "depth", "trajectory"], key=lambda c: c.map(shown.index) if c.name == "predictor" else c
     )
     if table.empty:
-        figure, (axis,) = panels(1, columns=1, height=0.5)
-        axis.axis("off")
-        axis.text(0, 0.5, "None of the main predictors was run.", va="center")
-        return figure
+        return only_words("None of the main predictors was run.")
     names = {line: name_of(arms, line) for line in shown}
     places = list(table.groupby(PLACE))
     rows = max(len(part[["predictor", "depth"]].drop_duplicates()) for _, part in places)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
@@ -21,6 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import offset_copy
 from PIL import Image
 
 from know.drawing import STYLE
@@ -82,8 +84,14 @@ BLOCKS = (("reference", "known"), ("prediction", "average"), ("control",))
 MOST = 8
 """Families in one panel; beyond that colours can no longer be told apart, and a block gets another panel."""
 
+LINES = [":", "--", "-"]
+"""Line styles of the depths of a predictor, deepest solid."""
+
 RECIPES = {"published": ("published rate", "#858585", "o"), "tuned": ("tuned rate", "#332288", "D")}
 """Label, colour and marker; the colours belong to no family."""
+
+ROW = 0.15
+"""Height in inches of a row of an arm."""
 
 
 def arms_of(folder: Path) -> pd.DataFrame:
@@ -124,6 +132,18 @@ def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]
     return found
 
 
+def main_arms(arms: pd.DataFrame) -> pd.DataFrame:
+    """References, KNOWN at every depth, and the deepest arm of every other line."""
+    deepest = arms["depth"] == arms.groupby("family")["depth"].transform("max")
+    return arms[deepest | (arms["group"] == "known")]
+
+
+def line_styles(depths: Iterable[int]) -> dict[int, str]:
+    """Depth to line style; the depth 0 of references and of predictors without depth is solid."""
+    found = sorted(set(depths) - {0})
+    return {0: "-", **{depth: LINES[max(-len(LINES), place - len(found))] for place, depth in enumerate(found)}}
+
+
 def name_of(arms: pd.DataFrame, family: str) -> str:
     """Label of a family, without a factor."""
     first = arms[arms["family"] == family].iloc[0]
@@ -150,11 +170,13 @@ def cells_of(runs: pd.DataFrame) -> dict[str, str]:
     """Slug to title, in the order track, source, target, network, share, and r and S where they are not the paper's."""
     keys = ["track", "source", "target", "network", "share", "rate", "length", "cell"]
     found = runs[keys].drop_duplicates().sort_values(keys).to_dict("records")
-    shares = [f"{100 * c['share']:g} % target".replace(" ", "\N{NO-BREAK SPACE}") for c in found]
-    return {
-        c["cell"]: f"{c['source']} → {c['target']}\n{place_of(c)}, {share}"
-        for c, share in zip(found, shares, strict=True)
-    }
+    return {cell["cell"]: name_of_cell(cell) for cell in found}
+
+
+def name_of_cell(row: pd.Series | dict) -> str:
+    """Two lines: source and target; the rest."""
+    share = f"{100 * row['share']:g} % target".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{row['source']} → {row['target']}\n{place_of(row)}, {share}"
 
 
 def place_of(row: pd.Series | dict) -> str:
@@ -167,11 +189,11 @@ def counted(n: pd.Series) -> str:
     return (f"n = {n.min():g}" + (f" to {n.max():g}" if n.max() > n.min() else "")).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def interval_note(n: pd.Series) -> str:
+def interval_note(n: pd.Series, kind: str = "paired t") -> str:
     """The footnote that says what the bars are, from the statistics that made them and the n in the data."""
     few = f"; preliminary: fewer than {FEW} trajectories" if n.min() < FEW else ""
     return (
-        f"Bars: {100 * CONFIDENCE:g} % paired t interval over source trajectories, {counted(n)} "
+        f"Bars: {100 * CONFIDENCE:g} % {kind} interval over source trajectories, {counted(n)} "
         f"(fine-tunes of one trajectory are averaged first){few}."
     )
 
@@ -192,27 +214,39 @@ def block_panels(
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with `count` rows of panels, one per block, that share their y axis; a block's legend above its column.
 
-    Every panel is `height` inches high. Returns the panels row by row.
+    Many blocks go to several lines, each with its legends and all rows: no panel gets too narrow to be read. Every
+    panel is `height` inches high. Returns the panels of each row, in the order of the blocks.
     """
-    above = 0.13 * (2 + max(len(families) for _, families in blocks))
-    size = (COLUMN if len(blocks) == 1 else PAGE, above + count * height + 1.0)
-    figure = plt.figure(figsize=size)
-    grid = figure.add_gridspec(1 + count, len(blocks), height_ratios=[above, *[height] * count])
-    for column, (heading, families) in enumerate(blocks):
-        axis = figure.add_subplot(grid[0, column])
-        axis.axis("off")
-        handles = [_handle(arms, family) for family in families]
-        text = textwrap.fill(heading, round(LETTERS * size[0] / len(blocks)) - 3)
-        style = {"fontsize": 6, "title_fontsize": 6.5, "alignment": "left", "labelspacing": 0.25, "borderpad": 0}
-        axis.legend(handles=handles, title=text, loc="upper left", handlelength=1.8, borderaxespad=0, **style)
-    rows = []
-    for row in range(1, 1 + count):
-        first = figure.add_subplot(grid[row, 0])
-        rest = [figure.add_subplot(grid[row, column], sharey=first) for column in range(1, len(blocks))]
-        for axis in rest:
-            axis.tick_params(labelleft=False)
-        rows.append([first, *rest])
+    lines = -(-len(blocks) // (3 if count == 1 else 5))
+    columns = -(-len(blocks) // lines)
+    width = COLUMN if len(blocks) == 1 else PAGE
+    above = [
+        0.13 * (2 + max(len(families) for _, families in blocks[k : k + columns]))
+        for k in range(0, len(blocks), columns)
+    ]
+    heights = [inches for legends in above for inches in (legends, *[height] * count)]
+    figure = plt.figure(figsize=(width, sum(heights) + 1.0))
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    rows: list[list[Axes]] = [[] for _ in range(count)]
+    for place, (heading, families) in enumerate(blocks):
+        top, column = place // columns * (1 + count), place % columns
+        text = textwrap.fill(heading, round(LETTERS * width / columns) - 3)
+        _block_legend(figure.add_subplot(grid[top, column]), text, [_handle(arms, family) for family in families])
+        for below, row in enumerate(rows, start=1):
+            row.append(figure.add_subplot(grid[top + below, column], sharey=row[0] if row else None))
+            row[-1].tick_params(labelleft=column == 0)
     return figure, rows
+
+
+def first_in_line(axes: list[Axes]) -> list[Axes]:
+    """Those panels of one row of `block_panels` that stand at the left, and carry the row's title and y label."""
+    return [axis for axis in axes if axis.get_subplotspec().is_first_col()]
+
+
+def _block_legend(axis: Axes, heading: str, handles: list[Line2D]) -> None:
+    axis.axis("off")
+    style = {"fontsize": 6, "title_fontsize": 6.5, "alignment": "left", "labelspacing": 0.25, "borderpad": 0}
+    axis.legend(handles=handles, title=heading, loc="upper left", handlelength=1.8, borderaxespad=0, **style)
 
 
 def _handle(arms: pd.DataFrame, family: str) -> Line2D:
@@ -226,12 +260,99 @@ def dashed(family: str, line: str) -> str:
     return "--" if family == "oracle_steps" else line
 
 
-def limits(part: pd.DataFrame) -> tuple[float, float]:
-    """Ends of an axis of differences: all intervals, unless a few long ones would press the others together."""
+def limits(part: pd.DataFrame, least: tuple[float, float] = (-0.2, 0.2), most: float = np.inf) -> tuple[float, float]:
+    """Ends of an axis of differences: all intervals, unless a few long ones would press the others together.
+
+    The axis reaches at least to `least`, and nowhere further from 0 than `most`.
+    """
     ends = pd.concat([part[["low", "high"]].stack(), part["difference"]])
-    reach = max(1.0, 4 * ends.abs().quantile(0.7))
-    low, high = max(min(ends.min(), -0.2), -reach), min(max(ends.max(), 0.2), reach)
+    reach = min(max(1.0, *np.abs(least), 4 * ends.abs().quantile(0.7)), most)
+    low, high = max(min(ends.min(), least[0]), -reach), min(max(ends.max(), least[1]), reach)
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
+def widened(ends: tuple[float, float], part: pd.DataFrame) -> tuple[float, float]:
+    """The ends of an axis, further apart where that shows the intervals of `part` and no more than doubles the axis."""
+    low, high = min(ends[0], part["low"].min()), max(ends[1], part["high"].max())
+    room = 0.03 * (high - low)
+    wider = (low - room if low < ends[0] else low, high + room if high > ends[1] else high)
+    return wider if wider[1] - wider[0] <= 2 * (ends[1] - ends[0]) else ends
+
+
+def rows_of(arms: pd.DataFrame, runs: pd.DataFrame, unavailable: dict, cell: str) -> pd.DataFrame:
+    """Label, family and arm of the rows of a cell's panel; a heading before each group has neither family nor arm.
+
+    Arms of all cells with the same r, so that panels side by side have the same rows.
+    """
+    rates = runs.groupby("cell")["rate"].first()
+    alike = rates.index[rates == rates[cell]]
+    there = set(runs.loc[runs["cell"].isin(alike), "arm"]).union(*(unavailable.get(other, {}) for other in alike))
+    rows = []
+    for group, heading in GROUPS.items():
+        own = arms[(arms["group"] == group) & arms.index.isin(there)]
+        rows += [(heading, "", "")] if len(own) else []
+        rows += zip(own["label"], own["family"], own.index, strict=True)
+    return pd.DataFrame(rows, columns=["label", "family", "arm"])
+
+
+def draw_rows(axis: Axes, rows: pd.DataFrame) -> None:
+    """Stripes and labels of the rows of `rows_of`, from the top down; yellow: oracles."""
+    for place, (_, family, arm) in enumerate(rows.itertuples(index=False)):
+        colour = "#FBEBCB" if family.startswith("oracle") else "#F4F4F4" if arm and place % 2 else "white"
+        axis.axhspan(place - 0.5, place + 0.5, color=colour, linewidth=0, zorder=0)
+    axis.set_yticks(range(len(rows)), rows["label"])
+    for label, arm in zip(axis.get_yticklabels(), rows["arm"], strict=True):
+        label.set_weight("normal" if arm else "bold")
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def draw_bar(axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str]) -> None:
+    """A mean with its interval, lying; row: difference, low, high; look: label, colour, marker.
+
+    At the ends of the axis, which are set before, an arrow points to what lies beyond, with the mean beside it where
+    that does.
+    """
+    label, colour, marker = look
+    style = {"color": colour, "markersize": 2.8, "linestyle": "", "zorder": 3}
+    axis.hlines(y, row["low"], row["high"], linewidth=1, color=colour)
+    axis.plot(row["difference"], y, marker, label=label, **style)
+    low, high = axis.get_xlim()
+    left, right = (low, 1, "<", row["low"] < low), (high, -1, ">", row["high"] > high)
+    for end, inwards, arrow, beyond in (left, right):
+        outside = (row["difference"] - end) * inwards < 0
+        if beyond or outside:
+            inside = offset_copy(axis.transData, axis.figure, x=2 * inwards, units="points")
+            axis.plot(end, y, arrow, transform=inside, **style)
+        if outside:
+            write_beside(axis, signed(row["difference"]), (end, y), 5 * inwards, colour)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def write_beside(axis: Axes, text: str, place: tuple[float, float], offset: float, colour: str) -> None:
+    """A number `offset` points to the right of a place, or to the left of it where that is negative."""
+    style = {"size": 5.5, "color": colour, "va": "center_baseline", "ha": "left" if offset > 0 else "right"}
+    box = {"color": "white", "pad": 0.1, "linewidth": 0}
+    axis.annotate(text, place, (offset, 0), textcoords="offset points", bbox=box, zorder=2.5, **style)
+
+
+def mark_beyond(axis: Axes, x: np.ndarray, y: pd.Series, **style) -> None:
+    """Triangles on the lower and the upper edge of a panel, at `x`, where `y` lies beyond its axis."""
+    low, high = axis.get_ylim()
+    for edge, arrow, outside in ((low, "v", y < low), (high, "^", y > high)):
+        for there in x[outside]:
+            axis.plot(there, edge, arrow, markersize=4, clip_on=False, **style)
+
+
+def only_words(text: str) -> Figure:
+    """A small picture that says why there is nothing to draw."""
+    figure, axis = plt.subplots(figsize=(COLUMN, 0.5))
+    axis.axis("off")
+    axis.text(0, 0.5, textwrap.fill(text, round(LETTERS * COLUMN) - 6), va="center")
+    return figure
 
 
 def title(axis: Axes, text: str, span: int = 1, beside: float = 0.6) -> None:
@@ -242,7 +363,11 @@ def title(axis: Axes, text: str, span: int = 1, beside: float = 0.6) -> None:
 
 
 def legend(figure: Figure, axes: list[Axes], columns: int) -> None:
-    """One legend above all panels; a label that several lines or panels have stands there once."""
+    """One legend above all panels; a label that several lines or panels have stands there once.
+
+    columns: at the width of a page; one text column has room for two.
+    """
+    columns = columns if figure.get_figwidth() > COLUMN else min(columns, 2)
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns)
 

@@ -38,6 +38,7 @@ FORGOTTEN = (4, 6, 5, 5, 5)
 OTHERS = {"known": "known", "mean": "average", "tail_average": "average", "ema": "average"}
 OTHERS |= dict.fromkeys(("compute_matched", "random_step", "reset", "shrink", "trajectory_part"), "control")
 """Groups of lines of arms that are neither references nor predictions."""
+FIGURES = sorted({path.stem for path in (TINY.parents[2] / "paper_figures").glob("[!_]*.py")} - {"style"})
 PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
 MOVEMENT = [*PLACE, "role", "difference", "size", "cosine"]
@@ -122,7 +123,7 @@ def write_results(
     trajectories = sorted({run.trajectory for run in runs})
     settings = {**load_suite(str(TINY)).model_dump(mode="json"), "name": folder.name, "trajectories": len(trajectories)}
     about = described or sorted(map(described_as, arms), key=lambda arm: list(GROUPS).index(arm["group"]))
-    facts = {"described": about, "unavailable": unavailable or {}, "figures": ["headline"]}
+    facts = {"described": about, "unavailable": unavailable or {}, "figures": FIGURES}
     facts["learnt_from"] = ["digits"]
     write_json(folder / "suite.json", {**settings, **suite, **facts})
     write_records(folder / "runs.csv", runs, RunRecord)

@@ -6,7 +6,8 @@ import math
 import pytest
 from synthetic import records, write_results
 
-from know.claims import PRIMARY, Contrast, Evidence, Side, page, together, verdict
+from know.claims import PRIMARY, Contrast, Evidence, Side, page, summary, together, verdict
+from know.pages import COST
 from know.statistics import Interval, paired_t
 from know.suite import Cell
 
@@ -129,6 +130,31 @@ def test_until_all_of_the_main_suites_are_there_their_verdicts_are_open(publish,
         before, after = (row(text, "known_x8 - naive", heading) for text in (half, whole))
         assert (before[-1], after[-1]) == ("open", "reproduced")
         assert "+2.00 [+1.82, +2.18]" in before  # the numbers are shown
+
+
+def test_the_front_page_says_what_the_claims_say(main):
+    results = main({MLP: {**GOOD, "linear_x8": (-1, -1.2, -0.8, -1, -1)}})
+    lines = [[entry.strip() for entry in line.strip("|").split("|")] for line in summary(results)]
+    said = {claim: tuple(verdicts) for claim, *verdicts in lines[2:]}
+    text = page(results)
+    for claim, (published, tuned) in said.items():
+        if f"## {claim}\n" in text and "cheap" not in claim:
+            section = text.split(f"## {claim}\n")[1].split("\n## ")[0]
+            assert f"**{published}** at published rates; **{tuned}** at tuned rates" in section
+    assert said["KNOWN (ours) beats naive fine-tuning"][1] == "reproduced"
+    assert said["KNOWN (released weights) beats naive fine-tuning"] == ("open", "open")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "networks", "said"),
+    [(0.1, ("a", "b"), "reproduced"), (1.5, ("a", "b"), "not reproduced"), (0.1, ("a",), "open")],
+)
+def test_a_prediction_is_cheap_beside_training_on_all_main_networks(main, seconds, networks, said):
+    results = main({MLP: GOOD})
+    for suite, network in zip(("cpu/plaincnn", "cpu/resnet8"), networks, strict=False):
+        rows = [f"c,{network},overflow,0.5,5,1000,100,known_{x},1.3,{s},8" for x, s in (("x2", 0.01), ("x8", seconds))]
+        (results / suite / "cost_by_arm.csv").write_text("\n".join([",".join(COST), *rows, ""]))
+    assert f"Verdict: **{said}**." in page(results).split("## Predicting is cheap")[1].split("\n## ")[0]
 
 
 def test_a_gain_below_the_papers_is_called_so(main):

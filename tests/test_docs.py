@@ -81,7 +81,12 @@ def test_a_clone_restores_a_run_as_the_readme_says_and_notices_what_is_missing(c
     shutil.rmtree(checkout / ".dvc" / "cache", ignore_errors=True)
     git = "git -c user.name=someone -c user.email=someone@example.org"
     # other machines round differently: the run at hand is the one that is kept
-    for line in ("git init --quiet", "dvc commit --force --quiet", "git add --all", f"{git} commit --quiet -m all"):
+    for line in (
+        "git init --quiet",
+        "dvc commit --force --quiet dvc.yaml",
+        "git add --all",
+        f"{git} commit --quiet -m all",
+    ):
         said(line, checkout)
     for line in (remote, push):
         said(line, checkout)

@@ -24,7 +24,7 @@ from know.suite import Reference
 REPOSITORY = Path(__file__).parents[1]
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
 NOTHING = "Nothing to be done"
-MADE_BY = ("forget", "metaset", "metatrain", "transfer", "landscape", "inspect", "publish", "figures")
+MADE_BY = ("forget", "metaset", "metatrain", "transfer", "landscape", "inspect", "cost", "publish", "figures")
 
 
 def copy(folder: Path) -> Path:
@@ -77,7 +77,7 @@ def replaced(path: Path, old: str, new: str) -> Iterator[None]:
 
 def content(folder: Path) -> dict[str, bytes]:
     """Relative path to bytes of all that is to be the same in two runs."""
-    unversioned = {"logs", "benchmarks", "provenance.json", "cost.csv"}
+    unversioned = {"logs", "benchmarks", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path): (folder / path).read_bytes() for path in paths if not unversioned & set(path.parts)}
 
@@ -138,7 +138,7 @@ def test_every_picture_on_the_page_is_there(finished):
     results = finished / "results" / "tiny"
     pictures = {path.stem for path in (results / "figures").glob("*.png")}
     assert pictures == {path.stem for path in (results / "figures").glob("*.svg")}
-    assert pictures == {path.stem for path in (finished / "paper_figures").glob("[!_]*.py")} - {"style"}
+    assert pictures == {path.stem for path in (finished / "paper_figures").glob("[!_]*.py")} - {"ablation", "style"}
     page = (results / "README.md").read_text(encoding="utf-8")
     assert all(f"](figures/{name}.png)" in page for name in pictures)
 
@@ -191,7 +191,7 @@ def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        ("know/transfer.py", '"rule": "highest', '"rule": "the highest', {"transfer", "publish", "figures"}),
+        ("know/transfer.py", '"rule": "highest', '"rule": "the highest', {"transfer", "cost", "publish", "figures"}),
         ("paper_figures/headline.py", "ROW = 0.19", "ROW = 0.2", {"figures"}),
         ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
     ],

@@ -1,6 +1,7 @@
 """Figures: every script draws what the records hold, the same bytes each time, without torch."""
 
 import dataclasses
+import importlib
 import os
 import runpy
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
 
@@ -76,6 +79,14 @@ def draw(repository, monkeypatch):
         return tuple((out / f"{script}.{kind}").read_bytes() for kind in ("svg", "png"))
 
     return run
+
+
+@pytest.fixture
+def module(repository, monkeypatch):
+    """Function that imports a script, or what the scripts share, to look at a figure before it is a file."""
+    monkeypatch.syspath_prepend(str(repository / "paper_figures"))
+    yield importlib.import_module
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +164,108 @@ def test_other_rates_and_lengths_have_all_figures(draw, tmp_path):
     results = write_results(tmp_path / "results" / "axes", runs)
     for script in SCRIPTS:
         draw(script, results, tmp_path / "figures")
+
+
+def marks(axis) -> dict[str, list[float]]:
+    """x of the markers in every row of a panel, by the row's label."""
+    labels = dict(zip(axis.get_yticks(), [label.get_text() for label in axis.get_yticklabels()], strict=True))
+    found: dict[str, list[float]] = {}
+    for line in axis.lines:
+        if line.get_marker() != "None":
+            found.setdefault(labels[line.get_ydata()[0]], []).extend(line.get_xdata())
+    return found
+
+
+def words(figure: Figure) -> str:
+    found = " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
+    return " ".join(found.split())  # without breaks of lines, and spaces that break none
+
+
+def test_the_share_of_the_gap_is_drawn_and_not_the_ends_of_the_gap(module, tmp_path):
+    (axis,) = module("gap_closed").draw(write_results(tmp_path / "results" / "one", records())).axes
+    found = marks(axis)
+    assert found["KNOWN ×2"] == pytest.approx([0.4])  # 2 of the oracle's 5 points
+    assert found["from scratch"][0] == pytest.approx(-6 / 5)
+    assert "oracle" not in found
+    assert "naive" not in found
+
+
+def test_a_cell_whose_oracle_gains_nothing_says_that_no_share_is_defined(module, tmp_path):
+    nothing = {**GAINS, "oracle": (-1, 1, 0, 0, 0)}
+    results = write_results(tmp_path / "results" / "none", [*records(MLP), *records(CNN, nothing)])
+    figure = module("gap_closed").draw(results)
+    defined, undefined = figure.axes
+    assert marks(defined)
+    assert not undefined.lines
+    assert "not defined: the interval of the oracle's gain over naive, +0.0 [−2.5, +2.5] points" in words(figure)
+
+
+def test_an_ablation_joins_depths_whatever_factor_the_arms_are_named_by(module, tmp_path):
+    here = {"naive": (0, 0, 0), "oracle": (5, 4, 6), "known_x2": (2, 1, 3), "known_x4": (1, 1, 1)}
+    there = {**here, "known_x2": (3, 2, 4), "known_x4": (4, 3, 5)}
+    names = {"known_x2": "known_x1.4", "known_x4": "known_x2"}  # what the depths 1 and 2 are called at r = 0.7
+    runs = records(dataclasses.replace(MLP, rate=0.7), there)
+    runs = [run.model_copy(update={"arm": names.get(run.arm, run.arm)}) for run in runs]
+    described = [*map(described_as, here), {**described_as("known_x2"), "name": "known_x1.4"}]
+    results = write_results(tmp_path / "results" / "r", [*records(MLP, here), *runs], described=described)
+    axis = module("ablation").draw(results).axes[-1]
+    lines = {tuple(line.get_ydata().round(6)) for line in axis.lines if line.get_marker() != "None"}
+    assert lines == {(5, 5), (2, 3), (1, 4)}
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5\n×2, ×4", "0.7\n×1.4, ×2"]
+
+
+def test_an_ablation_has_a_panel_for_what_varies_alone(module, several_cells, tmp_path):
+    assert "neither S nor r" in words(module("ablation").draw(several_cells))
+    runs = [run for axes in ({}, {"length": 3}, {"rate": 0.7}) for run in records(dataclasses.replace(MLP, **axes))]
+    figure = module("ablation").draw(write_results(tmp_path / "results" / "axes", runs))
+    assert [axis.get_xlabel().split()[0] for axis in figure.axes if axis.lines] == ["length", "ratio"]
+
+
+def test_what_lies_beyond_an_axis_is_told_inside_it(module):
+    axis = Figure().add_subplot()
+    axis.set_xlim(-1, 1)
+    module("style").draw_bar(axis, 0, pd.Series({"difference": -5.0, "low": -7.0, "high": 0.5}), ("", "black", "o"))
+    arrow, (left, right) = axis.lines[-1], axis.get_window_extent().intervalx
+    assert left < arrow.get_transform().transform((-1, 0))[0] < right
+    assert [text.get_text() for text in axis.texts] == ["−5.0"]
+
+
+def test_an_axis_grows_for_an_interval_that_is_near_alone(module):
+    widened = module("style").widened
+    low, high = widened((-1, 1), pd.DataFrame({"low": [0.5], "high": [2.0]}))
+    assert low == -1
+    assert 2 < high < 2.5
+    assert widened((-1, 1), pd.DataFrame({"low": [8.0], "high": [9.0]})) == (-1, 1)
+
+
+def test_a_small_trajectory_gets_a_panel_of_its_own(module, one_cell, tmp_path):
+    landscape = module("landscape")
+    assert len(landscape.draw(one_cell).axes) == 1
+    table = pd.read_csv(one_cell / "landscape.csv")
+    rows = table["kind"].isin(["grid", "oracle"])
+    table.loc[rows, ["x", "y"]] *= 10
+    table.to_csv(tmp_path / "landscape.csv", index=False)
+    axis = landscape.draw(tmp_path).axes[1]
+    own = table[table["kind"].isin(["snapshot", "known"])]
+    for ends, values in ((axis.get_xlim(), own["x"]), (axis.get_ylim(), own["y"])):
+        assert values.between(*ends).all()
+    assert np.ptp(axis.get_xlim()) < 40
+
+
+def test_panels_of_one_cell_stand_three_in_a_line_at_most(module, every_arm):
+    axes = module("accuracy_by_rate").draw(every_arm).axes
+    assert len(axes) > 2 * 3  # a panel and its legend each
+    assert all(axis.get_subplotspec().get_gridspec().ncols <= 3 for axis in axes)
+
+
+def test_legends_lie_inside_a_figure_of_one_column(module, one_cell):
+    for script in ("accuracy_by_arm", "step_decomposition"):
+        figure = module(script).draw(one_cell)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        (left, right), width = legend.get_window_extent().intervalx, figure.bbox.width
+        assert left >= 0
+        assert right <= width
 
 
 def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():

@@ -1,5 +1,6 @@
 """Pages and records: tables say what the rows say, a page that does not fit is found, broken rows are named."""
 
+import dataclasses
 import random
 import re
 import shutil
@@ -145,7 +146,7 @@ def test_the_gates_are_judged_by_the_limits_of_the_intervals(page):
 @pytest.mark.parametrize("evidence", [True, False])
 def test_not_evidence_is_said_exactly_where_it_is_none(tmp_path, evidence):
     folder = write_results(tmp_path / "results" / "one", records(), evidence=evidence, remarks=["A remark."])
-    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results")):
+    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results", [], set())):
         assert ("Not evidence" in text) is not evidence
         assert "A remark." in text
 
@@ -171,7 +172,7 @@ AWKWARD = {
 @pytest.mark.parametrize("gains", AWKWARD.values(), ids=AWKWARD)
 def test_pages_have_no_dates_paths_nan_or_minus_zero(tmp_path, gains):
     folder = write_results(tmp_path / "results" / "one", [*records(MLP, gains), *records(CNN, gains)])
-    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results")):
+    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results", [], set())):
         assert not re.search(r"\bnan\b|\binf\b|None", text)
         assert not re.search(r"-0(\.0*)?(?![\d.])", text)
         assert not re.search(r"\b(19|20)\d\d-\d\d|\d\d:\d\d", text)
@@ -194,6 +195,41 @@ def test_what_the_page_links_to_is_in_the_folder(page, tmp_path):
     assert set(links) - {path.name for path in folder.iterdir()} == set(report.UNVERSIONED)
 
 
+@pytest.mark.parametrize(
+    ("predictor", "options", "target", "seen"),
+    [
+        ("released", {}, "cifar10_15k", True),
+        ("shrink", {"of": "released"}, "mnist", True),
+        ("released", {}, "notmnist_small", False),
+        ("released", {}, "cifar100:0-4", False),
+        ("known", {}, "cifar10", False),
+        ("shrink", {"of": "known"}, "mnist", False),
+    ],
+)
+def test_rows_of_the_authors_networks_are_marked_where_they_have_seen_the_data(page, predictor, options, target, seen):
+    cell = dataclasses.replace(MLP, target=target)
+    described = [described_as(arm) for arm in GAINS]
+    described = [
+        {**arm, "predictor": predictor, "options": options} if arm["name"] == "known_x2" else arm for arm in described
+    ]
+    text = page(records(cell), described=described)
+    rows = [line for line in text.splitlines() if line.startswith("| known_x2")]
+    assert {pages.DAGGER in row for row in rows[:2]} == {seen}  # at a glance, and in the cell's own table
+    assert (pages.SEEN_NOTE in text) == seen
+
+
+def test_what_an_arm_costs_is_shown_beside_the_training_of_theta_0(tmp_path):
+    folder = write_results(tmp_path / "results" / "one", records())
+    (folder / "cost_by_arm.csv").write_text(
+        ",".join(pages.COST)
+        + "\ndigits,mlp,overflow,0.5,5,1000,20,known_x2,1.5,0.004,8\ndigits,mlp,overflow,0.5,5,1000,20,naive,1,0,0\n"
+    )
+    text = pages.cost_page(tmp_path / "results")
+    assert table_row(text, "known_x2")[1:] == ["1.50", "0.004", "4.0e-06", "0.02 %", "8.0"]
+    assert table_row(text, "naive")[1:] == ["1.00", "", "", "", ""]
+    assert "1,000 predicted weights; training theta_0 takes 20 s" in text
+
+
 def test_a_page_does_not_depend_on_the_order_of_the_rows(page):
     runs = [*records(MLP), *records(CNN)]
     shuffled = random.Random(1).sample(runs, len(runs))
@@ -204,7 +240,7 @@ def test_a_page_does_not_depend_on_the_order_of_the_rows(page):
 
 
 def test_what_was_written_passes_the_check(results):
-    names = [f"{results}/{page}" for page in ("one/README.md", "two/README.md", "README.md", "CLAIMS.md")]
+    names = [f"{results}/{page}" for page in ("one/README.md", "two/README.md", "README.md", "CLAIMS.md", "COST.md")]
     assert report.check(results) == names
 
 

@@ -107,6 +107,7 @@ rule transfer:
     benchmark:
         f"{WORK}/benchmarks/transfer/{{cell}}.tsv"
     threads: SUITE.processes
+    priority: 1  # the longest jobs first, so that no core is left with one at the end
     conda:
         "../environment.yml"
     shell:
@@ -152,3 +153,26 @@ rule inspect:
         "../environment.yml"
     shell:
         "python -m know inspect --suite {params.suite} > {log} 2>&1"
+
+
+# Alone on the machine, since it measures times; see `know.cost`.
+rule cost:
+    input:
+        rules.data.output,
+        *map(learnt, SUITE.lengths),
+    output:
+        f"{WORK}/cost_by_arm.csv",
+    params:
+        suite=NAME,
+        code=code_hash("know.cost"),
+        settings=[SUITE.pretraining.model_dump(mode="json"), SUITE.arms.model_dump(mode="json")],
+        released=RELEASED,
+    log:
+        f"{WORK}/logs/cost.log",
+    benchmark:
+        f"{WORK}/benchmarks/cost.tsv"
+    threads: workflow.cores
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m know cost --suite {params.suite} > {log} 2>&1"

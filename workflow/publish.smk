@@ -3,7 +3,10 @@
 
 CELLS = [cell.slug for cell in SUITE.cells]
 TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
-FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - {"style"})
+# as in `know.report.figures_of`, whose import would slow down every start of Snakemake
+VARIED = len(SUITE.lengths) > 1 or len({origin.rate for origin in SUITE.origins}) > 1
+LEFT_OUT = {"style"} | (set() if VARIED else {"ablation"})
+FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - LEFT_OUT)
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 
 
@@ -14,6 +17,7 @@ rule publish:
         *map(learnt, SUITE.lengths),
         rules.landscape.output,
         rules.inspect.output,
+        rules.cost.output,
     output:
         update(expand(f"{RESULTS}/{{table}}.csv", table=TABLES)),
         update(expand(f"{RESULTS}/{{file}}.json", file=("suite", "metrics"))),
