@@ -13,6 +13,7 @@ from style import (
     arms_of,
     cells_of,
     counted,
+    dagger_note,
     draw_bar,
     draw_rows,
     footnote,
@@ -53,7 +54,7 @@ def draw(results: Path) -> Figure:
         figure,
         f"{interval_note(summary['n'])} Points: percentage points of target test accuracy. An arrow "
         "points to what lies beyond the axis; a number beside it is the mean. Above: the accuracy of naive, published "
-        "/ tuned rate. Yellow: oracles, really trained on more data.",
+        f"/ tuned rate. Yellow: oracles, really trained on more data.{dagger_note(pd.concat(shown.values())['label'])}",
     )
     return figure
 

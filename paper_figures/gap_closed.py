@@ -18,6 +18,7 @@ from style import (
     arms_of,
     cells_of,
     counted,
+    dagger_note,
     draw_bar,
     draw_rows,
     footnote,
@@ -70,7 +71,8 @@ def draw(results: Path) -> Figure:
         f"{interval_note(tuned['n'], 'Fieller')} Share: mean (arm − naive) / mean (oracle − naive) of target test "
         "accuracy, each arm at its tuned rate; 0: naive, 1: the oracle, really trained on more data; not defined "
         "where the paired t interval of oracle − naive (points, above the panel) includes 0. An arrow points to what "
-        f"lies beyond the axis; a number beside it is the share. Left out: naive, the oracle{rest}.",
+        f"lies beyond the axis; a number beside it is the share. Left out: naive, the oracle{rest}."
+        f"{dagger_note(pd.concat(shown.values())['label'])}",
     )
     return figure
 

@@ -7,7 +7,19 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from style import COLUMN, PAGE, arms_of, cells_of, counted, footnote, load_runs, main, main_arms
+from style import (
+    COLUMN,
+    PAGE,
+    arms_of,
+    cells_of,
+    counted,
+    dagger_note,
+    footnote,
+    in_distribution_marks,
+    load_runs,
+    main,
+    main_arms,
+)
 
 from know.files import read_json
 from know.pages import GROUPS, gates, informative
@@ -26,8 +38,10 @@ def draw(folder: Path) -> Figure:
     for group, heading in GROUPS.items():
         own = chosen[(chosen["group"] == group) & (chosen.index != "naive")]
         rows += [(heading, [""] * len(cells), True)] if len(own) else []
-        for arm, label in own["label"].items():
-            rows.append((label, [entry(tuned, suite["unavailable"], cell, arm) for cell in cells], False))
+        marks = {cell: in_distribution_marks(own, runs, cell) for cell in cells}
+        for place, (arm, label) in enumerate(own["label"].items()):
+            entries = [entry(tuned, suite["unavailable"], cell, arm) + marks[cell][place] for cell in cells]
+            rows.append((label, entries, False))
     passed = [informative(gates(runs[runs["cell"] == cell], folder)) for cell in cells]
     rows.append(("gates", ["passed" if ok else "uninformative" for ok in passed], True))
     figure = draw_table(rows, [title.replace(", ", "\n", 1) for title in cells.values()])
@@ -37,7 +51,8 @@ def draw(folder: Path) -> Figure:
         figure,
         f"{warning}Tuned learning rates. First row: target test accuracy; others: points above naive, "
         f"{100 * CONFIDENCE:g} % paired t interval over {counted(tuned['n'])} source trajectories. {rest}Gates: a cell "
-        "is uninformative if oracle > naive > from scratch, or the forgetting itself, does not show.",
+        "is uninformative if oracle > naive > from scratch, or the forgetting itself, does not show."
+        f"{dagger_note(entry for _, entries, _ in rows for entry in entries)}",
     )
     return figure
 

@@ -28,7 +28,7 @@ from PIL import Image
 from know.drawing import STYLE
 from know.errors import KnowError
 from know.files import atomic, read_json
-from know.pages import GROUPS, axes_of
+from know.pages import DAGGER, GROUPS, SEEN_NOTE, axes_of, in_distribution
 from know.records import RunRecord, read_records
 from know.statistics import CONFIDENCE, FEW
 
@@ -99,7 +99,8 @@ def arms_of(folder: Path) -> pd.DataFrame:
 
     Index: arm; columns: group, family (the line's name), depth, factor (text "×8"), label, colour, marker.
     """
-    arms = pd.DataFrame(read_json(folder / "suite.json")["described"]).set_index("name")[["group", "depth"]]
+    arms = pd.DataFrame(read_json(folder / "suite.json")["described"]).set_index("name")
+    arms = arms[["group", "depth", "predictor", "options"]]
     parts = [arm.rpartition("_x") if depth else (arm, "", "") for arm, depth in arms["depth"].items()]
     arms["family"], arms["factor"] = [line for line, *_ in parts], [f"×{x}" if x else "" for *_, x in parts]
     looks: dict[str, tuple[str, str, str]] = {}
@@ -291,8 +292,20 @@ def rows_of(arms: pd.DataFrame, runs: pd.DataFrame, unavailable: dict, cell: str
     for group, heading in GROUPS.items():
         own = arms[(arms["group"] == group) & arms.index.isin(there)]
         rows += [(heading, "", "")] if len(own) else []
-        rows += zip(own["label"], own["family"], own.index, strict=True)
+        marks = in_distribution_marks(own, runs, cell)
+        rows += zip(own["label"] + marks, own["family"], own.index, strict=True)
     return pd.DataFrame(rows, columns=["label", "family", "arm"])
+
+
+def in_distribution_marks(arms: pd.DataFrame, runs: pd.DataFrame, cell: str) -> list[str]:
+    """A dagger for every arm that asks the authors' KNOWN about data that it was meta-trained on, else nothing."""
+    place = runs[runs["cell"] == cell].iloc[0]
+    return [f" {DAGGER}" if in_distribution(arm, place) else "" for _, arm in arms.iterrows()]
+
+
+def dagger_note(labels: Iterable[str]) -> str:
+    """What the dagger means, for a footnote, where any label has one."""
+    return f" {SEEN_NOTE}" if any(DAGGER in label for label in labels) else ""
 
 
 def draw_rows(axis: Axes, rows: pd.DataFrame) -> None:
