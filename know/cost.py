@@ -19,7 +19,6 @@ import torch
 
 from know.data import Dataset, Split
 from know.files import read_json, write_csv
-from know.forgetting import HALF
 from know.known import Models
 from know.nets import build
 from know.seeds import stream
@@ -60,7 +59,7 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
         memory = {name: _growth(start) for name, start in asked.items()}
         seconds = {name: _fastest(start) for name, start in asked.items()}
         looks_back = {arm.name for arm in arms if arm.predictor and _looks_back(arm, trajectory, other, models)}
-    shown = images(settings, cell, round(HALF * data["train"]))
+    shown = images(settings, cell, round(settings.forgetting.d0 * data["train"]))
     theta_0 = shown["naive"] * _seconds_per_image(settings, cell, shape, classes)
     weights, rows = sum(trajectory.theta_0[name].numel() for name in _predicted(trajectory)), []
     for arm in arms:
@@ -70,20 +69,20 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
     return rows
 
 
-def images(settings: Suite, cell: Cell, half: int) -> dict[str, float]:
+def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
     """Source images that training shows, by reference, and for `trajectory`: theta_0 and all forgetting steps.
 
-    half: images of D0. On the retrodiction track theta_0 is made by a forgetting step from theta_{-1}, the oracle.
+    size: images of D0. On the retrodiction track theta_0 is made by a forgetting step from theta_{-1}, the oracle.
     """
     step, epochs = settings.forgetting.step, settings.pretraining.epochs
 
-    def forgetting(size: float) -> float:
-        return step.steps * step.batch_size if step.steps else step.epochs * size
+    def forgetting(shown: float) -> float:
+        return step.steps * step.batch_size if step.steps else step.epochs * shown
 
-    steps = sum(forgetting(half * cell.rate**k) for k in range(1, cell.length))
-    oracle = epochs * half / HALF
-    theta_0 = epochs * half if cell.track == "overflow" else oracle + forgetting(half)
-    found = {"scratch": 0.0, "oracle": oracle, "oracle_steps": theta_0, "trajectory": theta_0 + steps}
+    steps = sum(forgetting(size * cell.rate**k) for k in range(1, cell.length))
+    oracles = {f"oracle{ending}": factor * epochs * size for ending, factor in (("", 2), ("_x4", 4), ("_x8", 8))}
+    theta_0 = epochs * size if cell.track == "overflow" else oracles["oracle"] + forgetting(size)
+    found = {"scratch": 0.0, **oracles, "oracle_steps": theta_0, "trajectory": theta_0 + steps}
     same = dict.fromkeys(("naive", "tail_average", "ema"), theta_0)
     return {**found, **same, "compute_matched": theta_0 + steps}
 

@@ -2,7 +2,7 @@
 
 `forget` does it with anybody's model, data and training function. `make_origin` does it for a suite, on two tracks:
 
-* overflow (the paper's): theta_0 is trained from scratch on D0, half of the source training set;
+* overflow (the paper's): theta_0 is trained from scratch on D0, a half (or less) of the source training set;
 * retrodiction (where truth exists): theta_{-1} is trained on all of the source set, theta_0 is theta_{-1} fine-tuned
   on D0.
 
@@ -37,8 +37,6 @@ from know.training import Outcome, accuracy, steps_per_epoch, train
 from know.trajectory import State, Trajectory, check_fractions, load_state, save_state, write_manifest
 from know.workers import workers
 
-HALF = 0.5
-"""D0 is this share of the source training set: the overflow track's virtual x2 then has a true counterpart."""
 TAIL, MEMORY = 0.25, 0.1
 """Tail average: over the last quarter of the steps. EMA: its time constant is a tenth of the steps."""
 
@@ -239,7 +237,7 @@ def make_origin(
     Raises KnowError if the smallest subset would have fewer images than `settings.smallest`.
     """
     dataset = _source(origin.source, device=device)
-    smallest = round(HALF * len(dataset.train) * settings.rate ** (settings.length - 1))
+    smallest = round(settings.d0 * len(dataset.train) * settings.rate ** (settings.length - 1))
     if smallest < settings.smallest:
         raise KnowError(
             f"{origin.source}: the smallest subset would have {smallest} images, the suite asks for at least "
@@ -289,9 +287,15 @@ def _one_trajectory(
         _demand_finite(outcome, f"pretraining of {origin.slug}, {trajectory}")
         return _copy(model), outcome.optimizer
 
-    (half,) = nested_subsets(len(dataset.train), [HALF], stream(seed, "D0"))
-    d0 = dataset.train.take(half)
-    oracle, oracle_optimizer = pretrain(dataset.train, pretraining)
+    def larger(factor: int) -> Split:
+        """D0, or the subset of the source that holds it and is `factor` times as large."""
+        if factor * settings.d0 == 1:
+            return dataset.train
+        (index,) = nested_subsets(len(dataset.train), [factor * settings.d0], stream(seed, "D0"))
+        return dataset.train.take(index)
+
+    d0 = larger(1)
+    oracle, oracle_optimizer = pretrain(larger(2), pretraining)
 
     def describe(model: nn.Module, index: Tensor) -> dict[str, float]:
         """Source test accuracy, and accuracy on what was left out: D0 without the subset, now and by theta_0."""
@@ -311,7 +315,9 @@ def _one_trajectory(
         averages = _Averages(model)  # of the run that makes theta_0
         if track == "overflow":
             steps = pretraining.epochs * steps_per_epoch(len(d0), pretraining.batch_size)
-            references["oracle_steps"] = pretrain(dataset.train, pretraining.model_copy(update={"steps": steps}))[0]
+            references["oracle_steps"] = pretrain(larger(2), pretraining.model_copy(update={"steps": steps}))[0]
+            for factor in (factor for factor in (4, 8) if factor * settings.d0 <= 1):
+                references[f"oracle_x{factor}"] = pretrain(larger(factor), pretraining)[0]
             fit.optimizer = pretrain(d0, pretraining, averages.after_step)[1]
         else:
             model.load_state_dict(oracle)

@@ -31,7 +31,9 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Track = Literal["overflow", "retrodiction"]
 Normalisation = Literal["carry", "reset", "recalibrate"]
-Reference = Literal["naive", "scratch", "oracle", "oracle_steps", "tail_average", "ema", "compute_matched"]
+Reference = Literal[
+    "naive", "scratch", "oracle", "oracle_steps", "oracle_x4", "oracle_x8", "tail_average", "ema", "compute_matched"
+]
 
 RATE, LENGTH = 0.5, 5
 """r and S of the paper's main experiments; names of cells mention them only where they differ."""
@@ -60,6 +62,9 @@ class Recipe(Settings):
 class Forgetting(Settings):
     """The structured forgetting of paper, section 3: fractions 1, r, r^2, ... of D0, S snapshots."""
 
+    d0: Annotated[float, Field(gt=0, le=0.5)] = 0.5
+    """Share of the source that is D0. At 0.5 the oracle of twice the data is trained on all of it; at 0.125 there
+    are oracles of four and eight times the data too (`oracle_x4`, `oracle_x8`)."""
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
     length: Annotated[int, Field(ge=2)] = 5
     smallest: Positive = 64
@@ -275,6 +280,11 @@ class Suite(Settings):
             raise ValueError("give either metatraining (the suite's own) or known (a group that ships)")
         if self.evidence and (seen := {family(d) for d in self.evaluated} & {family(d) for d in self.learnt_from}):
             raise ValueError(f"evidence needs a KNOWN that was not meta-trained on {', '.join(sorted(seen))}")
+        for name, factor in {"oracle": 2, "oracle_x4": 4, "oracle_x8": 8}.items():
+            if name in self.arms.references and factor * self.forgetting.d0 > 1:
+                raise ValueError(f"arms.references: {name} needs a forgetting.d0 of at most {1 / factor:g}")
+        if self.forgetting.d0 != 0.5 and any("retrodiction" in pair.tracks for pair in self.pairs):
+            raise ValueError("forgetting.d0 is 0.5 on the retrodiction track: theta_{-1} has twice the data of theta_0")
         if self.lengths[-1] > 6:
             raise ValueError("forgetting.length is at most 6: the meta-set has 7 snapshots, one of them the target")
         return self

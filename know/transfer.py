@@ -38,6 +38,8 @@ REFERENCES = {
         "reference",
     ),
     "oracle_steps": ("Really trained on twice the source data, with as many steps as theta_0.", "reference"),
+    "oracle_x4": ("Really trained on four times the source data, for as many epochs.", "reference"),
+    "oracle_x8": ("Really trained on eight times the source data, for as many epochs.", "reference"),
     "tail_average": (
         "Mean of the weights over the last quarter of the steps that made theta_0.",
         "Izmailov et al. 2018, arXiv 1803.05407",
@@ -90,13 +92,13 @@ class Arm:
 def arms_of(settings: Arms, cell: Cell, normalisation: Normalisation = "carry") -> list[Arm]:
     """The arms of a cell: references first, then predictors by name and depth, as `known_x8` (r^-depth = 8).
 
-    On the retrodiction track theta_{-1} is the only oracle, so `oracle_steps` exists on the overflow track alone. Arms
+    On the retrodiction track theta_{-1} is the only oracle; the others exist on the overflow track alone. Arms
     that need more snapshots than the cell has, or models that are not here, say so in `missing`.
     """
     arms = [
         Arm(name, *REFERENCES[name], GROUPS.get(name, "reference"), normalisation=normalisation)
         for name in settings.references
-        if cell.track == "overflow" or name != "oracle_steps"
+        if cell.track == "overflow" or not name.startswith("oracle_")
     ]
     for line in predictors.lines(settings):
         found, options = line.predictor, line.options

@@ -59,6 +59,8 @@ FAMILIES = {
     "scratch": ("from scratch", "#7F7F7F", "v"),
     "oracle": ("oracle", "#E69F00", "*"),
     "oracle_steps": ("oracle, same steps", "#E69F00", "P"),
+    "oracle_x4": ("oracle ×4", "#E69F00", "d"),
+    "oracle_x8": ("oracle ×8", "#E69F00", "p"),
     "known": ("KNOWN", "#0072B2", "o"),
     "released": ("released KNOWN", "#56B4E9", "X"),
     "scaled_known": ("scaled KNOWN", "#882255", "<"),
@@ -258,7 +260,7 @@ def _handle(arms: pd.DataFrame, family: str) -> Line2D:
 
 def dashed(family: str, line: str) -> str:
     """The second oracle has the colour of the first, so it is dashed."""
-    return "--" if family == "oracle_steps" else line
+    return {"oracle_steps": "--", "oracle_x4": "-.", "oracle_x8": ":"}.get(family, line)
 
 
 def limits(part: pd.DataFrame, least: tuple[float, float] = (-0.2, 0.2), most: float = np.inf) -> tuple[float, float]:

@@ -22,7 +22,7 @@ def test_forgetting_costs_its_geometric_series_and_compute_matched_as_much(rate)
     ratio = SUITE.forgetting.step.epochs / SUITE.pretraining.epochs
     assert found["trajectory"] / found["naive"] == pytest.approx(1 + ratio * rate * (1 - rate**4) / (1 - rate))
     assert found["compute_matched"] == found["trajectory"]
-    assert found["oracle"] == 2 * found["naive"] == 2 * found["oracle_steps"]
+    assert found["oracle"] == 2 * found["naive"] == 2 * found["oracle_steps"] == found["oracle_x8"] / 4
     assert found["scratch"] == 0
 
 

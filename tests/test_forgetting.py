@@ -266,6 +266,22 @@ def test_the_oracles_have_twice_the_updates_and_the_same_updates(made):
     assert oracle == pytest.approx(2 * theta_0, rel=0.05)
 
 
+def test_an_eighth_of_the_source_has_oracles_of_its_multiples_on_nested_subsets(tmp_path):
+    settings = FORGETTING.model_copy(update={"d0": 0.125, "length": 2})
+    total, seen = len(load("digits:0-4").train), []
+    with pytest.MonkeyPatch.context() as patch:
+        real = forgetting.train
+        patch.setattr(forgetting, "train", lambda *a, **k: seen.append(a[2]) or real(*a, **k))
+        make_origin(ORIGIN, ["t0"], ["overflow"], RECIPE, settings, out=tmp_path / "made")
+    pretrained = sorted({len(split): split for split in seen if len(split) >= total // 8}.items())
+    assert [count for count, _ in pretrained] == [round(total * share) for share in (0.125, 0.25, 0.5, 1)]
+    rows = [{tuple(image.flatten().tolist()) for image in split.images} for _, split in pretrained]
+    assert all(small <= large for small, large in pairwise(rows))
+    assert {"oracle", "oracle_x4", "oracle_x8"} <= Trajectory.load(tmp_path / "made/t0/overflow").manifest[
+        "references"
+    ].keys()
+
+
 def test_pretraining_starts_anew_and_the_retrodiction_track_from_the_oracle(made):
     own = Trajectory.load(made[0] / "p0" / "retrodiction")
     calls = made[1][:14]

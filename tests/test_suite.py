@@ -246,6 +246,8 @@ def test_a_missing_key_is_named(changed, place):
         ("pretraining.steps", 100, "epochs"),
         ("pretraining.optimizer", "sgd", "same optimizer"),
         ("arms.references", ["oracle"], "naive"),
+        ("arms.references", ["naive", "oracle_x4"], "oracle_x4 needs a forgetting.d0 of at most 0.25"),
+        ("forgetting.d0", 0.6, "forgetting.d0"),
         ("metatraining.rate", [0.9, 0.3], "0.9 down to 0.3"),
         ("metatraining.held_out", 0.001, "empty"),
     ],
