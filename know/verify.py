@@ -22,8 +22,9 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
 
     1. Every file of the run has the hash that was recorded when it was made.
     2. The code that made it is the code that is here.
-    3. The records equal those of the git revision `against`, byte for byte where the environment is the same; else no
-       arm's mean differs by more than the combined intervals (two-sample t, corrected for the number of arms).
+    3. The records equal those of the git revision `against`, but for the fingerprint of the code, where the environment
+       is the same; else no arm's mean differs by more than the combined intervals (two-sample t, corrected for the
+       number of arms).
     """
     if not (work / "published.json").is_file():
         raise KnowError(f"{work} holds no finished run; run `make results SUITE={name}`, or restore it with `dvc pull`")
@@ -66,6 +67,10 @@ def _check_hashes(folder: Path, hashes: dict[str, str]) -> int:
     return len(hashes)
 
 
+def _without_code(table: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(table), dtype=str).drop(columns="code")
+
+
 def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str) -> str:
     def committed(file: str) -> str | None:
         command = ["git", "show", f"{against}:./{(results / name / file).as_posix()}"]
@@ -76,15 +81,17 @@ def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str
     if table is None or record is None:
         return f"results: {against} has none of this suite, nothing to compare with"
     same = pd.read_json(io.StringIO(record), typ="series")["environment"] == provenance()["environment"]
-    if table == (results / name / "runs.csv").read_text(encoding="utf-8"):
+    here = (results / name / "runs.csv").read_text(encoding="utf-8")
+    if table == here:
         return f"results: the records equal those of {against}, byte for byte"
+    if _without_code(table).equals(_without_code(here)):
+        return f"results: the records equal those of {against}, which other code had made"
     if same:
         raise KnowError(
             f"{results / name / 'runs.csv'} differs from {against} although processor and library versions are the "
             "same; the settings or the code changed, or something is not deterministic"
         )
-    here, there = (trajectory_means(frame) for frame in (runs, pd.read_csv(io.StringIO(table))))
-    mine, theirs = here.stack().dropna(), there.stack().dropna()
+    mine, theirs = (trajectory_means(frame).stack().dropna() for frame in (runs, pd.read_csv(io.StringIO(table))))
     if set(mine.index) != set(theirs.index):
         raise KnowError(
             f"{against} has other cells, arms or trajectories of suite {name}; commit the new results first"

@@ -74,6 +74,8 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe:
 
 def parse(arm: str) -> tuple[str, int]:
     """Line and depth of an arm at r = 0.5: `known_x4` is known at depth 2, `rre_global` has no depth."""
+    if arm in typing.get_args(Reference):
+        return arm, 0
     line, _, factor = arm.rpartition("_x")
     return (line, int(factor).bit_length() - 1) if line and factor.isdigit() else (arm, 0)
 
