@@ -13,11 +13,16 @@ def main(folder: Path, out: Path | None = None) -> None:
     sys.path.insert(0, str(HERE))  # the scripts also run by themselves, and import style.py from beside them
     from style import save
 
+    from know.claims import MAIN
     from know.files import read_json
 
-    for name in read_json(folder / "suite.json")["figures"]:
+    suite = read_json(folder / "suite.json")
+    for name in suite["figures"]:
         save(importlib.import_module(name).draw(folder), out or folder / "figures", name)
         print(f"{name}: {out or folder / 'figures'}/{name}.svg")
+    if suite["name"] in MAIN:
+        results = folder.parents[suite["name"].count("/")]
+        save(importlib.import_module("_evidence").draw(results), out or results / "figures", "evidence")
 
 
 if __name__ == "__main__":

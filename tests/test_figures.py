@@ -1,6 +1,7 @@
 """Figures: every script draws what the records hold, the same bytes each time, without torch."""
 
 import dataclasses
+import json
 import importlib
 import os
 import runpy
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
 
 from know import predictors
@@ -266,6 +268,18 @@ def test_legends_lie_inside_a_figure_of_one_column(module, one_cell):
         (left, right), width = legend.get_window_extent().intervalx, figure.bbox.width
         assert left >= 0
         assert right <= width
+
+
+def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(repository, tmp_path):
+    root, sizes = tmp_path / "results", []
+    for name in ("cpu/plaincnn", "cpu/resnet8"):
+        folder = write_results(root / name, records(dataclasses.replace(MLP, network=name[4:])))
+        suite = json.loads((folder / "suite.json").read_text())
+        (folder / "suite.json").write_text(json.dumps({**suite, "name": name, "figures": []}))
+        command = [sys.executable, "-m", "paper_figures", str(folder)]
+        subprocess.run(command, cwd=repository, check=True)
+        sizes.append(Image.open(root / "figures" / "evidence.png").size)
+    assert sizes[1][0] > 1.5 * sizes[0][0]
 
 
 def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():
