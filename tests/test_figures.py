@@ -1,8 +1,8 @@
 """Figures: every script draws what the records hold, the same bytes each time, without torch."""
 
 import dataclasses
-import json
 import importlib
+import json
 import os
 import runpy
 import subprocess
