@@ -45,7 +45,7 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
         _copy(work / "inspection" / f"{table}.csv", folder / f"{table}.csv")
     about = {
         "name": name,
-        "figures": figures_of(settings),
+        "figures": figures_of(runs),
         "learnt_from": settings.learnt_from,
         **_arms(settings, work),
     }
@@ -71,9 +71,9 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
     write_json(work / "published.json", hashes)
 
 
-def figures_of(settings: Suite) -> list[str]:
+def figures_of(runs: pd.DataFrame) -> list[str]:
     """Names of the figures of a suite: all there are, but that of the ablations only where S or r varies."""
-    varied = len(settings.lengths) > 1 or len({origin.rate for origin in settings.origins}) > 1
+    varied = runs["length"].nunique() > 1 or runs["rate"].nunique() > 1
     left_out = {"style"} | (set() if varied else {"ablation"})
     return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem not in left_out)
 
@@ -127,9 +127,8 @@ def write_pages(results: Path) -> None:
     Figures that have been added or removed since are listed as they are now; `python -m paper_figures` draws them.
     """
     for folder in suites(results):
-        about = load(folder)[0]
-        settings = Suite.model_validate({key: about[key] for key in Suite.model_fields})
-        write_json(folder / "suite.json", {**about, "figures": figures_of(settings)})
+        about, runs = load(folder)
+        write_json(folder / "suite.json", {**about, "figures": figures_of(runs)})
         write_text(folder / "README.md", page(folder))
     _write_front_pages(results)
 
