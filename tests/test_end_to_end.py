@@ -149,6 +149,15 @@ def test_the_cost_of_every_job_is_kept_beside_the_results(finished):
     assert (cost["seconds"] > 0).all()
 
 
+def test_a_report_to_browse_is_made_by_one_command_with_every_figure(finished, tmp_path):
+    line = [command()[0], "--report", str(tmp_path / "report.html"), "--config", "suite=tiny"]
+    done = subprocess.run(line, cwd=finished, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    names = {path.name for path in (finished / "results" / "tiny" / "figures").iterdir()}
+    assert {name for name in names if f"Adding {name} " in done.stdout} == names
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
 def test_no_work_is_left_half_done(finished):
     left = [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp", ".old"))]
     assert [path for path in left if ".snakemake" not in path.parts] == []

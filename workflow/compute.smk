@@ -171,7 +171,7 @@ rule cost:
         f"{WORK}/logs/cost.log",
     benchmark:
         f"{WORK}/benchmarks/cost.tsv"
-    threads: workflow.cores
+    threads: 1024  # scaled down to all there are
     conda:
         "../environment.yml"
     shell:
