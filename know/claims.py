@@ -19,6 +19,8 @@ from know.suite import LENGTH, RATE, SUITES, load_suite
 
 MARGIN = 0.5
 """Points of test accuracy under which a gain counts as none."""
+MOST_ALONE = 4
+"""Contrasts of a claim that is shown by network too."""
 CHEAP = 0.01
 """Share of the time of theta_0's training under which a prediction counts as cheap."""
 PAPER_SECONDS = 2.67e-7
@@ -194,6 +196,11 @@ class Evidence:
         found = self.differences(contrast, recipe, among)
         return pooled_t([part.to_numpy() for part in found.values()])
 
+    def by_network(self, contrast: Contrast, recipe: str, among: Sequence[str] = MAIN) -> dict[str, Interval]:
+        """The contrast on the trajectories of each source and network alone; exploratory."""
+        found = self.differences(contrast, recipe, among)
+        return {f"{network} ({source})": paired_t(part.to_numpy()) for (source, network), part in found.items()}
+
     def by_cell(self, contrast: Contrast, recipe: str) -> dict[str, Interval]:
         """The contrast in every cell that is informative, at its own share, r and S."""
         found = {}
@@ -211,6 +218,10 @@ def summary(results: Path) -> list[str]:
     for claim in claims(evidence.predictions):
         said = (together(evidence.verdicts(claim, recipe)) for recipe in RECIPES)
         lines.append(f"| {claim.name} | {' | '.join(said)} |")
+        alone = {recipe: _alone(evidence, claim, recipe) for recipe in RECIPES}
+        for network in alone["tuned"]:
+            said = (together([verdict(i, c.paper) for c, i in alone[recipe][network]]) for recipe in RECIPES)
+            lines.append(f"| - on {network} alone | {' | '.join(said)} |")
     for line, label in LABELS.items():
         cells = (evidence.by_cell(Contrast(Side(f"{line}_x8"), Side("naive")), recipe) for recipe in RECIPES)
         said = (together([verdict(interval) for interval in found.values()]) for found in cells)
@@ -304,8 +315,43 @@ def _judged(evidence: Evidence, claim: Claim) -> list[str]:
     lines += ["", f"Verdict: {whole}."]
     if any(arm == contrast.better.arm for _, arm in evidence.seen for contrast in claim.contrasts):
         lines += ["", "In-distribution: the authors' networks were meta-trained on the target data of these cells."]
+    if alone := _by_network(evidence, claim):
+        lines += ["", *alone]
     if "beats naive" in claim.name:
         lines += ["", *_controls(evidence, claim.contrasts[-1].better.arm)]
+    return lines
+
+
+def _alone(evidence: Evidence, claim: Claim, recipe: str) -> dict[str, list[tuple[Contrast, Interval]]]:
+    """By network, a claim's contrasts and what they are there; nothing where that would repeat the pooled table or fill
+    pages.
+    """
+    if evidence.waits_for(claim.suites) or len(claim.contrasts) > MOST_ALONE:
+        return {}
+    found: dict[str, list[tuple[Contrast, Interval]]] = {}
+    for contrast in claim.contrasts:
+        for network, interval in evidence.by_network(contrast, recipe, claim.suites).items():
+            found.setdefault(network, []).append((contrast, interval))
+    return found if len(found) > 1 else {}
+
+
+def _by_network(evidence: Evidence, claim: Claim) -> list[str]:
+    found = {recipe: _alone(evidence, claim, recipe) for recipe in RECIPES}
+    if not found["tuned"]:
+        return []
+    lines = [
+        "By network (exploratory: the rules pool them):",
+        "",
+        "| contrast | network | published rate | verdict | tuned rate | verdict |",
+        "|---|---|---:|---|---:|---|",
+    ]
+    for network, rows in found["tuned"].items():
+        published = dict(found["published"][network])
+        for contrast, tuned in rows:
+            entries = [str(contrast), network]
+            for interval in (published[contrast], tuned):
+                entries += [_shown(interval), verdict(interval, contrast.paper)]
+            lines.append(f"| {' | '.join(entries)} |")
     return lines
 
 

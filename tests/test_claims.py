@@ -132,6 +132,20 @@ def test_until_all_of_the_main_suites_are_there_their_verdicts_are_open(publish,
         assert "+2.00 [+1.82, +2.18]" in before  # the numbers are shown
 
 
+def test_networks_that_disagree_are_shown_one_by_one(publish):
+    bad = {**GOOD, "known_x2": (0, 0, 0, 0, 0), "known_x8": (-2, -2.2, -1.8, -2, -2)}
+    results = publish({"cpu/plaincnn": {MLP: GOOD}, "cpu/resnet8": {RESNET: bad}})
+    heading = "KNOWN (ours): the gain grows with recursion"
+    alone = page(results).split(f"## {heading}\n")[1].split("\n## ")[0].split("By network")[1]
+    verdicts = {
+        row.split(" | ")[1]: row.strip("| ").split(" | ")[-1] for row in alone.splitlines() if "known_x8" in row
+    }
+    assert verdicts == {"mlp (cifar100)": "reproduced", "resnet8 (cifar100)": "not reproduced"}
+    lines = summary(results)
+    place = next(k for k, line in enumerate(lines) if heading in line)
+    assert [line.strip("| ").split(" | ")[-1] for line in lines[place + 1 : place + 3]] == list(verdicts.values())
+
+
 def test_the_front_page_says_what_the_claims_say(main):
     results = main({MLP: {**GOOD, "linear_x8": (-1, -1.2, -0.8, -1, -1)}})
     lines = [[entry.strip() for entry in line.strip("|").split("|")] for line in summary(results)]
