@@ -165,7 +165,7 @@ rule cost:
     params:
         suite=NAME,
         code=code_hash("know.cost"),
-        settings=[SUITE.pretraining.model_dump(mode="json"), SUITE.arms.model_dump(mode="json")],
+        settings=[part.model_dump(mode="json") for part in (SUITE.pretraining, SUITE.forgetting, SUITE.arms)],
         released=RELEASED,
     log:
         f"{WORK}/logs/cost.log",
