@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -141,12 +142,15 @@ class Evidence:
         self.suites: set[str] = set()
         self.seen: set[tuple[str, str]] = set()
         """Cells and arms that ask the authors' KNOWN about data that it was meta-trained on."""
+        self.settings: dict[str, Any] = {}
+        """How each suite trains, forgets and fine-tunes."""
         for folder in suites(results):
             suite, runs = load(folder)
             if not suite["evidence"]:
                 continue
             name = folder.relative_to(results).as_posix()
             self.suites.add(name)
+            self.settings[name] = _settings(suite)
             self.groups |= {arm["name"]: arm["group"] for arm in suite["described"]}
             for cell, rows in runs.groupby("cell", sort=True):
                 place = f"{name}: {cell}"
@@ -201,14 +205,35 @@ class Evidence:
         found = self.differences(contrast, recipe, among)
         return {f"{network} ({source})": paired_t(part.to_numpy()) for (source, network), part in found.items()}
 
-    def by_cell(self, contrast: Contrast, recipe: str) -> dict[str, Interval]:
-        """The contrast in every cell that is informative, at its own share, r and S."""
-        found = {}
-        for place, rows in self.runs.groupby(["suite", "cell"]) if len(self.runs) else ():
+    def by_cell(self, contrast: Contrast, recipe: str) -> dict[tuple[bool, str], Interval]:
+        """The contrast in every cell that is informative, at its own share, r and S: by (whether it counts, its name).
+
+        Those count that differ from the main comparison in networks and data alone, each once: a suite repeats the cell
+        that its ablation starts from. The others are ablations.
+        """
+        found, counted = {}, set()
+        usual = next((self.settings[name] for name in (*MAIN, *sorted(self.settings)) if name in self.settings), None)
+        places = list(self.runs.groupby(["suite", "cell"])) if len(self.runs) else []
+        for place, rows in sorted(places, key=lambda one: (one[0][0] not in MAIN, one[0])):
+            suite, first = place[0], rows.iloc[0]
             means = 100 * trajectory_means(rows[rows["recipe"] == recipe])
-            if {contrast.better.arm, contrast.worse.arm} <= set(means):
-                found[": ".join(place)] = paired_t(compare(means, contrast.better.arm, contrast.worse.arm))
+            if not {contrast.better.arm, contrast.worse.arm} <= set(means):
+                continue
+            own = (first["share"], first["length"], first["rate"], first["track"]) == (1, LENGTH, RATE, "overflow")
+            key = (first["source"], first["target"], first["network"])
+            counts = own and self.settings[suite] == usual
+            if not counts or key not in counted:
+                found[counts, ": ".join(place)] = paired_t(compare(means, contrast.better.arm, contrast.worse.arm))
+            if counts:
+                counted.add(key)
         return found
+
+
+def _settings(suite: dict[str, Any]) -> dict[str, Any]:
+    """What makes two suites comparable, from suite.json."""
+    forgetting = {key: value for key, value in suite["forgetting"].items() if (key, value) != ("d0", 0.5)}
+    transfer = {key: suite["transfer"].get(key) for key in ("recipe", "images", "normalisation")}
+    return {"pretraining": suite["pretraining"], "forgetting": forgetting, **transfer}
 
 
 def summary(results: Path) -> list[str]:
@@ -224,7 +249,7 @@ def summary(results: Path) -> list[str]:
             lines.append(f"| - on {network} alone | {' | '.join(said)} |")
     for line, label in LABELS.items():
         cells = (evidence.by_cell(Contrast(Side(f"{line}_x8"), Side("naive")), recipe) for recipe in RECIPES)
-        said = (together([verdict(interval) for interval in found.values()]) for found in cells)
+        said = (together([verdict(i) for (counts, _), i in found.items() if counts]) for found in cells)
         lines.append(f"| {label} beats naive in every cell that was run (networks, datasets) | {' | '.join(said)} |")
     cheap = cost_verdict(costs(results))
     return [*lines, f"| predicting is cheap beside training | {cheap} | {cheap} |"]
@@ -388,13 +413,15 @@ def _across(evidence: Evidence) -> list[str]:
     for line in KNOWNS:
         contrast = Contrast(Side(f"{line}_x8"), Side("naive"))
         cells = {recipe: evidence.by_cell(contrast, recipe) for recipe in RECIPES}
-        for place in cells["tuned"]:
+        for place in sorted(cells["tuned"], reverse=True, key=lambda place: place[0]):
             entries = [(_shown(cells[recipe][place]), verdict(cells[recipe][place])) for recipe in RECIPES]
-            lines.append(f"| `{line}` {place} | {' | '.join(part for entry in entries for part in entry)} |")
+            name = place[1] if place[0] else f"ablation, {place[1]}"
+            lines.append(f"| `{line}` {name} | {' | '.join(part for entry in entries for part in entry)} |")
         for recipe in RECIPES:
-            said = together([verdict(interval) for interval in cells[recipe].values()])
+            said = together([verdict(interval) for (counts, _), interval in cells[recipe].items() if counts])
             ends.append(f"`{line}` at {recipe} rates: **{said}**")
-    return [*lines, "", f"Verdict: {'; '.join(ends)}."]
+    said = "Verdict (ablations, which change settings and not networks or data, do not count)"
+    return [*lines, "", f"{said}: {'; '.join(ends)}."]
 
 
 def costs(results: Path) -> pd.DataFrame:

@@ -4,12 +4,12 @@ import dataclasses
 import math
 
 import pytest
-from synthetic import records, write_results
+from synthetic import TINY, records, write_results
 
 from know.claims import PRIMARY, Contrast, Evidence, Side, page, summary, together, verdict
 from know.pages import COST
 from know.statistics import Interval, paired_t
-from know.suite import Cell
+from know.suite import Cell, load_suite
 
 MLP = Cell("overflow", "cifar100", "cifar10_15k", "mlp", 1.0)
 RESNET = dataclasses.replace(MLP, network="resnet8")
@@ -236,6 +236,23 @@ def test_other_values_of_r_and_the_other_track_stay_out_of_the_pool(main):
     interval, expected = evidence.estimate(X8, "tuned")[0], paired_t([2, 2.2, 1.8, 2, 2])
     assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(expected))
     assert len(evidence.by_cell(X8, "tuned")) == 3
+
+
+def test_ablations_and_repeated_cells_do_not_count_as_networks_and_data(tmp_path):
+    other = dataclasses.replace(MLP, network="plaincnn")
+    bad = {**GOOD, "known_x8": (-2, -2.2, -1.8, -2, -2)}
+    ablations = {dataclasses.replace(MLP, **change): bad for change in ({"share": 0.5}, {"length": 3}, {"rate": 0.33})}
+    cells = {"cpu/plaincnn": {MLP: GOOD}, "wide/again": {MLP: GOOD, **ablations}, "wide/network": {other: GOOD}}
+    for name, found in cells.items():
+        write_results(tmp_path / name, [r for c, g in found.items() for r in records(c, g, 5)], evidence=True)
+    longer = load_suite(str(TINY)).model_dump(mode="json")["pretraining"] | {"epochs": 99}
+    runs = records(dataclasses.replace(MLP, network="vit_tiny"), bad, 5)
+    write_results(tmp_path / "wide/longer", runs, evidence=True, pretraining=longer)
+    counted = [place for counts, place in Evidence(tmp_path).by_cell(X8, "tuned") if counts]
+    assert counted == [f"cpu/plaincnn: {MLP.slug}", f"wide/network: {other.slug}"]
+    text = page(tmp_path)
+    assert "`known` at tuned rates: **reproduced**" in text
+    assert text.count("| `known` ablation, wide/") == 4
 
 
 def test_a_longer_history_is_compared_on_the_same_trajectories(publish):
