@@ -256,60 +256,92 @@ def _metatraining(suite: str | None) -> tuple[MetaTraining, Path]:
 
 @app.command()
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(help="A trajectory folder, or checkpoints, smallest subset first.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and know_config.yml; must not exist.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="A trajectory folder, or checkpoints (files or folders), smallest subset first."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for weights, know_config.yml and README.md; must not exist.")
+    ] = None,
     predictor: Annotated[str, typer.Option(help="Name of a file in know/predictors/.")] = "known",
     depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
     fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
     known: Annotated[
         Path | None,
-        typer.Option(help="KNOWN's file, or the folder of a meta-training; default: what the package ships."),
+        typer.Option(
+            help="KNOWN's file, the folder of a meta-training or of the authors' .h5; default: what the package ships."
+        ),
     ] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Option of the predictor, as step=0.5.")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="Length of the step; 1 is the predictor's own. With --validate: those to try, as 0.5,1,2."),
+    ] = None,
+    validate: Annotated[
+        str | None,
+        typer.Option(
+            help="SCRIPT.py:function, from the path of a checkpoint to a number, the higher the better. Tries theta_0"
+            " and a few lengths of the step (0.25, 0.5, 1, or --scale) and keeps the best."
+        ),
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN=ROLE: role (conv, fc, bias, norm, skip) of the tensors that fit, as 'stem.*=conv'."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN of tensors to leave alone, as 'head.*'; same as --role PATTERN=skip."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Entry of a .pt file that holds the weights, as state_dict or ema.model.")
+    ] = None,
+    strip: Annotated[str, typer.Option(help="Prefix to take off the names that have it, as 'module.'.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the tensors: shape, dtype, role, what would happen.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="For predictors that draw random numbers.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
 ) -> None:
-    """Write earlier weights ("as if trained on more data") in the names, shapes and dtypes of theta_0.
+    """Write earlier weights ("as if trained on more data") in the layout, names, shapes and dtypes of theta_0.
 
         know predict run/ --depth 1 --out better/
 
+    Reads .safetensors, folders of Hugging Face (shards too) and .pt files in weights-only mode, piece by piece.
     Normalisation parameters and buffers are copied. Fine-tune the result as you would the original.
     """
-    import yaml
+    from know import prediction
 
-    import know
-    from know.files import resumable_folder, sha256_file, write_text
-    from know.known import Models
-    from know.predictors import get
-    from know.trajectory import save_state
-
-    if out.exists():
+    if out is None and not dry_run:
+        raise KnowError("give --out, a folder to make, or --dry-run")
+    if out is not None and os.path.lexists(out):
         raise KnowError(f"{out} exists already; name a new folder")
     _start("cpu", threads)
-    trajectory = _trajectory(inputs, fractions)
-    options = dict(_option(text) for text in option or [])
-    models = Models(known)
-    weights = know.predict(trajectory, predictor, depth, known=models, seed=seed, **options)
-    has_depth = bool(get(predictor).depths)
-    factor = round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** depth, 6)
-    config = {
-        "predictor": predictor,
-        "depth": depth,
-        "options": options,
-        "seed": seed,
-        "fractions": list(trajectory.fractions),
-        "virtual_data": factor if has_depth else None,
-        "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in trajectory.paths],
-        "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},
-        "know": know.__version__,
-    }
-    with resumable_folder(out, "") as folder:
-        save_state(folder / "model.safetensors", weights)
-        write_text(folder / "know_config.yml", yaml.safe_dump(config))
-    place = f"at depth {depth}, {factor:g} times the data" if has_depth else "which has no depth"
-    print(f"{out / 'model.safetensors'}: {predictor} {place}")
-    if known is None and models.folder and any(models.folder in files[0].parents for files in models.files.values()):
-        print(f"asked: the networks that ship, meta-trained on {', '.join(know.Known.pretrained().facts['data'])}")
+    trajectory = _trajectory(inputs, fractions, key, strip)
+    roles = [_pair(text, "--role", "PATTERN=ROLE") for text in role or []] + [
+        (pattern, "skip") for pattern in skip or []
+    ]
+    if dry_run:
+        rows = prediction.plan(trajectory, dict(roles))
+        for row in rows:
+            print(f"{row.tensor:48} {'x'.join(map(str, row.shape)) or '-':>18} {row.dtype:9} {row.role:7} {row.action}")
+        done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
+        print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
+        return
+    scales = _numbers(scale, "--scale") if scale else [0.25, 0.5, 1.0] if validate else [1.0]
+    if not validate and len(scales) > 1:
+        raise KnowError("--scale takes several lengths only with --validate, which chooses among them")
+    options = tuple(_option(text) for text in option or [])
+    request = prediction.Request(predictor, depth, scales[0], known, seed, tuple(roles), options)
+    config, changes = prediction.predict_files(trajectory, request, out, validate=validate, scales=scales, say=print)
+    factor = config["virtual_data"]
+    place = f"at depth {depth}, {factor:g} times the data" if factor else "which has no depth"
+    print(f"{out}: {predictor} {place}")
+    if changes.weights:
+        step, share = changes.step or 0.0, changes.changed / changes.weights
+        kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
+        print(f"{kept}step {step:.3g} times theta_0's length; {share:.1%} of {changes.weights:,} predicted changed")
+    if config["learnt_from"]:
+        print(f"asked: the networks that ship, meta-trained on {', '.join(config['learnt_from'])}")
 
 
 @app.command()
@@ -513,23 +545,32 @@ def verify(
         print(line)
 
 
-def _trajectory(inputs: list[Path], fractions: str | None) -> Any:
+def _trajectory(inputs: list[Path], fractions: str | None, key: str | None = None, strip: str = "") -> Any:
     from know.trajectory import Trajectory
 
     if len(inputs) == 1:
-        if fractions:
-            raise KnowError("--fractions goes with several checkpoints; a trajectory folder knows its own")
+        if fractions or key or strip:
+            raise KnowError(
+                "--fractions, --key and --strip go with several checkpoints; a trajectory folder has its own"
+            )
         return Trajectory.load(inputs[0])
     if not fractions:
         raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")
-    return Trajectory.from_checkpoints(inputs, _numbers(fractions))
+    return Trajectory.from_checkpoints(inputs, _numbers(fractions, "--fractions"), key=key, strip=strip)
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise KnowError(f"--fractions {text!r}: give numbers with commas between, such as 0.25,0.5,1") from error
+        raise KnowError(f"{option} {text!r}: give numbers with commas between, such as 0.25,0.5,1") from error
+
+
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    before, equals, after = text.rpartition("=")
+    if not equals or not before:
+        raise KnowError(f"{option} {text!r}: write it as {form}")
+    return before, after
 
 
 def _option(text: str) -> tuple[str, Any]:

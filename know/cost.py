@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from know.checkpoints import save_state
 from know.data import Dataset, Split
 from know.files import read_json, write_csv
 from know.known import Models
@@ -24,7 +25,7 @@ from know.nets import build
 from know.seeds import stream
 from know.suite import Cell, Suite
 from know.training import train
-from know.trajectory import PREDICTED, Trajectory, roles, save_state
+from know.trajectory import PREDICTED, Trajectory, roles
 from know.transfer import Arm, arms_of
 
 COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]

@@ -18,6 +18,7 @@ import io
 import itertools
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,9 +42,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> Split:
+    def take(self, index: Tensor | Sequence[int]) -> Split:
         """The rows of `index`, int64 (M,), in that order."""
-        index = index.to(self.labels.device)
+        index = torch.as_tensor(index, device=self.labels.device)
         return Split(self.images[index], self.labels[index])
 
     def to(self, device: torch.device | str) -> Split:
@@ -147,13 +148,16 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
     return dataset.to(device)
 
 
-def nested_subsets(n: int, fractions: tuple[float, ...] | list[float], seed: int) -> list[Tensor]:
-    """Indices, int64, of nested subsets of n items, in the order of `fractions`: prefixes of ONE seeded permutation.
+def nested_subsets(
+    n: int, rate: float = 0.5, length: int = 5, seed: int = 0, *, fractions: Sequence[float] | None = None
+) -> list[list[int]]:
+    """Indices of nested subsets of n items, smallest first: prefixes of ONE seeded permutation.
 
-    A fraction f gives round(f n) indices; a smaller fraction's subset lies inside a larger one's.
+    S = `length` subsets of 1, r, r^2, ... of the items, or those of `fractions`, in their order. A fraction f gives
+    round(f n) indices; a smaller fraction's subset lies inside a larger one's.
     """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return [order[: round(fraction * n)] for fraction in fractions]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [order[: round(f * n)] for f in fractions or [rate**k for k in reversed(range(length))]]
 
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:

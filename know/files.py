@@ -10,6 +10,7 @@ import ast
 import contextlib
 import csv
 import functools
+import glob
 import hashlib
 import io
 import json
@@ -42,6 +43,37 @@ def atomic(path: Path | str) -> Iterator[Path]:
         else:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`; when the block ends well it becomes `out`, in one rename.
+
+    `out` must not exist, then or at the end: of two processes that make the same folder the later one fails. What a
+    killed process has left behind is removed by the next that makes the same folder.
+    """
+    out = Path(out)
+    if os.path.lexists(out):
+        raise KnowError(f"{out} exists already; name a new folder")
+    for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        owner = stray.name.split(".")[-2]
+        if stray.is_dir() and owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(stray, ignore_errors=True)
+    with atomic(out) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if os.path.lexists(out):
+            raise KnowError(f"{out} exists by now: another process has made it; name a new folder")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_text(path: Path | str, text: str) -> None:

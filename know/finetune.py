@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from know.checkpoints import State
 from know.data import Dataset, Split
 from know.errors import KnowError
 from know.files import code_hash, digest, write_text
@@ -25,7 +26,6 @@ from know.nets import build, has_running_statistics, head_name, normalisation
 from know.seeds import stream
 from know.suite import Normalisation, Transfer
 from know.training import accuracy, logits, recalibrate, train
-from know.trajectory import State
 
 CALIBRATION = 2048
 """Source images that running statistics are measured on, for the source accuracy of predicted weights."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
 
+from know.checkpoints import State, load_state, save_state
 from know.data import Dataset, Split, load, nested_subsets
 from know.errors import KnowError
 from know.files import atomic, code_hash, digest, resumable_folder, sha256_file, write_json
@@ -34,7 +35,7 @@ from know.progress import progress
 from know.seeds import stream
 from know.suite import Forgetting, Origin, Recipe, Track
 from know.training import Outcome, accuracy, steps_per_epoch, train
-from know.trajectory import State, Trajectory, check_fractions, load_state, save_state, write_manifest
+from know.trajectory import Recorder, Trajectory, check_fractions
 from know.workers import workers
 
 TAIL, MEMORY = 0.25, 0.1
@@ -51,7 +52,7 @@ def forget(
     fractions: Sequence[float] | None = None,
     seed: int = 0,
     out: Path | str,
-    describe: Callable[[nn.Module, Tensor], Mapping[str, Any]] | None = None,
+    describe: Callable[[nn.Module, list[int]], Mapping[str, Any]] | None = None,
     references: Mapping[str, Mapping[str, Tensor]] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Trajectory:
@@ -70,8 +71,8 @@ def forget(
     Returns the finished trajectory, smallest subset first.
     """
     fractions = check_fractions(fractions or [rate**k for k in reversed(range(length))])
-    subsets = nested_subsets(len(dataset), fractions, seed)
-    if len(subsets[0]) < 1:
+    subsets = nested_subsets(len(dataset), seed=seed, fractions=fractions)
+    if not subsets[0]:
         raise KnowError(f"the smallest subset, {fractions[0]:g} of {len(dataset)} images, is empty")
     out = Path(out)
     settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": _source_of(fit), **(facts or {})}
@@ -85,29 +86,28 @@ def forget(
     stateful = hasattr(fit, "state_dict") and hasattr(fit, "load_state_dict")
     theta_0 = copy.deepcopy(model.state_dict())
     with _restored(model, theta_0), resumable_folder(out, fingerprint) as folder:
+        recorder = Recorder(folder, fractions)
         for k, (fraction, index) in enumerate(zip(reversed(fractions), reversed(subsets), strict=True)):
-            snapshot, extra = folder / f"s{k}.safetensors", folder / f"fit-{k}.pt"
-            if snapshot.is_file():  # written by an interrupted call; renamed into place, hence complete
-                model.load_state_dict(load_state(snapshot))
+            extra = folder / f"fit-{k}.pt"
+            if fraction in recorder:  # written by an interrupted call
+                model.load_state_dict(recorder.state(fraction))
                 if stateful:
                     fit.load_state_dict(torch.load(extra, weights_only=True))
                 continue
             if k > 0:
-                fit(model, dataset.take(index) if isinstance(dataset, Split) else Subset(dataset, index.tolist()))
+                fit(model, dataset.take(index) if isinstance(dataset, Split) else Subset(dataset, index))
             if stateful:
                 buffer = io.BytesIO()  # torch's own writer has no OSError for a full disk
                 torch.save(fit.state_dict(), buffer)
                 with atomic(extra) as temporary:
                     temporary.write_bytes(buffer.getbuffer())
-            known = {"fraction": fraction, "images": len(index), **(describe(model, index) if describe else {})}
-            save_state(snapshot, model.state_dict(), known)
+            recorder.add(model, fraction, images=len(index), **(describe(model, index) if describe else {}))
         for name, state in (references or {}).items():
             save_state(folder / f"{name}.safetensors", state)
         for extra in folder.glob("fit-*.pt"):
             extra.unlink()
-        files = [f"s{k}.safetensors" for k in reversed(range(len(fractions)))]
         kept = {name: f"{name}.safetensors" for name in references or {}}
-        write_manifest(folder, files, kept, fingerprint=fingerprint, seed=seed, **(facts or {}))
+        recorder.finish(kept, fingerprint=fingerprint, seed=seed, **(facts or {}))
     return Trajectory.load(out)
 
 
@@ -291,13 +291,13 @@ def _one_trajectory(
         """D0, or the subset of the source that holds it and is `factor` times as large."""
         if factor * settings.d0 == 1:
             return dataset.train
-        (index,) = nested_subsets(len(dataset.train), [factor * settings.d0], stream(seed, "D0"))
+        (index,) = nested_subsets(len(dataset.train), seed=stream(seed, "D0"), fractions=[factor * settings.d0])
         return dataset.train.take(index)
 
     d0 = larger(1)
     oracle, oracle_optimizer = pretrain(larger(2), pretraining)
 
-    def describe(model: nn.Module, index: Tensor) -> dict[str, float]:
+    def describe(model: nn.Module, index: list[int]) -> dict[str, float]:
         """Source test accuracy, and accuracy on what was left out: D0 without the subset, now and by theta_0."""
         facts = {"test_accuracy": round(accuracy(model, dataset, dataset.test), 6)}
         if len(index) == len(d0):

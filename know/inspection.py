@@ -16,11 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from know import predictors, released
+from know.checkpoints import State
 from know.files import resumable_folder, write_csv
 from know.known import Known, Models
 from know.seeds import stream
 from know.suite import LENGTH, Arms, Cell
-from know.trajectory import PREDICTED, State, Trajectory, roles
+from know.trajectory import PREDICTED, Trajectory, roles
 
 PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 PARTS = ["tensor", "role", "weights", "step", "shrink", "linear", "neither", "shrink_by", "linear_by"]

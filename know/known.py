@@ -6,6 +6,7 @@ same network, fed with scaled histories, is WNN (an earlier hyper-model of the s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from know import released
+from know import kernel, released
+from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError, unknown
 from know.files import PRETRAINED
-from know.trajectory import PREDICTED, load_facts, load_state, save_state
+from know.trajectory import PREDICTED
 
 Scaling = Literal["none", "range", "wnn"]
+COMPILED = 1 << 18
+"""Windows of one tensor from which the compiled prediction is asked; smaller ones keep torch's bits."""
 
 
 def scale_windows(window: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
@@ -92,18 +96,25 @@ class Known:
         self.scaling: Scaling = self.facts.get("scaling", "none")
 
     @torch.no_grad()
-    def residual(self, window: Tensor, role: str, chunk: int = 16384) -> Tensor:
+    def residual(self, window: Tensor, role: str, chunk: int | None = None) -> Tensor:
         """The predicted step theta_{-1} - theta_0, float32 (N,), of windows (N, S) of a role.
 
-        Computed in chunks that stay in the processor's cache. Raises KnowError for a wrong S or role.
+        Large windows on the CPU are left to `know.kernel` where numba is installed, since that pays for loading it; all
+        else, and all with a given `chunk`, is computed by the module in chunks that stay in the processor's cache, or
+        keep a GPU busy. Raises KnowError for a wrong S or role.
         """
         if role not in self.nets or window.ndim != 2 or window.shape[1] != self.length:
             roles = "/".join(self.nets)
             raise KnowError(f"KNOWN takes windows (N, {self.length}) of {roles}, got {tuple(window.shape)} of {role!r}")
-        net, answers = self.nets[role], []
-        for part in window.float().split(chunk):
+        net, answers, cpu = self.nets[role], [], window.device.type == "cpu"
+        compiled = chunk is None and cpu and len(window) >= COMPILED and kernel.available()
+        ask = functools.partial(kernel.steps, net) if compiled else net
+        for part in window.float().split(chunk or (1 << 20 if compiled else 1 << 14 if cpu else 1 << 18)):
+            if self.scaling == "none":
+                answers.append(ask(part))
+                continue
             inputs, factor = scale_windows(part, self.scaling)
-            answers.append(net(inputs) * factor)
+            answers.append(ask(inputs) * factor)
         return torch.cat(answers) if answers else window.new_zeros(0)
 
     def role_of(self, role: str, shape: tuple[int, ...]) -> str:
@@ -164,8 +175,8 @@ class Models:
     known, scaled: `Known`, from `<name>.safetensors`. meta_linear: its coefficients, tensors by role. All from one
     folder, by default what the package ships. released, wnn: the authors', from the folder in KNOW_REFERENCE.
 
-    given: a `Known` (then it is the only one), its file (the others are looked for beside it), a folder, or a mapping
-    of names to models.
+    given: a `Known` (then it is the only one), its file (the others are looked for beside it), a folder, one with the
+    authors' Keras files too, or a mapping of names to models.
     """
 
     def __init__(self, given: Known | Models | Mapping[str, Any] | Path | str | None = None):
@@ -202,6 +213,10 @@ class Models:
         if self.folder is None:
             raise KnowError(f"no model {name!r} was given beside KNOWN; give the folder of a meta-training instead")
         path = self.folder / f"{name}.safetensors"
+        keras = [self.folder / f"KNOWN_{end}.h5" for end in released.ROLES.values()]
+        if name == "known" and not path.is_file() and all(file.is_file() for file in keras):
+            self.files[name] = keras
+            return Known.from_keras(self.folder)
         model = load_state(path) if name == "meta_linear" else Known.load(path)
         self.files[name] = [path]
         return model

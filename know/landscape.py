@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from know.checkpoints import State
 from know.data import load
 from know.errors import KnowError
 from know.files import write_csv
@@ -20,7 +21,7 @@ from know.nets import build
 from know.predictors import predict
 from know.suite import LENGTH
 from know.training import logits
-from know.trajectory import PREDICTED, State, Trajectory, roles
+from know.trajectory import PREDICTED, Trajectory, roles
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 DEPTHS = (1, 2, 3)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from know.checkpoints import State, load_facts, load_state, save_state
 from know.data import load, nested_subsets
 from know.errors import KnowError
 from know.files import code_hash, digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
@@ -28,7 +29,7 @@ from know.progress import progress
 from know.seeds import stream
 from know.suite import LENGTH, MetaTraining, Recipe, family
 from know.training import train
-from know.trajectory import PREDICTED, State, load_facts, load_state, roles, save_state
+from know.trajectory import PREDICTED, roles
 
 SNAPSHOTS = 7
 WINDOWS = 2
@@ -127,8 +128,9 @@ def _meta_trajectory(drawn: dict, dataset, settings: MetaTraining) -> tuple[list
     fractions = [settings.images / len(dataset.train) * drawn["rate"] ** k for k in range(SNAPSHOTS)]
     model = build(drawn["network"], dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))
     model.to(dataset.mean.device)
+    subsets = nested_subsets(len(dataset.train), seed=stream(seed, "subsets"), fractions=fractions)
     states, optimizer = [], None
-    for k, index in enumerate(nested_subsets(len(dataset.train), fractions, stream(seed, "subsets"))):
+    for k, index in enumerate(subsets):
         epochs = settings.forgetting_epochs if k else drawn["pretraining_epochs"]
         recipe = Recipe(epochs=epochs, learning_rate=drawn["learning_rate"], batch_size=drawn["batch_size"])
         split, step_seed = dataset.train.take(index), stream(seed, "step", k)

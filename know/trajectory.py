@@ -6,86 +6,49 @@ and hashes. The order is that of the paper's window: smallest subset first, the 
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import functools
-import json
 import math
-import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from know.errors import KnowError
-from know.files import atomic, read_json, sha256_file, write_json
+from know.checkpoints import Checkpoint, State, load_facts, load_state, save_state
+from know.data import nested_subsets
+from know.errors import KnowError, unknown
+from know.files import digest, read_json, resumable_folder, sha256_file, write_json
 
-Role = Literal["conv", "fc", "bias", "norm", "buffer"]
-State = dict[str, Tensor]
+Role = Literal["conv", "fc", "bias", "norm", "buffer", "skip"]
 
 PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
 """Roles that predictors answer for. The released script predicts no normalisation parameter, nor do we."""
 
 
-def save_state(path: Path | str, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
-    """Write tensors to a safetensors file, atomically and always with the same bytes.
-
-    facts: JSON-serialisable description, kept as ONE sorted metadata entry (several come out in random order).
-    """
-    tensors = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
-    with atomic(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"know": json.dumps(dict(facts or {}), sort_keys=True)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error  # full disk or no permission; `atomic` says so in one line
-
-
-def load_state(path: Path | str) -> State:
-    """Tensors of a .safetensors file, or of a .pt/.pth file read in weights-only mode.
-
-    Raises KnowError if the file is missing, truncated, corrupt, or a pickle that holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise KnowError(f"checkpoint {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise KnowError(f"{path} is corrupt or holds more than tensors, which could run code; refused") from error
-    except Exception as error:  # every reader has its own kinds for damaged bytes
-        raise KnowError(f"{path} cannot be read ({_first_line(error)}); it is corrupt or truncated") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise KnowError(f"{path} holds no plain state_dict (name to tensor); save model.state_dict()")
-    return dict(state)
-
-
-def load_facts(path: Path | str) -> dict[str, Any]:
-    """The description that `save_state` wrote beside the tensors."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return json.loads((handle.metadata() or {}).get("know", "{}"))
-    except (SafetensorError, OSError) as error:
-        raise KnowError(f"{path} cannot be read ({_first_line(error)}); it is corrupt or truncated") from error
-
-
-def roles(state: Mapping[str, Tensor]) -> dict[str, Role]:
+def roles(
+    state: Mapping[str, Tensor], given: Mapping[str, str] | None = None, *, buffers: Sequence[str] = ()
+) -> dict[str, Role]:
     """Role of every tensor by shape and name: the paper's rule, for any architecture.
 
     conv: kernels of 3x3. fc: every other tensor with two axes or more (linear, 1x1 and 7x7 kernels, embeddings).
     norm: the 1-D weight of a layer without a matrix, with its bias. bias: other 1-D tensors. buffer: integers, running
-    statistics and single numbers.
+    statistics, single numbers, and those named in `buffers`.
+
+    given: pattern of names (as in a shell: head.*) to role, instead of the rule; "skip" leaves a tensor alone. The last
+    pattern that fits counts. KnowError for a pattern that fits nothing, and for what cannot be predicted.
     """
     found: dict[str, Role] = {}
     for name, tensor in state.items():
         layer, _, attribute = name.rpartition(".")
         weight = state.get(f"{layer}.weight" if layer else "weight")
-        if not tensor.is_floating_point() or tensor.ndim == 0 or attribute in ("running_mean", "running_var"):
+        statistics = name in buffers or attribute in ("running_mean", "running_var")
+        if not tensor.is_floating_point() or tensor.ndim == 0 or statistics:
             found[name] = "buffer"
         elif tensor.ndim == 4 and tuple(tensor.shape[2:]) == (3, 3):
             found[name] = "conv"
@@ -95,7 +58,23 @@ def roles(state: Mapping[str, Tensor]) -> dict[str, Role]:
             found[name] = "norm"
         else:
             found[name] = "bias"
+    for pattern, role in (given or {}).items():
+        if role not in typing.get_args(Role):
+            raise unknown(f"role of {pattern!r}", role, typing.get_args(Role))
+        names = fnmatch.filter(found, pattern)
+        if not names:
+            raise KnowError(f"no tensor fits the pattern {pattern!r}; --dry-run lists them")
+        for name in names:
+            if role in PREDICTED and not state[name].is_floating_point():
+                raise KnowError(f"tensor {name!r} holds {state[name].dtype}, which no predictor takes")
+            found[name] = role
     return found
+
+
+def finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite. On one thread, without a copy, and several times faster than `isfinite`."""
+    array = values.numpy()
+    return not array.size or (math.isfinite(array.min()) and math.isfinite(array.max()))
 
 
 def check_fractions(fractions: Sequence[float], count: int | None = None) -> tuple[float, ...]:
@@ -120,11 +99,18 @@ class Trajectory:
     paths: tuple[Path, ...]
     fractions: tuple[float, ...]
     manifest: dict[str, Any]
+    key: str | None = None
+    strip: str = ""
 
     @classmethod
-    def from_checkpoints(cls, paths: Sequence[Path | str], fractions: Sequence[float]) -> Trajectory:
-        """A trajectory of files anybody wrote (.safetensors, .pt), smallest subset first, with their fractions."""
-        return cls(tuple(Path(p) for p in paths), check_fractions(fractions, len(paths)), {})
+    def from_checkpoints(
+        cls, paths: Sequence[Path | str], fractions: Sequence[float], *, key: str | None = None, strip: str = ""
+    ) -> Trajectory:
+        """A trajectory of checkpoints anybody wrote, smallest subset first, with their fractions.
+
+        key, strip: see `know.checkpoints.Checkpoint`.
+        """
+        return cls(tuple(Path(p) for p in paths), check_fractions(fractions, len(paths)), {}, key, strip)
 
     @classmethod
     def load(cls, folder: Path | str) -> Trajectory:
@@ -142,27 +128,100 @@ class Trajectory:
         paths = tuple(folder / file for file, _, _ in snapshots)
         return cls(paths, check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
 
+    @classmethod
+    @contextlib.contextmanager
+    def record(
+        cls,
+        out: Path | str,
+        fractions: Sequence[float] | None = None,
+        *,
+        rate: float = 0.5,
+        length: int = 5,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Iterator[Recorder]:
+        """Make a trajectory from your own loop, snapshot by snapshot:
+
+            with know.Trajectory.record("run/") as record:
+                record.start(model)  # theta_0; after an interruption, the last snapshot
+                for fraction, index in record.steps(len(dataset)):
+                    train(model, Subset(dataset, index))
+                    record.add(model, fraction)
+
+        fractions: of D0 behind the snapshots, smallest first, ending at 1; default `length` of them at 1, r, r^2, ...
+        settings: JSON-serialisable, kept in the manifest; an interrupted run of other settings is not continued.
+
+        A finished folder of the same settings is taken as it is; another one is an error.
+        """
+        out, fractions = Path(out), check_fractions(fractions or [rate**k for k in reversed(range(length))])
+        fingerprint = digest({"fractions": fractions, "settings": settings or {}})
+        if (out / "manifest.json").is_file():
+            if cls.load(out).manifest.get("fingerprint") != fingerprint:
+                raise KnowError(f"{out} holds a trajectory of other settings; remove it or name another folder")
+            yield Recorder(out, fractions)
+            return
+        if out.exists():
+            raise KnowError(f"{out} exists and is no trajectory; remove it or name another folder")
+        with resumable_folder(out, fingerprint) as folder:
+            recorder = Recorder(folder, fractions)
+            yield recorder
+            recorder.finish(fingerprint=fingerprint, settings=dict(settings or {}))
+
+    @functools.cached_property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """All snapshots, opened, with equal names and shapes (else KnowError), in the order of `fractions`."""
+        with self._hashes_first():
+            found = tuple(Checkpoint(path, key=self.key, strip=self.strip) for path in self.paths)
+            last, name_of_last = found[-1].meta, self.paths[-1].name
+            for path, checkpoint in zip(self.paths, found, strict=True):
+                for name in sorted(last.keys() | checkpoint.meta.keys()):
+                    if name not in checkpoint.meta or name not in last:
+                        there, lacking = (name_of_last, path) if name in last else (path.name, self.paths[-1])
+                        raise KnowError(f"tensor {name!r} of {there} is missing in {lacking}")
+                    one, other = checkpoint.meta[name], last[name]
+                    for kind, a, b in (
+                        ("shape", tuple(one.shape), tuple(other.shape)),
+                        ("floating-point values", one.is_floating_point(), other.is_floating_point()),
+                    ):
+                        if a != b:
+                            raise KnowError(f"tensor {name!r}: {path} has {kind} {a}, {name_of_last} has {b}")
+        return found
+
+    @property
+    def meta(self) -> State:
+        """Names to shapes and dtypes of theta_0, as tensors on torch's meta device."""
+        return self.checkpoints[-1].meta
+
     @functools.cached_property
     def states(self) -> tuple[State, ...]:
-        """All snapshots in memory, with equal names and shapes (else KnowError), in the order of `fractions`."""
-        for path, recorded in zip(self.paths, self.manifest.get("snapshots", ()), strict=False):
-            if path.is_file() and sha256_file(path) != recorded["sha256"]:
-                raise KnowError(f"{path} does not have the hash in its manifest; it is damaged, make it again")
-        states = tuple(load_state(path) for path in self.paths)
-        last, name_of_last = states[-1], self.paths[-1].name
-        for path, state in zip(self.paths, states, strict=True):
-            for name in sorted(last.keys() | state.keys()):
-                if name not in state or name not in last:
-                    there, lacking = (name_of_last, path) if name in last else (path.name, self.paths[-1])
-                    raise KnowError(f"tensor {name!r} of {there} is missing in {lacking}")
-                if state[name].shape != last[name].shape:
-                    shapes = tuple(state[name].shape), tuple(last[name].shape)
-                    raise KnowError(f"tensor {name!r}: {path} has shape {shapes[0]}, {name_of_last} has {shapes[1]}")
+        """All snapshots in memory."""
+        with self._hashes_first():
+            states = tuple(checkpoint.state() for checkpoint in self.checkpoints)
+        self.verify()
         return states
 
     @property
     def theta_0(self) -> State:
         return self.states[-1]
+
+    def roles(self, given: Mapping[str, str] | None = None) -> dict[str, Role]:
+        """Roles of the tensors; see the function `roles`. Buffers of a recorded module are known as such."""
+        return roles(self.meta, given, buffers=self.manifest.get("buffers", ()))
+
+    def verify(self) -> None:
+        """Compare what was read with the hashes in the manifest, where there is one; KnowError names the file."""
+        for checkpoint, recorded in zip(self.checkpoints, self.manifest.get("snapshots", ()), strict=False):
+            _compare_hash(checkpoint.path, checkpoint.hashes[checkpoint.path.name], recorded["sha256"])
+
+    @contextlib.contextmanager
+    def _hashes_first(self) -> Iterator[None]:
+        """If the block fails and a file is not what the manifest says, say that: it explains the failure."""
+        try:
+            yield
+        except KnowError:
+            for path, recorded in zip(self.paths, self.manifest.get("snapshots", ()), strict=False):
+                if path.is_file():
+                    _compare_hash(path, sha256_file(path), recorded["sha256"])
+            raise
 
     def last(self, length: int) -> Trajectory:
         """The trajectory as one of `length` snapshots: those of the largest subsets. KnowError if it has fewer."""
@@ -172,18 +231,30 @@ class Trajectory:
         kept = dict(self.manifest)
         if "snapshots" in kept:
             kept["snapshots"] = kept["snapshots"][count - length :]
-        return Trajectory(self.paths[count - length :], self.fractions[count - length :], kept)
+        own = self.paths[count - length :], self.fractions[count - length :]
+        return replace(self, paths=own[0], fractions=own[1], manifest=kept)
 
-    def window(self, name: str) -> Tensor:
-        """History of the tensor `name`: float32 (numel, S), smallest subset first.
+    def window(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """History of the tensor `name`, or of its values start to stop: float32 (numel, S), smallest subset first.
 
-        Raises KnowError, naming tensor and file, where a value is not finite.
+        Each snapshot is one run of memory (strides 1, numel). Raises KnowError, naming tensor and file, where a value
+        is not finite.
         """
-        window = torch.stack([state[name].flatten().float() for state in self.states], dim=1)
-        if not bool(window.isfinite().all()):
-            column = int((~window.isfinite()).any(0).nonzero()[0])
-            raise KnowError(f"tensor {name!r} of {self.paths[column]} has values that are not finite (NaN or infinite)")
-        return window
+        stop = self.meta[name].numel() if stop is None else min(stop, self.meta[name].numel())
+        window = torch.empty(len(self.paths), stop - start)  # (S, N)
+        loaded = self.__dict__.get("states")
+        for k, checkpoint in enumerate(self.checkpoints):
+            if loaded:
+                window[k] = loaded[k][name].flatten()[start:stop]
+            else:
+                checkpoint.read_into(name, start, window[k])
+        if not finite(window):
+            row = int((~window.isfinite()).any(1).nonzero()[0])
+            with self._hashes_first():
+                raise KnowError(
+                    f"tensor {name!r} of {self.paths[row]} has values that are not finite (NaN or infinite)"
+                )
+        return window.T
 
     def reference(self, name: str) -> State:
         """Further weights kept with the trajectory, such as the oracle's."""
@@ -191,9 +262,77 @@ class Trajectory:
         if name not in references:
             raise KnowError(f"{self.paths[-1].parent} keeps no reference weights {name!r}")
         path = self.paths[-1].parent / references[name]["file"]
-        if path.is_file() and sha256_file(path) != references[name]["sha256"]:
-            raise KnowError(f"{path} does not have the hash in its manifest; it is damaged, make it again")
+        if path.is_file():
+            _compare_hash(path, sha256_file(path), references[name]["sha256"])
         return load_state(path)
+
+
+class Recorder:
+    """Snapshots of a trajectory in the making, one file each; see `Trajectory.record`."""
+
+    def __init__(self, folder: Path, fractions: Sequence[float]):
+        self.folder, self.fractions = folder, check_fractions(fractions)
+        self.buffers: list[str] = []
+
+    def start(self, model: nn.Module) -> None:
+        """Record theta_0; or, where snapshots are there already, give the model the last of them."""
+        self._note_buffers(model)
+        done = [fraction for fraction in reversed(self.fractions) if fraction in self]
+        if not done:
+            return self.add(model, 1.0)
+        if not any(_equal(self.state(fraction), model.state_dict()) for fraction in done):
+            raise KnowError(f"{self.folder} holds an unfinished trajectory of other weights; remove it to start anew")
+        model.load_state_dict(self.state(done[-1]))
+        return None
+
+    def steps(self, n: int, seed: int = 0) -> Iterator[tuple[float, list[int]]]:
+        """The forgetting steps that are still to do: fraction and indices of its subset of n items, largest first."""
+        subsets = nested_subsets(n, seed=seed, fractions=self.fractions)
+        if not subsets[0]:
+            raise KnowError(f"the smallest subset, {self.fractions[0]:g} of {n} items, is empty")
+        for fraction, index in zip(reversed(self.fractions), reversed(subsets), strict=True):
+            if fraction not in self:
+                yield fraction, index
+
+    def __contains__(self, fraction: float) -> bool:
+        """Whether the snapshot of that fraction is recorded. Files are renamed into place, hence complete."""
+        return self._path(fraction).is_file()
+
+    def add(self, model: nn.Module | Mapping[str, Tensor], fraction: float, **facts: Any) -> None:
+        """Record a snapshot, a module or its state_dict; facts are kept in the manifest."""
+        if isinstance(model, nn.Module):
+            self._note_buffers(model)
+        state = model.state_dict() if isinstance(model, nn.Module) else model
+        save_state(self._path(fraction), state, {"fraction": fraction, **facts})
+
+    def state(self, fraction: float) -> State:
+        """The recorded snapshot of that fraction."""
+        return load_state(self._path(fraction))
+
+    def finish(self, references: Mapping[str, str] | None = None, **facts: Any) -> None:
+        """Write the manifest; KnowError if a snapshot is missing. references: name to file, of further weights."""
+        missing = [fraction for fraction in reversed(self.fractions) if fraction not in self]
+        if missing:
+            shown = ", ".join(f"{fraction:g}" for fraction in missing)
+            raise KnowError(f"the trajectory is not finished: no snapshot of fraction {shown}; run it again to go on")
+        buffers = {"buffers": self.buffers} if self.buffers else {}
+        files = [self._path(fraction).name for fraction in self.fractions]
+        write_manifest(self.folder, files, references or {}, **buffers, **facts)
+
+    def _path(self, fraction: float) -> Path:
+        """s0 is theta_0, s1 the snapshot of the next smaller subset, as the paper counts."""
+        for k, one in enumerate(reversed(self.fractions)):
+            if math.isclose(one, fraction, rel_tol=1e-9):
+                return self.folder / f"s{k}.safetensors"
+        shown = ", ".join(f"{f:g}" for f in self.fractions)
+        raise KnowError(f"fraction {fraction:g} is not one of this trajectory's ({shown})")
+
+    def _note_buffers(self, model: nn.Module) -> None:
+        """Floating-point buffers that `roles` would take for parameters; a state_dict does not tell them apart."""
+        state = model.state_dict()
+        found = roles(state)
+        buffers = {name for name, _ in model.named_buffers()} & state.keys()
+        self.buffers = sorted(name for name in buffers if found[name] != "buffer")
 
 
 def write_manifest(folder: Path, files: Sequence[str], references: Mapping[str, str], **facts: Any) -> None:
@@ -208,5 +347,10 @@ def write_manifest(folder: Path, files: Sequence[str], references: Mapping[str, 
     write_json(folder / "manifest.json", manifest)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _compare_hash(path: Path, found: str, recorded: str) -> None:
+    if found != recorded:
+        raise KnowError(f"{path} does not have the hash in its manifest; it is damaged, make it again")
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name].cpu()) for name in one)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from know import predictors, released
+from know.checkpoints import State
 from know.data import load
 from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
 from know.finetune import Memory, Result, Start, fine_tune, source_accuracy, target_split
@@ -26,7 +27,7 @@ from know.progress import progress
 from know.records import PilotRecord, RunRecord, write_records
 from know.seeds import stream
 from know.suite import Arms, Cell, Normalisation, Transfer
-from know.trajectory import PREDICTED, State, Trajectory, roles
+from know.trajectory import PREDICTED, Trajectory, roles
 from know.workers import workers
 
 REFERENCES = {

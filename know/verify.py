@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from know.checkpoints import load_facts
 from know.errors import KnowError
 from know.files import PRETRAINED, code_hash, read_json, sha256_file
 from know.report import provenance
 from know.statistics import trajectory_means, two_sample_limit
 from know.suite import Suite
-from know.trajectory import load_facts
 
 
 def verify_suite(settings: Suite, name: str, work: Path, results: Path, against: str) -> Iterator[str]:

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import know
+from know.checkpoints import save_state
 from know.data import load
 from know.known import Known, KnownNet, Models
 from know.suite import Recipe
 from know.training import deterministic, train
-from know.trajectory import PREDICTED, Trajectory, save_state
+from know.trajectory import PREDICTED, Trajectory
 
 REPOSITORY = Path(__file__).parents[1]
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

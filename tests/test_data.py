@@ -79,20 +79,25 @@ def test_a_wrong_name_is_named_with_a_way_out(name, said):
 @pytest.mark.parametrize("n", [1, 7, 100, 656])
 def test_subsets_are_prefixes_of_one_permutation(n):
     fractions = (0.05, 0.3, 0.31, 0.9, 1.0)
-    subsets = nested_subsets(n, fractions, seed=5)
+    subsets = nested_subsets(n, seed=5, fractions=fractions)
     assert [len(s) for s in subsets] == [round(f * n) for f in fractions]
-    assert sorted(subsets[-1].tolist()) == list(range(n))
+    assert sorted(subsets[-1]) == list(range(n))
     for smaller, larger in pairwise(subsets):
-        assert torch.equal(smaller, larger[: len(smaller)])
+        assert smaller == larger[: len(smaller)]
+
+
+def test_subsets_of_a_rate_are_those_of_its_powers():
+    assert nested_subsets(100, 0.7, 3, 4) == nested_subsets(100, seed=4, fractions=[0.49, 0.7, 1])
 
 
 def test_subsets_depend_on_the_seed_and_on_nothing_else():
-    first = nested_subsets(100, [0.5, 1.0], seed=1)
+    first = nested_subsets(100, fractions=[0.5, 1.0], seed=1)
     torch.manual_seed(9)
-    again, reversed_order, other = (nested_subsets(100, f, s) for f, s in (((0.5, 1), 1), ((1, 0.5), 1), ((0.5, 1), 2)))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[0], reversed_order[1])  # in the order of the fractions
-    assert not torch.equal(first[0], other[0])
+    again, reversed_order, other = (
+        nested_subsets(100, fractions=f, seed=s) for f, s in (((0.5, 1), 1), ((1, 0.5), 1), ((0.5, 1), 2))
+    )
+    assert first[0] == again[0] == reversed_order[1]  # in the order of the fractions
+    assert first[0] != other[0]
 
 
 # augmentation

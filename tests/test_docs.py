@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import yaml
+
+from know.checkpoints import load_state
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "adding_a_predictor.md"
@@ -70,6 +74,62 @@ def test_the_page_on_adding_a_predictor_does_what_it_says(checkout):
         assert set(after.loc[after["arm"] == arm, "cell"]) == set(before["cell"])
     others = after[~after["arm"].isin(["secant_x2", "secant_x8"])]
     assert set(others["arm"]) == set(before["arm"])
+
+
+MINE = """
+import torch
+from torch import nn
+from know.data import load
+
+digits = load("digits:0-4")
+images, labels = digits.train.images.float().flatten(1) / 16, digits.train.labels
+dataset = torch.utils.data.TensorDataset(images, labels)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5))
+
+
+def fit(model, subset):
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    model.train()
+    for x, y in torch.utils.data.DataLoader(subset, batch_size=32):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def evaluate(model):
+    model.eval()
+    return (model(images).argmax(1) == labels).float().mean()
+
+
+fit(model, dataset)
+"""
+
+
+def test_the_readme_does_what_it_says_to_a_model_of_ones_own(tmp_path):
+    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Use it on your model")[1]
+    (tmp_path / "section.md").write_text(section.split("\n## ")[0], encoding="utf-8")
+    make, check = blocks(tmp_path / "section.md", "python")
+    (tmp_path / "my_training.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "make_trajectory.py").write_text(make, encoding="utf-8")
+    (tmp_path / "check.py").write_text(check, encoding="utf-8")
+    commands = blocks(tmp_path / "section.md", "sh")
+    assert len(commands) == 4
+    for command in commands:
+        if "s4.pt" in command:  # as a training script that wraps its model would have saved them
+            for k in range(5):
+                state = load_state(tmp_path / "run" / f"s{k}.safetensors")
+                wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+                torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / f"s{k}.pt")
+        for line in command.strip().splitlines():
+            said(line, tmp_path)
+    folders = ["better", "best", "better_digits"]
+    assert all((tmp_path / folder / "model.safetensors").is_file() for folder in folders)
+    better = load_state(tmp_path / "better" / "model.safetensors")
+    again = load_state(tmp_path / "from_files" / "model.pt", key="state_dict")
+    assert all(torch.equal(better[name], again[name]) for name in better | again)
+    tried = yaml.safe_load((tmp_path / "best" / "know_config.yml").read_text(encoding="utf-8"))["validate"]["values"]
+    assert max(tried, key=tried.get) == yaml.safe_load((tmp_path / "best" / "know_config.yml").read_text())["scale"]
 
 
 def test_a_clone_restores_a_run_as_the_readme_says_and_notices_what_is_missing(checkout, tmp_path_factory):

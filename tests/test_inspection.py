@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+from know.checkpoints import save_state
 from know.errors import KnowError
 from know.inspection import (
     MOVEMENT,
@@ -22,7 +23,7 @@ from know.inspection import (
 from know.known import Known, KnownNet
 from know.predictors import predict
 from know.suite import Arms, Cell, PredictorArms
-from know.trajectory import PREDICTED, roles, save_state
+from know.trajectory import PREDICTED, roles
 
 SHAPES = {
     "a.weight": (4, 2, 3, 3),

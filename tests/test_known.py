@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from know.checkpoints import load_state, save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models, scale_windows
 from know.predictors import predict, recurse
-from know.trajectory import PREDICTED, load_state, roles, save_state
+from know.trajectory import PREDICTED, roles
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import read_json, write_json
 from know.known import Known
 from know.metatrain import COEFFICIENTS, HELD_OUT, _least_squares, draw_run, fit_known, histories, make_metaset, windows
 from know.suite import MetaTraining
-from know.trajectory import PREDICTED, load_facts, load_state, save_state
+from know.trajectory import PREDICTED
 
 
 def settings(**changes) -> MetaTraining:

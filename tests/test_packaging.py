@@ -101,7 +101,7 @@ def test_the_networks_that_ship_are_small_those_of_the_settings_and_described_by
 def test_what_the_library_reads_from_its_folder_is_packaged():
     tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     data = {path.relative_to(REPOSITORY / "know") for path in (REPOSITORY / "know").rglob("*") if path.is_file()}
-    data = {path for path in data if path.suffix not in (".py", ".pyc")}
+    data = {path for path in data if path.suffix != ".py" and path.parent.name != "__pycache__"}
     assert data
     assert all(any(path.match(pattern) for pattern in tool["package-data"]["know"]) for path in data)
     for folder in {path.parent for path in (REPOSITORY / "know").rglob("*.py")}:

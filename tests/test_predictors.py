@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from know import predictors
+from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models
 from know.predictors import predict, rates
 from know.suite import Arms, Cell, PredictorArms
-from know.trajectory import PREDICTED, Trajectory, roles, save_state
+from know.trajectory import PREDICTED, Trajectory, roles
 from know.transfer import arms_of
 
 NAMES = predictors.names()
@@ -623,7 +624,7 @@ def test_random_step_keeps_the_length_of_knowns_step_and_nothing_of_its_directio
 def test_random_steps_of_two_tensors_differ(write_trajectory, hyper):
     torch.manual_seed(0)
     tensors = [torch.randn(20, 20) for _ in FRACTIONS]
-    walk = write_trajectory([{"a.weight": t, "b.weight": t} for t in tensors])
+    walk = write_trajectory([{"a.weight": t, "b.weight": t.clone()} for t in tensors])
     answer = predict(walk, "random_step", known=hyper)
     assert not torch.allclose(answer["a.weight"], answer["b.weight"])
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import sha256_file
+from know.forgetting import forget
 from know.nets import build
-from know.trajectory import Trajectory, check_fractions, load_facts, load_state, roles, save_state
+from know.trajectory import Trajectory, check_fractions, roles
 
 
 def states(count: int = 3) -> list[dict[str, torch.Tensor]]:
@@ -307,3 +309,78 @@ def test_single_numbers_and_integers_are_buffers():
         "n.num_batches_tracked": torch.tensor(3),
     }
     assert set(roles(state).values()) == {"buffer"}
+
+
+# recording from one's own loop
+
+
+def drift(model: nn.Module, fraction: float) -> None:
+    """Stands in for training: moves the weights by what depends on the fraction alone."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 - fraction / 10)
+
+
+def record_all(model: nn.Module, out, *, until: int = 4, **options) -> list[float]:
+    """A loop as people write it; interrupted before the step `until`. The fractions that were trained."""
+    trained = []
+    with Trajectory.record(out, **options) as record:
+        record.start(model)
+        for fraction, index in record.steps(64):
+            if len(trained) == until:
+                raise KeyboardInterrupt
+            assert len(index) == round(64 * fraction)
+            drift(model, fraction)
+            trained.append(fraction)
+            record.add(model, fraction, note="mine")
+    return trained
+
+
+def linear(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(3, 2)
+
+
+def test_a_recorded_trajectory_is_the_one_that_forget_makes(tmp_path):
+    def fit(model, subset):
+        drift(model, len(subset) / 64)
+
+    assert record_all(linear(), tmp_path / "a") == [0.5, 0.25, 0.125, 0.0625]
+    forgotten = forget(linear(), range(64), fit, out=tmp_path / "b")
+    recorded = Trajectory.load(tmp_path / "a")
+    assert recorded.fractions == forgotten.fractions
+    for one, other in zip(recorded.states, forgotten.states, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one | other)
+    assert [s.get("note") for s in recorded.manifest["snapshots"]] == ["mine"] * 4 + [None]
+
+
+def test_an_interrupted_recording_goes_on_where_it_was(tmp_path, folder_bytes):
+    record_all(linear(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        record_all(linear(), tmp_path / "run", until=2)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(KnowError, match="interrupted"):
+        Trajectory.load(tmp_path / "run")
+    with pytest.raises(KnowError, match="other weights"):
+        record_all(linear(seed=1), tmp_path / "run")
+    assert record_all(linear(), tmp_path / "run") == [0.125, 0.0625]
+    assert folder_bytes(tmp_path / "run") == folder_bytes(tmp_path / "whole")
+    assert record_all(linear(), tmp_path / "run") == []  # finished: nothing is left to do
+    with pytest.raises(KnowError, match="other settings"):
+        record_all(linear(), tmp_path / "run", length=4)
+
+
+def test_a_recording_that_lacks_a_snapshot_is_not_finished(tmp_path):
+    def lazy():
+        with Trajectory.record(tmp_path / "run", [0.25, 1]) as record:
+            record.start(linear())
+
+    with pytest.raises(KnowError, match=r"no snapshot of fraction 0\.25"):
+        lazy()
+    assert not (tmp_path / "run").exists()
+    with Trajectory.record(tmp_path / "run", [0.25, 1]) as record:
+        with pytest.raises(KnowError, match=r"0\.3 is not one"):
+            record.add(linear(), 0.3)
+        record.add({"w": torch.ones(2)}, 0.25)  # any framework's weights, by name
+        record.add({"w": torch.zeros(2)}, 1)
+    assert Trajectory.load(tmp_path / "run").window("w").tolist() == [[1, 0], [1, 0]]

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from know import predictors, transfer
+from know.checkpoints import save_state
 from know.errors import KnowError
 from know.finetune import Result
 from know.forgetting import make_origin
 from know.known import Known, KnownNet
 from know.records import PilotRecord, RunRecord, read_records
 from know.suite import Arms, Cell, Forgetting, Origin, PredictorArms, Recipe, Transfer
-from know.trajectory import PREDICTED, Trajectory, save_state
+from know.trajectory import PREDICTED, Trajectory
 from know.transfer import GROUPS, REFERENCES, Arm, arms_of, choose_rates, describe, run_cell
 
 GRID = [1e-4 * 2**k for k in range(6)]

@@ -14,12 +14,15 @@ that changes no weights but how they are fine-tuned answers a learning-rate fact
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +31,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from know.checkpoints import State
 from know.errors import KnowError, unknown
 from know.known import Known, Models
 from know.released import MODELS  # by name: `released` is also a predictor's file in this folder
 from know.released import missing as missing_here
 from know.seeds import stream
 from know.suite import LENGTH, Arms, Normalisation, PredictorArms
-from know.trajectory import PREDICTED, Role, State, Trajectory, roles
+from know.trajectory import PREDICTED, Role, Trajectory, finite
 
 Group = Literal["known", "prediction", "average", "control"]
 """What a predictor is in the tables: KNOWN itself, another direct weight prediction, an average, or a control."""
 Hyper = Literal["known", "released"]
 """The network that a control is measured against: the one meta-trained here, or the authors'."""
+PIECE = 1 << 18
+"""Weights that are asked about at once, where a predictor is elementwise: 1 MB of each snapshot, for the cache."""
 Scope = Literal["tensor", "model"]
 """What a vector method sees as one vector."""
 
@@ -93,6 +99,7 @@ class Predictor:
     same_weights: str | None
     least: int
     needs: str | None
+    elementwise: bool
 
     @property
     def documentation(self) -> str:
@@ -137,6 +144,7 @@ def predictor(
     same_weights: str | None = None,
     least: int = 2,
     needs: str | None = None,
+    elementwise: bool = False,
 ) -> Callable[[Callable[..., Any]], Predictor]:
     """Register the function as the predictor named after its file.
 
@@ -149,6 +157,7 @@ def predictor(
     same_weights: the arm whose weights its own equal by intention ("naive").
     least: the fewest snapshots it takes.
     needs: the model from outside the project that it asks ("released", "wnn"), which may not be there.
+    elementwise: its answer to a weight depends on that weight's history alone; then a large tensor is asked in pieces.
     """
 
     def register(function: Callable[..., Any]) -> Predictor:
@@ -173,6 +182,7 @@ def predictor(
             same_weights=same_weights,
             least=least,
             needs=needs,
+            elementwise=elementwise,
         )
 
     return register
@@ -231,7 +241,7 @@ def lines(arms: Arms) -> list[Line]:
 def recurse(window: Tensor, step: Callable[[Tensor], Tensor], depth: int) -> Tensor:
     """Apply `step` depth times, each time with its answer pushed on the history and the oldest dropped: (N,)."""
     for _ in range(depth):
-        window = torch.cat([window[:, 1:], step(window)[:, None]], dim=1)
+        window = torch.cat([window.T[1:], step(window)[None]]).T  # each snapshot stays one run of memory
     return window[:, -1]
 
 
@@ -241,6 +251,20 @@ def differences_gram(window: Tensor) -> Tensor:
     return differences.T @ differences
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A predictor's answer to a run of weights of one tensor."""
+
+    tensor: str
+    role: Role
+    start: int
+    """Where the run begins in the flattened tensor."""
+    theta_0: Tensor
+    """(N,), float32."""
+    answer: Tensor
+    """(N,), in the dtype of theta_0."""
+
+
 def predict(
     trajectory: Trajectory,
     predictor: str = "known",
@@ -248,6 +272,8 @@ def predict(
     *,
     known: Known | Models | Path | str | None = None,
     seed: int = 0,
+    scale: float = 1.0,
+    roles: Mapping[str, str] | None = None,
     **options: Any,
 ) -> State:
     """Weights `depth` steps before theta_0: a full state_dict in the names, shapes and dtypes of theta_0.
@@ -256,22 +282,61 @@ def predict(
     depth: recursions; at rate r, depth n stands for r^-n times the data.
     known: the KNOWN to ask, its file, or the folder of a meta-training; default what the package ships.
     seed: for predictors that draw random numbers.
+    scale: length of the step; 1 is the predictor's own, 0 theta_0.
+    roles: pattern of names to role, where the rule of `know.trajectory.roles` is not wanted; "skip" to leave alone.
 
     Normalisation parameters and buffers are those of theta_0. Raises KnowError for a wrong name, option or depth, a
     history of another length than KNOWN's, missing or mis-shaped tensors, and values that are not finite (`Overflow`
     where only the answer is not).
     """
+    asked = pieces(trajectory, predictor, depth, known=known, seed=seed, scale=scale, roles=roles, **options)
+    parts: dict[str, list[Tensor]] = {}
+    for piece in asked:
+        parts.setdefault(piece.tensor, []).append(piece.answer)
+    last, answer = trajectory.checkpoints[-1], {}
+    for name, tensor in trajectory.meta.items():
+        values = torch.cat(parts.pop(name)) if name in parts else last.read(name)
+        answer[name] = values.view(tensor.shape)
+    trajectory.verify()
+    return answer | {name: answer[other] for name, other in last.tied.items()}
+
+
+def pieces(
+    trajectory: Trajectory,
+    predictor: str = "known",
+    depth: int = 1,
+    *,
+    known: Known | Models | Path | str | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    roles: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[Piece]:
+    """As `predict`, run by run in the order of theta_0's file, in memory that no size of tensor changes.
+
+    That is where the predictor is elementwise; others need all of a tensor at once. Tensors that are not predicted, or
+    share their values with another one, are not among the pieces. Hashes are the caller's to check
+    (`Trajectory.verify`), when everything was read.
+    """
     chosen = get(predictor)
     if chosen.answers != "weights":
         raise KnowError(f"predictor {predictor} changes no weights, only learning rates; see know.predictors.rates")
-    theta_0 = trajectory.theta_0
-    answer = {name: theta_0[name].clone() for name in theta_0}
-    for info, window, values in _answers(trajectory, chosen, depth, known, seed, options):
-        tensor = theta_0[info.name]
-        answer[info.name] = values.reshape(tensor.shape).to(tensor.dtype)
-        if not bool(answer[info.name].isfinite().all()):
+    if not math.isfinite(scale):
+        raise KnowError(f"the scale of the step must be a number, got {scale:g}")
+    for info, start, window, values in _answers(trajectory, chosen, depth, known, seed, options, roles):
+        theta_0 = window[:, -1]
+        moved = values if scale == 1 else theta_0 + scale * (values - theta_0)
+        piece = Piece(info.name, info.role, start, theta_0, moved.to(trajectory.meta[info.name].dtype))
+        if not finite(piece.answer.float()):
             raise _overflow(predictor, info, window)
-    return answer
+        yield piece
+
+
+def predicted(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> dict[str, Role]:
+    """Names and roles of the tensors that predictors are asked about; given: as `roles` of `predict`."""
+    tied, meta = trajectory.checkpoints[-1].tied, trajectory.meta
+    found = trajectory.roles(given).items()
+    return {name: role for name, role in found if role in PREDICTED and name not in tied and meta[name].numel()}
 
 
 def rates(
@@ -288,7 +353,7 @@ def rates(
     if chosen.answers != "rate":
         raise KnowError(f"predictor {predictor} answers weights; see know.predict")
     factors = {}
-    for info, window, value in _answers(trajectory, chosen, depth, known, seed, options):
+    for info, _, window, value in _answers(trajectory, chosen, depth, known, seed, options):
         if not 0 < value < math.inf:
             raise _overflow(predictor, info, window)
         factors[info.name] = float(value)
@@ -301,9 +366,15 @@ def _overflow(predictor: str, info: TensorInfo, window: Tensor) -> Overflow:
 
 
 def _answers(
-    trajectory: Trajectory, chosen: Predictor, depth: int, known: Any, seed: int, options: dict[str, Any]
-) -> Iterator[tuple[TensorInfo, Tensor, Any]]:
-    """What a predictor says to every tensor of a predicted role, with the tensor's window (N, S)."""
+    trajectory: Trajectory,
+    chosen: Predictor,
+    depth: int,
+    known: Any,
+    seed: int,
+    options: dict[str, Any],
+    given: Mapping[str, str] | None = None,
+) -> Iterator[tuple[TensorInfo, int, Tensor, Any]]:
+    """What a predictor says to every tensor of a predicted role: with the place and the window (N, S) asked about."""
     options = chosen.check_options(options)
     if depth < 1:
         raise KnowError(f"depth must be at least 1, got {depth}")
@@ -312,19 +383,47 @@ def _answers(
     if len(trajectory.fractions) < chosen.least:
         raise KnowError(f"predictor {chosen.name} takes at least {chosen.least} snapshots")
     models = Models(known)
-    tensors = {name: role for name, role in roles(trajectory.theta_0).items() if role in PREDICTED}
+    tensors, meta = predicted(trajectory, given), trajectory.meta
+    size = PIECE if chosen.elementwise else max((meta[name].numel() for name in tensors), default=1)
 
     @functools.cache
     def whole() -> Tensor:
         return torch.stack([differences_gram(trajectory.window(name)) for name in tensors]).sum(0)
 
-    for name, role in tqdm(tensors.items(), desc=chosen.name, unit="tensor", disable=None, delay=1, leave=False):
-        shape, window = tuple(trajectory.theta_0[name].shape), trajectory.window(name)
-        info = TensorInfo(name, shape, role, trajectory.fractions, depth, models, seed, whole)
-        if chosen.recursive:
-            yield info, window, _recursive(chosen, window, info, options)
-        else:
-            yield info, window, chosen.function(window, info, **options)
+    total = sum(meta[name].numel() for name in tensors)
+    bar = tqdm(total=total, desc=chosen.name, unit=" weights", unit_scale=True, disable=None, delay=1, leave=False)
+    with bar, contextlib.closing(_windows(trajectory, list(tensors), size, ahead=chosen.elementwise)) as windows:
+        for name, start, window in windows:
+            shape = tuple(meta[name].shape)
+            info = TensorInfo(name, shape, tensors[name], trajectory.fractions, depth, models, seed, whole)
+            if chosen.recursive:
+                yield info, start, window, _recursive(chosen, window, info, options)
+            else:
+                yield info, start, window, chosen.function(window, info, **options)
+            bar.update(len(window))
+
+
+def _windows(
+    trajectory: Trajectory, tensors: list[str], size: int, *, ahead: bool
+) -> Iterator[tuple[str, int, Tensor]]:
+    """Windows of at most `size` weights, one after the other: tensor, start, (N, S).
+
+    ahead: read (and hash) the next one while the present one is worked on, unless all are in memory.
+    """
+    places = [(name, start) for name in tensors for start in range(0, trajectory.meta[name].numel(), size)]
+    if not ahead or "states" in vars(trajectory):
+        for name, start in places:
+            yield name, start, trajectory.window(name, start, start + size)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[tuple[str, int, Future[Tensor]]] = deque()
+        for name, start in places:
+            waiting.append((name, start, reader.submit(trajectory.window, name, start, start + size)))
+            if len(waiting) > 1:
+                name, start, future = waiting.popleft()
+                yield name, start, future.result()
+        for name, start, future in waiting:
+            yield name, start, future.result()
 
 
 def _recursive(chosen: Predictor, window: Tensor, info: TensorInfo, options: dict[str, Any]) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 from know.predictors import Hyper, TensorInfo, predictor
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
 def constant(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Constant: KNOWN's answer to a trajectory that stands still at theta_0, as if nothing had been forgotten.
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from know.predictors import Hyper, TensorInfo, predictor
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
 def kernels_only(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Kernels only: KNOWN's answer for kernels and matrices; biases stay as they are in theta_0.
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(reference="paper, section 3", group="known", depths=(1, 2, 3))
+@predictor(reference="paper, section 3", group="known", depths=(1, 2, 3), elementwise=True)
 def known(window: Tensor, tensor: TensorInfo) -> Tensor:
     """KNOWN, the paper's meta-learned hyper-model: theta_0 plus its residual.
 

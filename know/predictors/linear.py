@@ -5,7 +5,7 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(reference="paper, baseline TaskVector", depths=(1, 3))
+@predictor(reference="paper, baseline TaskVector", depths=(1, 3), elementwise=True)
 def linear(window: Tensor, tensor: TensorInfo, *, step: float = 1.0) -> Tensor:
     """Linear step: theta_0 + step (theta_0 - theta_1), the direct extrapolation.
 

@@ -7,7 +7,7 @@ from know.predictors import TensorInfo, predictor
 from know.predictors._numerics import extrapolate
 
 
-@predictor(reference="paper, baseline LogFit", recursive=False, depths=(1, 3))
+@predictor(reference="paper, baseline LogFit", recursive=False, depths=(1, 3), elementwise=True)
 def logfit(window: Tensor, tensor: TensorInfo) -> Tensor:
     """LogFit: least-squares a + b log(fraction) of every weight, evaluated at the fraction r^-depth.
 

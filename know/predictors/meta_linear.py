@@ -7,7 +7,7 @@ from know.errors import KnowError
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(reference="this project", depths=(1, 3), variants={"": {}, "_theta0": {"theta_0": True}})
+@predictor(reference="this project", depths=(1, 3), variants={"": {}, "_theta0": {"theta_0": True}}, elementwise=True)
 def meta_linear(window: Tensor, tensor: TensorInfo, *, theta_0: bool = False) -> Tensor:
     """Meta-linear: theta_0 plus a fixed combination of the differences, by least squares on KNOWN's meta-set.
 

@@ -12,6 +12,7 @@ from know.predictors import Hyper, TensorInfo, predictor
     depths=(1, 3),
     normalisation="reset",
     same_weights="known",
+    elementwise=True,
 )
 def mixture(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Mixture: KNOWN's answer with fresh normalisation layers, while naive carries trained ones; KNOWN without any.

@@ -12,6 +12,7 @@ from know.predictors import TensorInfo, predictor
     depths=(),
     normalisation="recalibrate",
     same_weights="naive",
+    elementwise=True,
 )
 def recalibrate(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Recalibrate: naive, with running statistics measured anew on the target images; naive where there are none."""

@@ -5,7 +5,13 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(reference="paper; weights of github.com/jjh6297/KNOW", group="known", depths=(1, 2, 3), needs="released")
+@predictor(
+    reference="paper; weights of github.com/jjh6297/KNOW",
+    group="known",
+    depths=(1, 2, 3),
+    needs="released",
+    elementwise=True,
+)
 def released(window: Tensor, tensor: TensorInfo) -> Tensor:
     """KNOWN with the authors' released weights, read from the folder in KNOW_REFERENCE.
 

@@ -12,6 +12,7 @@ from know.predictors import TensorInfo, predictor
     depths=(),
     normalisation="reset",
     same_weights="naive",
+    elementwise=True,
 )
 def reset(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Reset: naive, with every normalisation layer as in a fresh network; naive itself where there is none."""

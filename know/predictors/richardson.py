@@ -7,7 +7,7 @@ from know.predictors import TensorInfo, predictor
 from know.predictors._numerics import extrapolate
 
 
-@predictor(reference="Richardson 1911", recursive=False, depths=(1, 3))
+@predictor(reference="Richardson 1911", recursive=False, depths=(1, 3), elementwise=True)
 def richardson(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Richardson extrapolation: least-squares a + b / fraction of every weight, evaluated at the fraction r^-depth.
 

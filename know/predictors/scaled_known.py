@@ -5,7 +5,7 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(reference="this project", depths=(1, 3))
+@predictor(reference="this project", depths=(1, 3), elementwise=True)
 def scaled_known(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Scaled KNOWN: same network and meta-set, histories shifted by their first value and divided by their range.
 

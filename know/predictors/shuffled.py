@@ -7,7 +7,9 @@ from know.predictors import Hyper, TensorInfo, predictor
 from know.seeds import stream
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), least=3)
+@predictor(
+    reference="control, this project", group="control", recursive=False, depths=(1, 3), least=3, elementwise=True
+)
 def shuffled(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Shuffled: KNOWN's answer to the trajectory with its snapshots before theta_0 in another, random order.
 

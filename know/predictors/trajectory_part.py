@@ -5,7 +5,7 @@ from torch import Tensor
 from know.predictors import Hyper, TensorInfo, predictor
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
 def trajectory_part(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Trajectory part: theta_0 plus KNOWN's answer to the trajectory minus its answer to one that stands still.
 

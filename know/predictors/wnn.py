@@ -5,7 +5,9 @@ from torch import Tensor
 from know.predictors import TensorInfo, predictor
 
 
-@predictor(reference="Jang et al., ICML 2023; weights of github.com/jjh6297/WNN", depths=(1, 3), needs="wnn")
+@predictor(
+    reference="Jang et al., ICML 2023; weights of github.com/jjh6297/WNN", depths=(1, 3), needs="wnn", elementwise=True
+)
 def wnn(window: Tensor, tensor: TensorInfo) -> Tensor:
     """WNN, the earlier weight nowcaster, with its released weights and its own scaling of every history.
 

@@ -1,0 +1,119 @@
+"""How fast, and in how much memory, `know predict` goes through files that are larger than what it may hold.
+
+    python benchmarks/speed/streaming.py
+
+writes streaming.json and README.md beside itself. Snapshots of random weights are made in work/speed/snapshots and
+removed in the end. Both ways to predict take turns, each in a process of its own; what is timed is the prediction
+alone, not the start of the process, nor the loading of what is held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this script is part of, installed or not
+
+import _table
+from prediction import machine, of, used
+
+from know.files import write_json
+
+HERE, WORK = Path(__file__).parent, Path(__file__).parents[2] / "work" / "speed" / "snapshots"
+ROWS, COLUMNS = {"embedding.weight": 240, "fc.weight": 16}, 1 << 20
+FRACTIONS, REPEATS, THREADS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), 3, 2
+REQUIRED = {"memory_mb": 700, "share": 0.8}
+
+
+def make() -> list[Path]:
+    """Five snapshots, 1 GiB each; rows repeat one another, which costs a prediction nothing less."""
+    entries, offset = {}, 0
+    for name, rows in ROWS.items():
+        end = offset + 4 * rows * COLUMNS
+        entries[name] = {"dtype": "F32", "shape": [rows, COLUMNS], "data_offsets": [offset, end]}
+        offset = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    block = 0.06 * torch.randn(COLUMNS, generator=torch.Generator().manual_seed(0))
+    WORK.mkdir(parents=True, exist_ok=True)
+    paths = [WORK / f"s{k}.safetensors" for k in reversed(range(5))]
+    for k, path in enumerate(paths):
+        with path.open("wb") as handle:
+            handle.write(len(header).to_bytes(8, "little") + header)
+            for _ in range(sum(ROWS.values())):
+                handle.write((block * (0.95 + 0.01 * k)).numpy().tobytes())
+    return paths
+
+
+def status(key: str) -> float:
+    """A number of this process's, in MB."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split(f"{key}:")[1].split()[0]) / 1024
+
+
+def turn(way: str, paths: list[str]) -> None:
+    """In a process of its own: predict, and print seconds and megabytes."""
+    torch.set_num_threads(THREADS)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = status("VmRSS")
+    from know import compiled  # noqa: F401  a process compiles or loads it once
+    from know.prediction import Request, predict_files
+    from know.predictors import predict
+    from know.trajectory import Trajectory
+
+    trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)
+    if way == "memory":
+        trajectory.states  # noqa: B018  read now
+    started = time.perf_counter()
+    if way == "memory":
+        predict(trajectory, "known")
+    else:
+        predict_files(trajectory, Request("known"), WORK / "out")
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "memory": status("VmHWM") - before}))
+
+
+def main() -> None:
+    began, others = time.perf_counter(), used()
+    shutil.rmtree(WORK, ignore_errors=True)
+    paths = make()
+    seconds: dict[str, list[float]] = {"files": [], "memory": []}
+    memory: dict[str, float] = {}
+    for repeat in range(REPEATS):
+        for way in seconds:
+            shutil.rmtree(WORK / "out", ignore_errors=True)
+            command = [sys.executable, __file__, way, *map(str, paths)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(f"turn {repeat + 1}, {way}: {found['seconds']:.1f} s, {found['memory']:.0f} MB", file=sys.stderr)
+            seconds[way].append(found["seconds"])
+            memory[way] = max(memory.get(way, 0), found["memory"])
+    size = paths[0].stat().st_size
+    shutil.rmtree(WORK)
+    about = machine()
+    about["other_work"] = round((used() - others) / (time.perf_counter() - began) / os.cpu_count(), 3)
+    write_json(
+        HERE / "streaming.json",
+        {
+            "machine": about,
+            "weights": sum(ROWS.values()) * COLUMNS,
+            "gib": round(size / 2**30, 2),
+            "repeats": REPEATS,
+            "threads": THREADS,
+            "seconds": of(seconds),
+            "memory_mb": {way: round(value) for way, value in memory.items()},
+            "required": REQUIRED,
+        },
+    )
+    _table.write()
+
+
+if __name__ == "__main__":
+    turn(sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else main()

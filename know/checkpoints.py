@@ -1,0 +1,375 @@
+"""Checkpoints that anybody wrote: names, shapes and dtypes at once, values piece by piece.
+
+Read are a .safetensors file, a folder of them as Hugging Face writes it, in one file or in shards, and a .pt/.pth/.bin
+file of torch in weights-only mode. safetensors are read with plain reads, in the order of the file, so that resident
+memory is what was asked for, and hashed on the way: one pass over each file. torch's files are mapped into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pickle
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from know.errors import KnowError, unknown
+from know.files import atomic, read_json, sha256_file
+
+State = dict[str, Tensor]
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+"""What Hugging Face calls its files: the index of the shards, and a checkpoint in one file."""
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "C64": torch.complex64},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16},
+}
+_PIECE = 1 << 22  # bytes hashed at once
+
+
+def save_state(path: Path | str, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+    """Write tensors to a safetensors file, atomically and always with the same bytes.
+
+    facts: JSON-serialisable description, kept as ONE sorted metadata entry (several come out in random order). Names
+    that share their values (tied weights) are noted there.
+    """
+    facts = dict(facts or {})
+    if tied := _tied(state):
+        facts["tied"] = tied
+    tensors = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
+    with atomic(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"know": json.dumps(facts, sort_keys=True)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # full disk or no permission; `atomic` says so in one line
+
+
+def load_state(path: Path | str, *, key: str | None = None) -> State:
+    """All tensors of a checkpoint; see `Checkpoint` for what is read and what is refused."""
+    return Checkpoint(path, key=key).state()
+
+
+def load_facts(path: Path | str) -> dict[str, Any]:
+    """The description that `save_state` wrote beside the tensors."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return _facts(handle.metadata() or {}, path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+class Checkpoint:
+    """One checkpoint, opened; its values are read when asked for.
+
+    path: see the module. key: entry of a torch file that holds the weights, such as "state_dict"; "a.b" goes deeper.
+    strip: prefix to take off the names that have it, such as "module.".
+
+    Raises KnowError if it is missing, truncated, corrupt, or a pickle that holds more than tensors.
+    """
+
+    meta: State
+    """Names to tensors on torch's meta device: shapes and dtypes, in the order of the file."""
+    tied: dict[str, str]
+    """Names that share the values of another one, by that one."""
+
+    def __init__(self, path: Path | str, *, key: str | None = None, strip: str = ""):
+        self.path = Path(path)
+        folder = self.path.is_dir()
+        if folder and not any((self.path / name).is_file() for name in (INDEX, SINGLE)):
+            raise KnowError(f"{self.path} is a folder without {SINGLE} or {INDEX}; name the checkpoint's file")
+        if not folder and not self.path.is_file():
+            raise KnowError(f"checkpoint {self.path} does not exist")
+        self.parts: list[SafetensorsFile | _TorchFile]
+        if folder or self.path.suffix == ".safetensors":
+            if key:
+                raise KnowError(f"{self.path} has no entry {key!r}: safetensors hold tensors and nothing else")
+            self.parts = [SafetensorsFile(part) for part in _shards(self.path)]
+        else:
+            self.parts = [_TorchFile(self.path, key)]
+        self.meta, self.stored, self._part, self.tied = {}, {}, {}, {}
+        for part in self.parts:
+            for stored, tensor in part.meta.items():
+                name = stored.removeprefix(strip)
+                if name in self.meta:
+                    raise KnowError(f"{self.path} has the tensor {name!r} twice")
+                self.meta[name], self.stored[name], self._part[name] = tensor, stored, part
+            self.tied |= {one.removeprefix(strip): other.removeprefix(strip) for one, other in part.tied.items()}
+        if (self.path / INDEX).is_file():
+            _compare_with_index(self.path / INDEX, {self.stored[name]: self._part[name].path for name in self.meta})
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Values start to stop of a tensor, flattened: (stop - start,), in its dtype, on the CPU."""
+        numel = self.meta[name].numel()
+        return self._part[name].read(self.stored[name], start, numel if stop is None else min(stop, numel))
+
+    def read_into(self, name: str, start: int, values: Tensor) -> None:
+        """As many values of a tensor as `values` (N,) takes, from `start` on, in its dtype."""
+        part = self._part[name]
+        if isinstance(part, SafetensorsFile) and values.dtype == self.meta[name].dtype and values.is_contiguous():
+            part.read_bytes(self.stored[name], start, values.view(torch.uint8).numpy())
+        else:
+            values.copy_(part.read(self.stored[name], start, start + len(values)))
+
+    def state(self) -> State:
+        """All tensors."""
+        return {name: self.read(name).view(tensor.shape) for name, tensor in self.meta.items()}
+
+    def place(self, name: str) -> Path:
+        """The file that holds the tensor."""
+        return self._part[name].path
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file, by its name: of what was read. Costs a pass only over what was not."""
+        return {part.path.name: part.sha256() for part in self.parts}
+
+
+class SafetensorsFile:
+    """One .safetensors file: its header, and values by plain reads, hashed where reading goes forwards."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with safe_open(path, framework="pt"):  # the library checks header, offsets and length
+                self._file = path.open("rb", buffering=0)
+            prefix = self._file.read(8)
+            header = self._file.read(int.from_bytes(prefix, "little"))
+            entries = json.loads(header)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        self.metadata: dict[str, str] = entries.pop("__metadata__", None) or {}
+        self.entries: dict[str, dict[str, Any]] = dict(sorted(entries.items(), key=_by_offset))
+        self.start = 8 + len(header)
+        self._lock = threading.Lock()  # windows are read ahead by another thread
+        self._sha256, self._hashed = hashlib.sha256(prefix + header), self.start
+        self.tied: dict[str, str] = _facts(self.metadata, path).get("tied", {})
+        self.meta = {name: _meta(entry) for name, entry in self.entries.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        values = torch.empty(stop - start, dtype=self.meta[name].dtype)
+        self.read_bytes(name, start, values.view(torch.uint8).numpy())
+        return values
+
+    def read_bytes(self, name: str, start: int, into: np.ndarray) -> None:
+        """Bytes of a tensor from its element `start` on, into an array of uint8."""
+        begin = self.start + self.entries[name]["data_offsets"][0] + start * self.meta[name].dtype.itemsize
+        view = memoryview(into)
+        with self._lock:
+            self._hash_to(begin)
+            self._read(begin, view)
+            if begin + len(view) > self._hashed:
+                self._sha256.update(view[self._hashed - begin :])
+                self._hashed = begin + len(view)
+
+    def _hash_to(self, end: int) -> None:
+        """What nobody asked for is hashed on the way, too."""
+        while self._hashed < end:
+            view = memoryview(bytearray(min(_PIECE, end - self._hashed)))
+            self._read(self._hashed, view)
+            self._sha256.update(view)
+            self._hashed += len(view)
+
+    def _read(self, begin: int, view: memoryview) -> None:
+        self._file.seek(begin)
+        done = 0
+        while done < len(view) and (count := self._file.readinto(view[done:])):
+            done += count
+        if done < len(view):
+            raise KnowError(f"{self.path} has become shorter while it was read")
+
+    def sha256(self) -> str:
+        with self._lock:
+            self._hash_to(self.path.stat().st_size)
+        return self._sha256.hexdigest()
+
+    def __del__(self):
+        with contextlib.suppress(AttributeError):
+            self._file.close()
+
+
+class _TorchFile:
+    """One file of `torch.save`, mapped into memory where its format allows."""
+
+    def __init__(self, path: Path, key: str | None):
+        self.path = path
+        self.route, self.tensors = _entry(_load(path), key, path)
+        self.meta, self.tied = {}, _tied(self.tensors)
+        for name, tensor in self.tensors.items():
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+                raise KnowError(
+                    f"tensor {name!r} of {path} is sparse, quantised or empty of values; save dense tensors"
+                )
+            self.meta[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        # a copy, so that what is done with it never reaches the file
+        return self.tensors[name].detach().reshape(-1)[start:stop].clone()
+
+    def sha256(self) -> str:
+        return sha256_file(self.path)
+
+
+class SafetensorsWriter:
+    """Writes one .safetensors file in the layout of another: the same names, shapes, dtypes and order.
+
+    path: where to; it must not exist. like: the file whose layout is kept, without what we noted in its metadata.
+    names: names to write, to those in that file.
+    """
+
+    def __init__(self, path: Path, like: SafetensorsFile, names: Mapping[str, str]):
+        metadata = {key: value for key, value in sorted(like.metadata.items()) if key != "know"}
+        given = {stored: name for name, stored in names.items()}
+        if like.tied:  # stays true
+            tied = {given[one]: given[other] for one, other in like.tied.items()}
+            metadata["know"] = json.dumps({"tied": tied}, sort_keys=True)
+        self._entries = {given[stored]: entry for stored, entry in like.entries.items()}
+        header = json.dumps(({"__metadata__": metadata} if metadata else {}) | self._entries, separators=(",", ":"))
+        content = header.encode()
+        content += b" " * (-len(content) % 8)  # the data begin at a multiple of 8, as the library has it
+        self.start = 8 + len(content)
+        self._file: BinaryIO = path.open("xb")
+        self._file.write(len(content).to_bytes(8, "little") + content)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Put values (N,) of the tensor's dtype at its element `start`."""
+        offset = self._entries[name]["data_offsets"][0] + start * values.dtype.itemsize
+        self._file.seek(self.start + offset)
+        self._file.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TorchWriter:
+    """Writes one file of `torch.save` when closed; holds all of it in memory until then.
+
+    like: the checkpoint whose names, shapes, dtypes, and entry with the weights are kept.
+    """
+
+    def __init__(self, path: Path, like: Checkpoint):
+        self.path, self.route, self.tied = path, like.parts[0].route, like.tied
+        self.state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in like.meta.items()}
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        self.state[name].view(-1)[start : start + len(values)] = values
+
+    def close(self) -> None:
+        content: Any = self.state | {name: self.state[other] for name, other in self.tied.items()}
+        for part in reversed(self.route):
+            content = {part: content}
+        with self.path.open("xb") as handle:  # given a path, torch writes its name into the file
+            torch.save(content, handle)
+
+
+def _by_offset(entry: tuple[str, dict[str, Any]]) -> tuple[list[int], str]:
+    return entry[1]["data_offsets"], entry[0]
+
+
+def _meta(entry: dict[str, Any]) -> Tensor:
+    """A dtype that torch does not know stands as its bytes: such a tensor is never predicted, only copied."""
+    begin, end = entry["data_offsets"]
+    dtype, shape = _DTYPES.get(entry["dtype"]), entry["shape"]
+    return torch.empty(shape if dtype else end - begin, dtype=dtype or torch.uint8, device="meta")
+
+
+def _facts(metadata: Mapping[str, str], path: Path | str) -> dict[str, Any]:
+    try:
+        facts = json.loads(metadata.get("know", "{}"))
+    except json.JSONDecodeError as error:
+        raise _unreadable(path, error) from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names whose tensor is the same memory as that of an earlier name, by that name."""
+    first, tied = {}, {}
+    for name, tensor in sorted(state.items()):
+        if tensor.numel() and tensor.layout == torch.strided and tensor.device.type != "meta":
+            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            if first.setdefault(place, name) != name:
+                tied[name] = first[place]
+    return tied
+
+
+def _shards(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted by name."""
+    if not path.is_dir():
+        return [path]
+    if not (path / INDEX).is_file():
+        return [path / SINGLE]
+    files = sorted(set(_weight_map(path / INDEX).values()))
+    for file in files:
+        if Path(file).name != file:
+            raise KnowError(f"{path / INDEX} names a file outside its folder: {file!r}")
+        if not (path / file).is_file():
+            raise KnowError(f"{path / file} does not exist, although {INDEX} names it")
+    return [path / file for file in files]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json(index)
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
+        raise KnowError(f"{index} is no index of shards (weight_map: name to file)")
+    return found
+
+
+def _compare_with_index(index: Path, found: Mapping[str, Path]) -> None:
+    wanted = _weight_map(index)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found or name not in wanted or found[name].name != wanted[name]:
+            said = wanted.get(name, "nowhere")
+            there = found[name].name if name in found else "nowhere"
+            raise KnowError(f"tensor {name!r} is in {there}, {index} says {said}")
+
+
+def _load(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except pickle.UnpicklingError as error:
+        raise KnowError(f"{path} is corrupt or holds more than tensors, which could run code; refused") from error
+    except Exception as error:  # every reader has its own kinds for damaged bytes
+        raise _unreadable(path, error) from error
+
+
+def _entry(found: Any, key: str | None, path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """The state_dict inside what a torch file holds, and the way to it; KnowError says where else to look."""
+    whole = isinstance(found, Mapping) and key in found
+    route = [] if not key else [key] if whole else key.split(".")
+    for part in route:
+        if not isinstance(found, Mapping) or part not in found:
+            raise unknown(f"entry of {path}", part, map(str, found) if isinstance(found, Mapping) else ["(none)"])
+        found = found[part]
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise KnowError(f"{path} holds no plain state_dict (name to tensor); save model.state_dict()")
+    others = [name for name, value in found.items() if not isinstance(value, Tensor)]
+    if others:
+        inside = [name for name in others if _has_tensors(found[name])]
+        hint = f"try --key {inside[0]}" if inside else "save model.state_dict()"
+        raise KnowError(f"{path} holds no plain state_dict (name to tensor): {others[0]!r} is no tensor; {hint}")
+    return route, {name: value.detach() for name, value in found.items()}
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(inner, Tensor) for inner in value.values())
+
+
+def _unreadable(path: Path | str, error: Exception) -> KnowError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return KnowError(f"{path} cannot be read ({reason}); it is corrupt or truncated")
