@@ -112,7 +112,7 @@ def streaming(found: dict) -> list[str]:
         *_disturbed(machine.get("other_work")),
         "",
         "```sh",
-        "python benchmarks/speed/streaming.py   # needs 7 GiB of disk, and 9 GiB of memory to compare with",
+        "python benchmarks/speed/streaming.py   # needs 7 GiB of disk, and 16 GiB of memory to compare with",
         "```",
         "",
         "| | seconds | ns per weight | resident memory above an interpreter with torch |",
