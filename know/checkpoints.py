@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -336,12 +337,14 @@ def _compare_with_index(index: Path, found: Mapping[str, Path]) -> None:
 
 def _load(path: Path) -> Any:
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about old formats: what matters is said below
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError as error:
         raise KnowError(f"{path} is corrupt or holds more than tensors, which could run code; refused") from error
     except Exception as error:  # every reader has its own kinds for damaged bytes

@@ -327,7 +327,7 @@ def predict(
         done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
-    scales = _numbers(scale, "--scale") if scale else [0.25, 0.5, 1.0] if validate else [1.0]
+    scales = _numbers(scale, "--scale") if scale is not None else [0.25, 0.5, 1.0] if validate else [1.0]
     if not validate and len(scales) > 1:
         raise KnowError("--scale takes several lengths only with --validate, which chooses among them")
     options = tuple(_option(text) for text in option or [])

@@ -1,0 +1,55 @@
+"""The examples of docs/your_own_training.md run as they stand, each section in a folder and a namespace of its own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import know
+
+PAGE = (Path(__file__).parents[1] / "docs" / "your_own_training.md").read_text(encoding="utf-8")
+SECTIONS = {text.splitlines()[0]: text for text in PAGE.split("\n## ")[1:]}
+NEEDS = {"Lightning": ["lightning"], "Hugging Face Trainer": ["transformers", "accelerate"]}
+GOES_ON = {"Your own loop": "Your training function"}
+"""Sections that go on with the names of another."""
+
+
+def run(section: str, space: dict) -> dict:
+    for block in re.findall(r"^```python\n(.*?)^```", SECTIONS[section], flags=re.M | re.S):
+        exec(compile(block, f"{section} in docs/your_own_training.md", "exec"), space)
+    return space
+
+
+@pytest.mark.parametrize(
+    ("section", "folder"),
+    [
+        ("Your training function", "forgotten"),
+        ("Your own loop", "recorded"),
+        ("Lightning", "lightning"),
+        ("Hugging Face Trainer", "trainer"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_example_makes_a_trajectory_that_can_be_predicted(tmp_path, monkeypatch, section, folder):
+    for package in NEEDS.get(section, []):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    space = run(GOES_ON[section], {}) if section in GOES_ON else {}
+    run(section, space)
+    trajectory = know.Trajectory.load(folder)
+    assert trajectory.fractions == (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+    for one, other in zip(trajectory.states, trajectory.states[1:], strict=False):
+        assert any(not torch.equal(one[name], other[name]) for name in one)  # every step did train
+    answer = know.predict(trajectory)
+    assert any(not torch.equal(answer[name], trajectory.theta_0[name]) for name in answer)
+
+
+def test_every_section_with_an_example_is_run():
+    assert {section for section, text in SECTIONS.items() if "```python" in text} == {
+        "Your training function",
+        "Your own loop",
+        "Lightning",
+        "Hugging Face Trainer",
+    }
