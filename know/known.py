@@ -19,11 +19,9 @@ from know import kernel, released
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError, unknown
 from know.files import PRETRAINED
-from know.trajectory import PREDICTED
+from know.trajectory import LARGE, PREDICTED
 
 Scaling = Literal["none", "range", "wnn"]
-COMPILED = 1 << 18
-"""Windows of one tensor from which the compiled prediction is asked; smaller ones keep torch's bits."""
 
 
 def scale_windows(window: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
@@ -107,7 +105,7 @@ class Known:
             roles = "/".join(self.nets)
             raise KnowError(f"KNOWN takes windows (N, {self.length}) of {roles}, got {tuple(window.shape)} of {role!r}")
         net, answers, cpu = self.nets[role], [], window.device.type == "cpu"
-        compiled = chunk is None and cpu and len(window) >= COMPILED and kernel.available()
+        compiled = chunk is None and cpu and len(window) >= LARGE and kernel.available()
         ask = functools.partial(kernel.steps, net) if compiled else net
         for part in window.float().split(chunk or (1 << 20 if compiled else 1 << 14 if cpu else 1 << 18)):
             if self.scaling == "none":

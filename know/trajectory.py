@@ -31,6 +31,11 @@ PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
 """Roles that predictors answer for. The released script predicts no normalisation parameter, nor do we."""
 
 
+LARGE = 1 << 18
+"""Windows from which speed decides how they lie in memory, and who answers: the compiled KNOWN, where it is installed.
+Smaller ones, all that the suites' networks have, keep the bits that published results were computed with."""
+
+
 def roles(
     state: Mapping[str, Tensor], given: Mapping[str, str] | None = None, *, buffers: Sequence[str] = ()
 ) -> dict[str, Role]:
@@ -237,8 +242,8 @@ class Trajectory:
     def window(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """History of the tensor `name`, or of its values start to stop: float32 (numel, S), smallest subset first.
 
-        Each snapshot is one run of memory (strides 1, numel). Raises KnowError, naming tensor and file, where a value
-        is not finite.
+        From `LARGE` on each snapshot is one run of memory (strides 1, numel); smaller windows are contiguous. Raises
+        KnowError, naming tensor and file, where a value is not finite.
         """
         stop = self.meta[name].numel() if stop is None else min(stop, self.meta[name].numel())
         window = torch.empty(len(self.paths), stop - start)  # (S, N)
@@ -254,7 +259,7 @@ class Trajectory:
                 raise KnowError(
                     f"tensor {name!r} of {self.paths[row]} has values that are not finite (NaN or infinite)"
                 )
-        return window.T
+        return window.T if window.shape[1] >= LARGE else window.T.contiguous()
 
     def reference(self, name: str) -> State:
         """Further weights kept with the trajectory, such as the oracle's."""

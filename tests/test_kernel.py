@@ -158,7 +158,7 @@ def test_a_network_that_is_extreme_is_asked_as_it_is(net, layer, value):
 @pytest.mark.parametrize("model", ["known", "scaled", "wnn"])
 def test_large_windows_are_left_to_it_and_answered_alike(models, model, monkeypatch):
     asked, calls = models[model], []
-    monkeypatch.setattr(known, "COMPILED", 1000)
+    monkeypatch.setattr(known, "LARGE", 1000)
     monkeypatch.setattr(kernel, "steps", lambda net, window, steps=kernel.steps: calls.append(1) or steps(net, window))
     window = histories(1000, 5)
     answer = asked.residual(window, "fc")
@@ -172,7 +172,7 @@ def test_large_windows_are_left_to_it_and_answered_alike(models, model, monkeypa
 
 def test_without_numba_the_answer_is_the_plain_one(hyper, monkeypatch):
     window = histories(1000, 5)
-    monkeypatch.setattr(known, "COMPILED", 1000)
+    monkeypatch.setattr(known, "LARGE", 1000)
     monkeypatch.setitem(sys.modules, "numba", None)
     assert not kernel.available()
     assert torch.equal(hyper.residual(window, "conv"), hyper.residual(window, "conv", chunk=16384))

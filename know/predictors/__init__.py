@@ -38,13 +38,13 @@ from know.released import MODELS  # by name: `released` is also a predictor's fi
 from know.released import missing as missing_here
 from know.seeds import stream
 from know.suite import LENGTH, Arms, Normalisation, PredictorArms
-from know.trajectory import PREDICTED, Role, Trajectory, finite
+from know.trajectory import LARGE, PREDICTED, Role, Trajectory, finite
 
 Group = Literal["known", "prediction", "average", "control"]
 """What a predictor is in the tables: KNOWN itself, another direct weight prediction, an average, or a control."""
 Hyper = Literal["known", "released"]
 """The network that a control is measured against: the one meta-trained here, or the authors'."""
-PIECE = 1 << 18
+PIECE = LARGE
 """Weights that are asked about at once, where a predictor is elementwise: 1 MB of each snapshot, for the cache."""
 Scope = Literal["tensor", "model"]
 """What a vector method sees as one vector."""
@@ -241,7 +241,11 @@ def lines(arms: Arms) -> list[Line]:
 def recurse(window: Tensor, step: Callable[[Tensor], Tensor], depth: int) -> Tensor:
     """Apply `step` depth times, each time with its answer pushed on the history and the oldest dropped: (N,)."""
     for _ in range(depth):
-        window = torch.cat([window.T[1:], step(window)[None]]).T  # each snapshot stays one run of memory
+        answer = step(window)
+        if window.is_contiguous():
+            window = torch.cat([window[:, 1:], answer[:, None]], dim=1)
+        else:  # a large one: each snapshot stays one run of memory
+            window = torch.cat([window.T[1:], answer[None]]).T
     return window[:, -1]
 
 
