@@ -164,7 +164,7 @@ def _reading(suite: dict, n: int) -> list[str]:
         f"  never evaluated, then frozen. The grid may grow by {suite['transfer']['extensions']} points, for all arms;",
         "  a rate that is still on its edge has a *.",
         f"- Gap closed: mean(arm - naive) / mean(oracle - naive), {percent} Fieller interval; - where the interval of",
-        "  oracle - naive includes 0. The oracle stands for twice the data, so x4 and x8 may exceed 1.",
+        "  oracle - naive does not lie above 0. The oracle stands for twice the data, so x4 and x8 may exceed 1.",
         "- Step: |weights - theta_0| / |theta_0|. Source: source test accuracy before fine-tuning; recalibrated:",
         "  with running statistics measured anew. Weight error: |weights - theta_{-1}| / |theta_0 - theta_{-1}|,",
         "  below 1 if the arm came nearer to the truth.",

@@ -70,8 +70,8 @@ def draw(results: Path) -> Figure:
         figure,
         f"{interval_note(tuned['n'], 'Fieller')} Share: mean (arm − naive) / mean (oracle − naive) of target test "
         "accuracy, each arm at its tuned rate; 0: naive, 1: the oracle, really trained on more data; not defined "
-        "where the paired t interval of oracle − naive (points, above the panel) includes 0. An arrow points to what "
-        f"lies beyond the axis; a number beside it is the share. Left out: naive, the oracle{rest}."
+        "where the paired t interval of oracle − naive (points, above the panel) does not lie above 0. An arrow points "
+        f"to what lies beyond the axis; a number beside it is the share. Left out: naive, the oracle{rest}."
         f"{dagger_note(pd.concat(shown.values())['label'])}",
     )
     return figure
@@ -120,7 +120,7 @@ def say_why(axis: Axes, name: str, part: pd.DataFrame) -> None:
     elif part["n"].min() < 2:
         reason = "one trajectory has no interval"
     else:
-        reason = f"the interval of the oracle's gain over naive, {gain_of(part)} points, includes 0"
+        reason = f"the interval of the oracle's gain over naive, {gain_of(part)} points, does not lie above 0"
     width = (axis.figure.get_figwidth() - BESIDE) / axis.get_subplotspec().get_gridspec().ncols
     text = textwrap.fill(f"The share is not defined: {reason}.", round(LETTERS * width) - 3)
     axis.text(0, 1, text, va="top", color="#777777", transform=axis.transAxes)

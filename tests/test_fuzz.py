@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from test_cli import call
 
 import know
-from know.checkpoints import INDEX, load_state, save_state
+from know.checkpoints import INDEX, Checkpoint, load_state, save_state
 
 FRACTIONS = "0.0625,0.125,0.25,0.5,1"
 SHAPES = {"conv.weight": (3, 2, 3, 3), "conv.bias": (3,), "norm.weight": (3,), "norm.bias": (3,), "fc.weight": (4, 3)}
@@ -110,9 +111,12 @@ class Place:
         inputs = self.inputs if inputs is None else inputs
         fractions = [] if len(inputs) == 1 else ["--fractions", FRACTIONS]
         before = {path: path.read_bytes() for path in self.files()}
+        folders = {path for path in self.folder.rglob("*") if path.is_dir()}
         out = self.out if out is None else out
         existed, said = os.path.lexists(out), io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("always")  # pytest would keep them; a terminal shows them
+            warnings.showwarning = lambda message, *rest: print(message, file=said)
             code = call("predict", *inputs, *fractions, "--threads", 1, "--out", out, *more)
         assert code in (0, 2), said.getvalue()
         assert {path: path.read_bytes() for path in before} == before
@@ -125,10 +129,19 @@ class Place:
             assert not left
             assert existed or not os.path.lexists(out)
             assert not list(self.folder.glob(".*.tmp"))
+            assert not [path for path in self.folder.rglob("*") if path.is_dir() and path not in folders]
         else:
-            assert left
+            assert not said.getvalue()
             assert {path.relative_to(out).parts[0] for path in left} >= {"know_config.yml", "README.md"}
         return code
+
+    def made(self) -> dict[str, torch.Tensor]:
+        """What was predicted, after a look at its layout: that of theta_0, whatever that is."""
+        theta_0 = self.inputs[-1] if len(self.inputs) > 1 else self.inputs[0] / "s0.safetensors"
+        like = Checkpoint(theta_0)
+        made = load_state(self.out if like.path.is_dir() else next(self.out.glob("model.*")))
+        assert [(n, t.shape, t.dtype) for n, t in made.items()] == [(n, t.shape, t.dtype) for n, t in like.meta.items()]
+        return made
 
 
 @pytest.fixture
@@ -170,9 +183,8 @@ def test_flipped_bits_are_refused_or_are_other_weights(fresh, originals, kind, d
     code = place.predict("--predictor", "linear")
     if kind == "folder" and path.suffix == ".safetensors":
         assert code == 2
-    if code == 0 and kind != "shards":
-        made = load_state(next(place.out.glob("model.*")))
-        moved = [tensor for name, tensor in made.items() if name in ("conv.weight", "fc.weight")]
+    if code == 0:
+        moved = [tensor for name, tensor in place.made().items() if name in ("conv.weight", "fc.weight")]
         assert all(bool(tensor.isfinite().all()) for tensor in moved)
 
 
@@ -253,6 +265,21 @@ def test_odd_but_sound_inputs_are_predicted(fresh, data):
             path.rename(place.folder / "cache" / path.name)
             path.symlink_to(Path("cache") / path.name)
     assert place.predict("--predictor", "linear") == 0
+    place.made()
+
+
+@pytest.mark.parametrize("write", [write_files, write_torch])
+@pytest.mark.parametrize("predictor", ["linear", "known", "mean"])
+def test_a_tensor_of_one_value_is_predicted(fresh, write, predictor):
+    """The bias of a head with one output, or a learnt scale."""
+    snapshots = [
+        {**state, "head.weight": torch.ones(1, 1), "head.bias": torch.full((1,), 0.5 + k)}
+        for k, state in enumerate(states())
+    ]
+    place = fresh()
+    write(place.folder, snapshots)
+    assert place.predict("--predictor", predictor) == 0
+    assert place.made()["head.bias"] != snapshots[-1]["head.bias"]
 
 
 RUBBISH = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
@@ -261,7 +288,8 @@ RUBBISH = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="
 @settings(EACH, max_examples=100)
 @given(
     option=st.sampled_from(
-        ["--role", "--skip", "--key", "--scale", "--fractions", "--validate", "--depth", "--predictor", "-o", "--known"]
+        ["--role", "--skip", "--key", "--strip", "--scale", "--fractions", "--validate", "--depth", "--predictor"]
+        + ["-o", "--known"]
     ),
     value=RUBBISH,
 )
@@ -281,7 +309,20 @@ def test_rubbish_in_an_option_is_refused(fresh, originals, option, value):
 
 
 def _means_something(option: str, value: str) -> bool:
+    if option == "--strip":  # takes off what is there, here nothing
+        return True
     return option == "--depth" and value.strip().isdecimal() and 0 < int(value) < 100
+
+
+@pytest.mark.parametrize("predictor", ["linear", "logfit", "known", "shrink"])
+@pytest.mark.parametrize("depth", [400, 2000, 10**400])
+def test_a_depth_beyond_all_numbers_is_refused(fresh, originals, predictor, depth):
+    assert fresh(originals["files"]).predict("--predictor", predictor, "--depth", depth) == 2
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "9" * 400, "true", "", "one"])
+def test_an_option_that_is_no_number_is_refused(fresh, originals, value):
+    assert fresh(originals["files"]).predict("--predictor", "linear", "-o", f"step={value}") == 2
 
 
 @pytest.mark.parametrize(
@@ -296,6 +337,11 @@ def _means_something(option: str, value: str) -> bool:
         {"fc.weight": "absent.safetensors"},
         {"other": "model-1-of-2.safetensors"},
         {"fc.weight": ""},
+        {"fc.weight": ".."},
+        {"fc.weight": "\0"},
+        {"fc.weight": "\ud800"},
+        {"fc.weight": "x" * 5000},
+        {"fc.weight": INDEX},
     ],
 )
 def test_an_index_that_lies_is_refused(fresh, originals, weight_map):
@@ -304,13 +350,73 @@ def test_an_index_that_lies_is_refused(fresh, originals, weight_map):
     assert place.predict("--predictor", "linear") == 2
 
 
+DEEP, LONG = "[" * 100_000, "1" * 5000
+"""JSON that Python's reader refuses in its own ways."""
+
+
+@pytest.mark.parametrize("content", [DEEP, LONG])
+def test_json_that_python_cannot_hold_is_refused(fresh, originals, content):
+    shards, folder = fresh(originals["shards"]), "run/manifest.json"
+    (shards.folder / "s0" / INDEX).write_text(content)
+    assert shards.predict("--predictor", "linear") == 2
+    trajectory = fresh(originals["folder"])
+    (trajectory.folder / folder).write_text(content)
+    assert trajectory.predict("--predictor", "linear") == 2
+
+
+@pytest.mark.parametrize("key", ["file", "fraction", "sha256", "buffers", "snapshots"])
+@pytest.mark.parametrize("value", [3, None, True, 10**400, -1.5, [], {}, ["a"], "", "..", "\0", "\ud800", "/dev/null"])
+def test_a_manifest_with_other_values_is_refused(fresh, originals, key, value):
+    place = fresh(originals["folder"])
+    path = place.folder / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    whose = manifest if key in manifest or key == "buffers" else manifest["snapshots"][2]
+    path.write_text(json.dumps(whose | {key: value} if whose is manifest else _with(manifest, key, value)))
+    code = place.predict("--predictor", "linear")
+    assert code == 2 or (key == "buffers" and not isinstance(value, int | float | None))  # a list of no known names
+
+
+def _with(manifest, key, value):
+    manifest["snapshots"][2][key] = value
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "tied",
+    [
+        3,
+        None,
+        "fc.weight",
+        ["fc.weight"],
+        {"fc.weight": 3},
+        {"fc.weight": None},
+        {"fc.weight": "nowhere"},
+        {"nowhere": "fc.weight"},
+        {"fc.weight": "fc.weight"},
+        {"fc.weight": "conv.weight"},
+        {"conv.bias": "norm.bias", "norm.bias": "conv.bias"},
+        {"norm.num_batches_tracked": "fc.weight"},
+    ],
+)
+def test_a_note_of_tied_weights_that_cannot_be_is_refused(fresh, tied):
+    """Else weights would be written where others belong."""
+    place = fresh()
+    *_, theta_0 = write_files(place.folder)
+    save_file(states()[-1], theta_0, metadata={"know": json.dumps({"tied": tied})})
+    assert place.predict("--predictor", "linear") == 2
+    save_file(states()[-1], theta_0, metadata={"know": DEEP})
+    assert place.predict("--predictor", "linear") == 2
+
+
 def test_outputs_that_cannot_be_are_refused(fresh, originals):
     place = fresh(originals["shards"])
     (place.folder / "file").write_text("x")
     (place.folder / "dangling").symlink_to("nowhere")
-    for out in ("s0", "s4", "file", "file/out", "dangling", ".", ".."):
+    for out in ("s0", "s4", "file", "file/out", "dangling", ".", "..", "new/..", f"new/{'x' * 300}"):
         assert place.predict("--predictor", "linear", out=place.folder / out) == 2
     assert place.predict("--predictor", "linear", out=Path("/proc/out")) == 2
+    (place.folder / "s3" / INDEX).unlink()
+    assert place.predict("--predictor", "linear", out=place.folder / "a" / "new" / "out") == 2  # nor is a/ left
 
 
 def test_links_to_nothing_and_tensors_without_values_are_refused(fresh):
@@ -321,6 +427,9 @@ def test_links_to_nothing_and_tensors_without_values_are_refused(fresh):
         state["fc.weight"] = spoilt
         torch.save(state, paths[-1])
         assert place.predict("--predictor", "linear") == 2
+    snapshots = [state | {"fc.weight": torch.ones(1, 1).expand(10**9, 10**9)} for state in states()]
+    write_torch(place.folder, snapshots)  # one value on disk, 4 * 10^18 bytes when written out
+    assert place.predict("--predictor", "linear") == 2
     paths[0].unlink()
     paths[0].symlink_to("nowhere")
     assert place.predict("--predictor", "linear", inputs=paths) == 2
@@ -343,6 +452,64 @@ def test_a_pickle_with_code_is_refused_and_not_run(fresh, monkeypatch, suffix, p
         paths[2].write_bytes(pickle.dumps({"fc.weight": Bomb()}, protocol=protocol))
     assert place.predict("--predictor", "linear", inputs=paths) == 2
     assert not (place.folder / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import sys\nsys.exit(0)",
+        "def score(path): raise SystemExit(3)",
+        "def score(path): return score(path)",
+        "def score(path): return 10**400",
+        "def score(path): return [1, 2]",
+        "def score(path): raise ValueError('one\\n' * 3)",
+        "def score(path): return path.nothing",
+        "score = 3",
+        "def score(path): return '\0'",
+    ],
+)
+def test_a_validation_that_cannot_be_is_refused_even_if_it_would_exit(fresh, originals, script):
+    place = fresh(originals["files"])
+    check = place.folder / "check.py"
+    check.write_text(script)
+    assert place.predict("--predictor", "linear", "--validate", f"{check}:score") == 2
+
+
+def test_a_script_that_validates_may_hold_classes(fresh, originals):
+    """dataclasses and pickle look for a class in its module by the module's name."""
+    place = fresh(originals["files"])
+    check = place.folder / "check.py"
+    check.write_text(
+        "from __future__ import annotations\nimport pickle\nfrom dataclasses import dataclass\n\n\n@dataclass\n"
+        "class Score:\n    value: float = 1\n\n\ndef score(path):\n"
+        "    return pickle.loads(pickle.dumps(Score())).value\n"
+    )
+    assert place.predict("--predictor", "linear", "--validate", f"{check}:score") == 0
+
+
+def test_what_other_processes_left_behind_does_not_disturb(fresh, originals):
+    """In containers a process often has the number of the one that was killed before it."""
+    place = fresh(originals["files"])
+    stale = [place.folder / f".out.{number}.tmp" for number in (os.getpid(), "9" * 30)]
+    for folder in stale:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half of it")
+    before = {path for path in place.folder.iterdir() if path.suffix == ".safetensors"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert (
+            call("predict", *place.inputs, "--fractions", FRACTIONS, "--predictor", "linear", "--out", place.out) == 0
+        )
+    assert set(place.folder.iterdir()) == {*before, place.out}
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--out", "é"]])
+def test_names_that_the_terminal_cannot_show_are_no_obstacle(fresh, monkeypatch, more):
+    place = fresh()
+    write_files(place.folder, [{**state, "é.weight": torch.ones(2, 2)} for state in states()])
+    monkeypatch.chdir(place.folder)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(terminal):
+        assert call("predict", *place.inputs, "--fractions", FRACTIONS, "--predictor", "linear", *more) == 0
 
 
 # other processes
