@@ -13,6 +13,7 @@ import json
 import pickle
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -154,8 +155,10 @@ class SafetensorsFile:
         self.start = 8 + len(header)
         self._lock = threading.Lock()  # windows are read ahead by another thread
         self._sha256, self._hashed = hashlib.sha256(prefix + header), self.start
-        self.tied: dict[str, str] = _facts(self.metadata, path).get("tied", {})
         self.meta = {name: _meta(entry) for name, entry in self.entries.items()}
+        self.tied: dict[str, str] = _facts(self.metadata, path).get("tied", {})
+        if not _can_be_tied(self.tied, self.meta):
+            raise KnowError(f"{path} notes tied tensors that it does not hold, or not alike; it is corrupt")
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         values = torch.empty(stop - start, dtype=self.meta[name].dtype)
@@ -204,7 +207,7 @@ class _TorchFile:
 
     def __init__(self, path: Path, key: str | None):
         self.path = path
-        self.route, self.tensors = _entry(_load(path), key, path)
+        self.route, self.tensors, self.versions = _entry(_load(path), key, path)
         self.meta, self.tied = {}, _tied(self.tensors)
         for name, tensor in self.tensors.items():
             if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
@@ -246,7 +249,8 @@ class SafetensorsWriter:
         """Put values (N,) of the tensor's dtype at its element `start`."""
         offset = self._entries[name]["data_offsets"][0] + start * values.dtype.itemsize
         self._file.seek(self.start + offset)
-        self._file.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
+        plain = values.contiguous().as_strided(values.shape, (1,))  # one value alone may keep any other stride
+        self._file.write(memoryview(plain.view(torch.uint8).numpy()))
 
     def close(self) -> None:
         self._file.close()
@@ -260,13 +264,21 @@ class TorchWriter:
 
     def __init__(self, path: Path, like: Checkpoint):
         self.path, self.route, self.tied = path, like.parts[0].route, like.tied
-        self.state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in like.meta.items()}
+        named_alike = all(name == stored for name, stored in like.stored.items())
+        self.versions = like.parts[0].versions if named_alike else None
+        try:
+            self.state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in like.meta.items()}
+        except RuntimeError as error:  # torch's way to say that memory is short
+            raise KnowError(f"{like.path} does not fit into memory, as this format must; use safetensors") from error
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         self.state[name].view(-1)[start : start + len(values)] = values
 
     def close(self) -> None:
         content: Any = self.state | {name: self.state[other] for name, other in self.tied.items()}
+        if self.versions is not None:
+            content = OrderedDict(content)
+            content._metadata = self.versions  # as torch has it; some modules do not load without
         for part in reversed(self.route):
             content = {part: content}
         with self.path.open("xb") as handle:  # given a path, torch writes its name into the file
@@ -287,9 +299,21 @@ def _meta(entry: dict[str, Any]) -> Tensor:
 def _facts(metadata: Mapping[str, str], path: Path | str) -> dict[str, Any]:
     try:
         facts = json.loads(metadata.get("know", "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     return facts if isinstance(facts, dict) else {}
+
+
+def _can_be_tied(tied: Any, meta: Mapping[str, Tensor]) -> bool:
+    """Whether a note of tied tensors is one of `_tied`: from name to name, alike in shape and dtype, in one step."""
+    if not isinstance(tied, dict) or not all(isinstance(other, str) for other in tied.values()):
+        return False
+    return all(
+        one in meta
+        and other in meta.keys() - tied.keys()
+        and (meta[one].shape, meta[one].dtype) == (meta[other].shape, meta[other].dtype)
+        for one, other in tied.items()
+    )
 
 
 def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -351,8 +375,11 @@ def _load(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _entry(found: Any, key: str | None, path: Path) -> tuple[list[str], dict[str, Tensor]]:
-    """The state_dict inside what a torch file holds, and the way to it; KnowError says where else to look."""
+def _entry(found: Any, key: str | None, path: Path) -> tuple[list[str], dict[str, Tensor], Any]:
+    """The state_dict inside what a torch file holds, the way to it, and the versions of its modules, if noted.
+
+    KnowError says where else to look.
+    """
     whole = isinstance(found, Mapping) and key in found
     route = [] if not key else [key] if whole else key.split(".")
     for part in route:
@@ -366,7 +393,7 @@ def _entry(found: Any, key: str | None, path: Path) -> tuple[list[str], dict[str
         inside = [name for name in others if _has_tensors(found[name])]
         hint = f"try --key {inside[0]}" if inside else "save model.state_dict()"
         raise KnowError(f"{path} holds no plain state_dict (name to tensor): {others[0]!r} is no tensor; {hint}")
-    return route, {name: value.detach() for name, value in found.items()}
+    return route, {name: value.detach() for name, value in found.items()}, getattr(found, "_metadata", None)
 
 
 def _has_tensors(value: Any) -> bool:

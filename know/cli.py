@@ -35,6 +35,9 @@ Processes = Annotated[
 
 def main() -> None:
     """Entry point: errors that the user can mend become one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of tensors and files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(prog_name="know", standalone_mode=False)
         if code == 130:  # what Typer makes of Ctrl-C

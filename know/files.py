@@ -57,19 +57,26 @@ def new_folder(out: Path | str) -> Iterator[Path]:
         raise KnowError(f"{out} exists already; name a new folder")
     for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         owner = stray.name.split(".")[-2]
-        if stray.is_dir() and owner.isdecimal() and not _alive(int(owner)):
-            shutil.rmtree(stray, ignore_errors=True)
-    with atomic(out) as temporary:
-        temporary.mkdir()
-        yield temporary
-        if os.path.lexists(out):
-            raise KnowError(f"{out} exists by now: another process has made it; name a new folder")
+        if stray.is_dir() and owner.isdecimal() and (int(owner) == os.getpid() or not _alive(int(owner))):
+            shutil.rmtree(stray, ignore_errors=True)  # our own number: of a process before us, as in containers
+    missing = [parent for parent in out.parents if not os.path.lexists(parent)]  # nearest first
+    try:
+        with atomic(out) as temporary:
+            temporary.mkdir()
+            yield temporary
+            if os.path.lexists(out):
+                raise KnowError(f"{out} exists by now: another process has made it; name a new folder")
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         pass
@@ -91,7 +98,7 @@ def read_json(path: Path | str) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise KnowError(f"{path} does not exist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number of 5,000 digits
         raise KnowError(f"{path} is not valid JSON ({error}); it is corrupt or truncated, make it again") from error
 
 

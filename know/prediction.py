@@ -162,7 +162,7 @@ def predict_files(
     Returns what know_config.yml says, and what changed. KnowError for whatever is wrong with the inputs; then nothing
     stands at `out`.
     """
-    out = Path(out)
+    out, _ = Path(out), trajectory.checkpoints  # opened, so that most of what is wrong is said before anything is made
     function = _function(validate) if validate else None
     with new_folder(out) as folder:
         values: dict[float, float] = {}
@@ -286,14 +286,15 @@ def _function(spec: str) -> Callable[[Path], float]:
     path = Path(script)
     if not colon or not path.is_file():
         raise KnowError(f"--validate {spec!r}: write it as SCRIPT.py:function, with a script that exists")
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    found = importlib.util.spec_from_file_location(f"know_validate_{path.stem}", path)
     if found is None or found.loader is None:
         raise KnowError(f"--validate {spec!r}: {path} is no Python script")
     module = importlib.util.module_from_spec(found)
     sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[module.__name__] = module  # where dataclasses, pickles and worker processes look for it
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _theirs(spec, error) from error
     if not callable(getattr(module, name, None)):
         raise KnowError(f"--validate {spec!r}: {path} has no function {name!r}")
@@ -303,7 +304,7 @@ def _function(spec: str) -> Callable[[Path], float]:
 def _score(function: Callable[[Path], float], spec: str, checkpoint: Path) -> float:
     try:
         value = float(function(checkpoint))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _theirs(spec, error) from error
     if not math.isfinite(value):
         raise KnowError(f"--validate {spec!r}: the function answered {value}, which is no number to compare")

@@ -127,10 +127,11 @@ class Trajectory:
             raise KnowError(f"{folder} holds no finished trajectory (no manifest.json); {hint}")
         manifest = read_json(folder / "manifest.json")
         try:
-            snapshots = [(s["file"], float(s["fraction"]), s["sha256"]) for s in manifest["snapshots"]]
-        except (KeyError, TypeError, ValueError) as error:
+            snapshots = [(folder / s["file"], float(s["fraction"]), s["sha256"]) for s in manifest["snapshots"]]
+            frozenset(manifest.get("buffers", ()))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise KnowError(f"{folder / 'manifest.json'} is no trajectory manifest ({error!r})") from error
-        paths = tuple(folder / file for file, _, _ in snapshots)
+        paths = tuple(path for path, _, _ in snapshots)
         return cls(paths, check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
 
     @classmethod

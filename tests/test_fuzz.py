@@ -30,7 +30,7 @@ from know.checkpoints import INDEX, Checkpoint, load_state, save_state
 FRACTIONS = "0.0625,0.125,0.25,0.5,1"
 SHAPES = {"conv.weight": (3, 2, 3, 3), "conv.bias": (3,), "norm.weight": (3,), "norm.bias": (3,), "fc.weight": (4, 3)}
 EACH = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=45, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -282,15 +282,14 @@ def test_a_tensor_of_one_value_is_predicted(fresh, write, predictor):
     assert place.made()["head.bias"] != snapshots[-1]["head.bias"]
 
 
+OPTIONS = ["--role", "--skip", "--key", "--strip", "--scale", "--fractions", "--validate", "--depth", "--predictor"]
+OPTIONS += ["--known", "-o"]
 RUBBISH = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
 
 
 @settings(EACH, max_examples=100)
 @given(
-    option=st.sampled_from(
-        ["--role", "--skip", "--key", "--strip", "--scale", "--fractions", "--validate", "--depth", "--predictor"]
-        + ["-o", "--known"]
-    ),
+    option=st.sampled_from(OPTIONS),
     value=RUBBISH,
 )
 def test_rubbish_in_an_option_is_refused(fresh, originals, option, value):
@@ -340,7 +339,7 @@ def test_an_option_that_is_no_number_is_refused(fresh, originals, value):
         {"fc.weight": ".."},
         {"fc.weight": "\0"},
         {"fc.weight": "\ud800"},
-        {"fc.weight": "x" * 5000},
+        {"fc.weight": "x" * 500},
         {"fc.weight": INDEX},
     ],
 )
@@ -370,15 +369,10 @@ def test_a_manifest_with_other_values_is_refused(fresh, originals, key, value):
     place = fresh(originals["folder"])
     path = place.folder / "run" / "manifest.json"
     manifest = json.loads(path.read_text())
-    whose = manifest if key in manifest or key == "buffers" else manifest["snapshots"][2]
-    path.write_text(json.dumps(whose | {key: value} if whose is manifest else _with(manifest, key, value)))
-    code = place.predict("--predictor", "linear")
-    assert code == 2 or (key == "buffers" and not isinstance(value, int | float | None))  # a list of no known names
-
-
-def _with(manifest, key, value):
-    manifest["snapshots"][2][key] = value
-    return manifest
+    (manifest if key in ("buffers", "snapshots") else manifest["snapshots"][2])[key] = value
+    path.write_text(json.dumps(manifest))
+    harmless = key == "buffers" and isinstance(value, list | dict | str)  # names that no tensor has
+    assert place.predict("--predictor", "linear") == (0 if harmless else 2)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +413,7 @@ def test_outputs_that_cannot_be_are_refused(fresh, originals):
     assert place.predict("--predictor", "linear", out=place.folder / "a" / "new" / "out") == 2  # nor is a/ left
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation")
 def test_links_to_nothing_and_tensors_without_values_are_refused(fresh):
     place = fresh()
     paths = write_torch(place.folder)

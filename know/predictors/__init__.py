@@ -46,6 +46,8 @@ Hyper = Literal["known", "released"]
 """The network that a control is measured against: the one meta-trained here, or the authors'."""
 PIECE = LARGE
 """Weights that are asked about at once, where a predictor is elementwise: 1 MB of each snapshot, for the cache."""
+MOST = 100
+"""Decimal digits of the factor on the data that a depth may stand for; numbers end at 308."""
 Scope = Literal["tensor", "model"]
 """What a vector method sees as one vector."""
 
@@ -120,6 +122,8 @@ class Predictor:
                 raise KnowError(f"option {key} of predictor {self.name} takes a {kind.__name__}, got {value!r}")
             if key in self.choices and value not in self.choices[key]:
                 raise unknown(f"option {key} of predictor {self.name}:", value, self.choices[key])
+            if kind in (int, float) and not abs(value) < 2**63:
+                raise KnowError(f"option {key} of predictor {self.name} is too large or no number")
         return {**self.options, **given}
 
     def missing(self, options: dict[str, Any], length: int) -> str | None:
@@ -382,6 +386,9 @@ def _answers(
     options = chosen.check_options(options)
     if depth < 1:
         raise KnowError(f"depth must be at least 1, got {depth}")
+    ratio = math.log10(trajectory.fractions[-1] / trajectory.fractions[-2])
+    if depth > MOST / max(ratio, 1e-9):
+        raise KnowError(f"depth {depth} stands for more than 10^{MOST} times the data; take a smaller one")
     if depth > 1 and not chosen.depths:
         raise KnowError(f"predictor {chosen.name} has no depth; leave it at 1")
     if len(trajectory.fractions) < chosen.least:
