@@ -205,7 +205,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
     for path, checkpoint in zip(trajectory.paths, trajectory.checkpoints, strict=True):
         hashes = checkpoint.hashes
         inputs.append({"file": path.name, "sha256": hashes.get(path.name, hashes)})
-    shipped = any(PRETRAINED in files[0].parents for files in models.files.values())
+    shipped = request.known is None and any(PRETRAINED in files[0].parents for files in models.files.values())
     reading = {"key": trajectory.key, "strip": trajectory.strip}
     return {
         "predictor": request.predictor,

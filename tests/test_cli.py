@@ -215,8 +215,9 @@ def test_the_shipped_known_is_named_and_where_it_comes_from(place, made, capsys)
     )
     config = yaml.safe_load(Path("shipped/know_config.yml").read_text(encoding="utf-8"))
     assert config["models"] == {"known.safetensors": sha256_file(PRETRAINED / "general" / "5" / "known.safetensors")}
-    assert call("predict", made, "--known", "known.safetensors", "--out", "own") == 0
-    assert "meta-trained" not in capsys.readouterr().out
+    for known in ("known.safetensors", PRETRAINED / "without_cifar" / "5"):
+        assert call("predict", made, "--known", known, "--out", f"own {Path(known).name}") == 0
+        assert "meta-trained" not in capsys.readouterr().out  # that was said of the general one, and it is not asked
 
 
 def test_an_option_reaches_the_predictor(place):
