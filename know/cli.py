@@ -342,7 +342,9 @@ def predict(
     if changes.weights:
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
-        print(f"{kept}step {step:.3g} times theta_0's length; {share:.1%} of {changes.weights:,} predicted changed")
+        print(
+            f"{kept}step {step:.3g} times theta_0's length; {changes.weights:,} weights predicted, {share:.1%} changed"
+        )
     if config["learnt_from"]:
         print(f"asked: the networks that ship, meta-trained on {', '.join(config['learnt_from'])}")
 
