@@ -14,7 +14,18 @@ from typing import Annotated, Any
 import typer
 
 from know.errors import KnowError, unknown
-from know.suite import LENGTH, RESULTS, WORK, Forgetting, MetaTraining, Recipe, load_shipped, load_suite, suite_name
+from know.suite import (
+    LENGTH,
+    RESULTS,
+    WORK,
+    Forgetting,
+    MetaTraining,
+    Recipe,
+    Suite,
+    load_shipped,
+    load_suite,
+    suite_name,
+)
 
 app = typer.Typer(
     help="KNOW prediction: weights as if trained on more data, from a forgetting trajectory.",
@@ -26,7 +37,9 @@ app = typer.Typer(
 
 SuiteName = Annotated[str, typer.Option("--suite", help="Name of a suite in benchmarks/suites/, or a .yaml file.")]
 MaybeSuite = Annotated[str | None, typer.Option("--suite", help="Name of a suite in benchmarks/suites/.")]
-Device = Annotated[str, typer.Option(help="torch device, such as cpu or cuda:0.")]
+Device = Annotated[
+    str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: the suite's, else cpu.")
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; part of the exact result. 0: torch's own choice.")]
 Processes = Annotated[
     int, typer.Option(min=1, help="Processes that share the work of a suite; the result is the same.")
@@ -65,13 +78,17 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _start(device: str, threads: int) -> str:
-    """Settings every computing command begins with; KnowError if the device is not there."""
+def _start(device: str | None, threads: int, settings: Suite | None = None) -> str:
+    """Settings every computing command begins with; KnowError if the device is not there.
+
+    device: as asked for; None: that of the suite's settings, or the processor.
+    """
     import torch
 
     from know.training import deterministic
 
     deterministic(threads or None)
+    device = device or (settings.device if settings else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -140,7 +157,7 @@ def forget(
     learning_rate: Annotated[float, typer.Option(help="Adam's rate, for both.")] = 1e-3,
     batch_size: Annotated[int, typer.Option()] = 128,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Device = "cpu",
+    device: Device = None,
     threads: Threads = 1,
     processes: Processes = 1,
 ) -> None:
@@ -174,7 +191,7 @@ def forget(
             settings.pretraining,
             settings.forgetting_of(chosen),
             out=_work(suite) / "trajectories" / chosen.slug,
-            device=_start(device, threads),
+            device=_start(device, threads, settings),
             processes=processes,
         )
         return
@@ -198,7 +215,7 @@ def forget(
 def metaset(
     shard: Annotated[int, typer.Option(min=0, help="Which share of the meta-trajectories to make.")],
     suite: MaybeSuite = None,
-    device: Device = "cpu",
+    device: Device = None,
     threads: Threads = 1,
 ) -> None:
     """Make one shard of the meta-set: windows from many small trajectories.
@@ -208,10 +225,10 @@ def metaset(
     """
     from know.metatrain import make_metaset
 
-    settings, work = _metatraining(suite)
+    settings, work, device = _metatraining(suite, device, threads)
     if shard >= settings.shards:
         raise KnowError(f"there are shards 0 to {settings.shards - 1}, not {shard}")
-    make_metaset(shard, settings, out=work / "metaset" / str(shard), device=_start(device, threads))
+    make_metaset(shard, settings, out=work / "metaset" / str(shard), device=device)
 
 
 @app.command()
@@ -221,7 +238,7 @@ def metatrain(
         str | None, typer.Option(help="Without --suite: group of benchmarks/metatraining.yaml to ship.")
     ] = None,
     length: Annotated[int, typer.Option(min=2, max=6, help="S: snapshots that the networks take.")] = LENGTH,
-    device: Device = "cpu",
+    device: Device = None,
     threads: Threads = 1,
 ) -> None:
     """Train KNOWN, scaled KNOWN and meta-linear on a meta-set, and print held-out errors beside "no change".
@@ -233,7 +250,7 @@ def metatrain(
 
     if (suite is None) == (group is None):
         raise KnowError("give either --suite or --group")
-    settings, work = _metatraining(suite)
+    settings, work, device = _metatraining(suite, device, threads)
     shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
     out, without = work / "known" / str(length), []
     if group:
@@ -241,20 +258,19 @@ def metatrain(
         if group not in groups:
             raise unknown("group", group, groups)
         out, without = PRETRAINED / group / str(length), groups[group].without
-    device = _start(device, threads)
     known = fit_known(shards, settings, length=length, without=without, out=out, device=device)
     for role, errors in known.facts["held_out"].items():
         print(f"{role:5} held-out error {errors['loss']:.3g}, no change {errors['no_change_loss']:.3g}")
 
 
-def _metatraining(suite: str | None) -> tuple[MetaTraining, Path]:
-    """Settings of a suite's meta-training, or of the networks that ship, and where its work goes."""
+def _metatraining(suite: str | None, device: str | None, threads: int) -> tuple[MetaTraining, Path, str]:
+    """Settings of a suite's meta-training, or of the networks that ship, where its work goes, and the device."""
     if suite is None:
-        return load_shipped().metatraining, WORK / "shipped"
+        return load_shipped().metatraining, WORK / "shipped", _start(device, threads)
     settings = load_suite(suite)
     if settings.metatraining is None:
         raise KnowError(f"suite {suite} has no meta-training of its own; it asks the shipped group {settings.known!r}")
-    return settings.metatraining, _work(suite)
+    return settings.metatraining, _work(suite), _start(device, threads, settings)
 
 
 @app.command()
@@ -451,7 +467,7 @@ def import_keras(
 def transfer(
     suite: SuiteName,
     cell: Annotated[str, typer.Option(help="Name of a cell, as in work/SUITE/transfers/.")],
-    device: Device = "cpu",
+    device: Device = None,
     threads: Threads = 1,
     processes: Processes = 1,
 ) -> None:
@@ -478,13 +494,13 @@ def transfer(
         known=settings.known_folder(work, chosen.length),
         memory=memory,
         out=work / "transfers" / cell,
-        device=_start(device, threads),
+        device=_start(device, threads, settings),
         processes=processes,
     )
 
 
 @app.command()
-def landscape(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) -> None:
+def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     """Loss over the plane through the first trajectory and its predictions (work/SUITE/landscape.csv)."""
     from know.landscape import make_landscape
 
@@ -492,11 +508,12 @@ def landscape(suite: SuiteName, device: Device = "cpu", threads: Threads = 1) ->
     cell = settings.cells[0]
     folder = work / "trajectories" / cell.origin.slug / "t0" / cell.track
     known = settings.known_folder(work, cell.length)
-    make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=_start(device, threads))
+    device = _start(device, threads, settings)
+    make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=device)
 
 
 @app.command()
-def cost(suite: SuiteName, threads: Threads = 1) -> None:
+def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     """Measure what each arm costs before fine-tuning: training, time and memory of prediction.
 
     Needs the suite's data.json (`know data --suite NAME`) and its KNOWN, no trajectory; writes
@@ -505,9 +522,9 @@ def cost(suite: SuiteName, threads: Threads = 1) -> None:
     from know.cost import measure
 
     settings, work = load_suite(suite), _work(suite)
-    _start("cpu", threads)
+    device = _start(device, threads, settings)
     known = {length: settings.known_folder(work, length) for length in settings.lengths}
-    measure(settings, work, known, out=work / "cost_by_arm.csv")
+    measure(settings, work, known, out=work / "cost_by_arm.csv", device=device)
 
 
 @app.command()

@@ -34,23 +34,24 @@ REPEATS, STEPS = 3, 20
 """Predictions per arm, of which the fastest counts, and training steps by which the time per image is measured."""
 
 
-def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path) -> None:
+def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path, device: str = "cpu") -> None:
     """Write the table `out` (csv): one row per arm of every source, network, track, r and S of a suite.
 
     weights: predicted scalars. theta_0_seconds: one run of training theta_0, from the time of `STEPS` steps. trained:
     images shown before fine-tuning, as a multiple of those of theta_0's run. seconds: the prediction, snapshots in
     memory. memory_mb: by how much the process grows meanwhile, at its peak (empty where that is not known).
-    work: has the `data.json` of the suite's data; known: folder of the networks by S.
+    work: has the `data.json` of the suite's data; known: folder of the networks by S. device: where networks are
+    trained; prediction is the processor's.
     """
     data, rows = read_json(work / "data.json"), []
     seen = {(c.source, c.network, c.track, c.rate, c.length): c for c in settings.cells}
     for place, cell in sorted(seen.items()):
-        found = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]))
+        found = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]), device)
         rows += [dict(zip(COLUMNS, [*place, *entries], strict=True)) for entries in found]
     write_csv(out, rows, COLUMNS)
 
 
-def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Models) -> list[list]:
+def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Models, device: str) -> list[list]:
     """What a row has after its place, arm by arm."""
     shape, classes = tuple(data["shape"]), len(data["classes"])
     arms = [arm for arm in arms_of(settings.arms, cell) if not arm.missing]
@@ -61,7 +62,7 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
         seconds = {name: _fastest(start) for name, start in asked.items()}
         looks_back = {arm.name for arm in arms if arm.predictor and _looks_back(arm, trajectory, other, models)}
     shown = images(settings, cell, round(settings.forgetting.d0 * data["train"]))
-    theta_0 = shown["naive"] * _seconds_per_image(settings, cell, shape, classes)
+    theta_0 = shown["naive"] * _seconds_per_image(settings, cell, shape, classes, device)
     weights, rows = sum(trajectory.theta_0[name].numel() for name in _predicted(trajectory)), []
     for arm in arms:
         like = arm.name if not arm.predictor else "trajectory" if arm.name in looks_back else "naive"
@@ -144,16 +145,16 @@ def _status(key: str) -> int:
     return int(text.split(f"{key}:")[1].split()[0])
 
 
-def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int], classes: int) -> float:
+def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int], classes: int, device: str) -> float:
     """Of training as theta_0 is trained, on random images; the first steps, which warm up, do not count."""
     dice, size = torch.Generator().manual_seed(0), settings.pretraining.batch_size * STEPS
     pictures = torch.randint(256, (size, *shape), generator=dice, dtype=torch.uint8)
     split = Split(pictures, torch.randint(classes, (size,), generator=dice))
     flat = torch.full((shape[0],), 0.5)
-    dataset = Dataset("random", split, split, tuple(map(str, range(classes))), "", flat, flat, flip=True)
-    model = build(cell.network, shape, classes, seed=0)
+    dataset = Dataset("random", split, split, tuple(map(str, range(classes))), "", flat, flat, flip=True).to(device)
+    model, split = build(cell.network, shape, classes, seed=0).to(device), dataset.train
     recipe = settings.pretraining.model_copy(update={"epochs": 1, "steps": None})
-    train(copy.deepcopy(model), dataset, split, recipe.model_copy(update={"steps": 2}), seed=0)
+    train(copy.deepcopy(model), dataset, split, recipe.model_copy(update={"steps": 2}), seed=0)  # also compiles
     return _fastest(lambda: train(model, dataset, split, recipe, seed=0)) / size
 
 

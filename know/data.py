@@ -18,13 +18,14 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from know.errors import KnowError, unknown
 from know.seeds import stream
@@ -161,30 +162,70 @@ def nested_subsets(
 
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
-    """uint8 (B, C, H, W) to float32, channel mean 0 and standard deviation 1 over the training images."""
+    """uint8 or float (B, C, H, W) of 0 to 255 to float32, each channel with mean 0 and deviation 1 in training."""
     scale = 1 / (255 * dataset.std)
     shift = -dataset.mean / dataset.std
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
-def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Shift every image by up to 1/8 of its side each way (edge pixels repeated); mirror half of them if `flip`.
+def draw_shift(count: int, shape: tuple[int, int, int], generator: torch.Generator, *, flip: bool) -> Tensor:
+    """What `augment` does to each of `count` images of `shape` (C, H, W): int64 (count, 3).
 
-    uint8 (B, C, H, W) in and out (in channels-last memory), on the device of `images`; the draw depends on `generator`
-    alone.
+    Rows, columns to shift by, up to 1/8 of the side each way, and whether to mirror (1 for half of them if `flip`).
+    Drawn where `generator` lives: on the host, so that every device sees the same pictures.
     """
+    drawn = []
+    for side in shape[1:]:
+        reach = max(1, side // 8)
+        drawn.append(torch.randint(-reach, reach + 1, (count, 1), generator=generator))
+    mirrored = torch.rand((count, 1), generator=generator) < 0.5 if flip else torch.zeros(count, 1)
+    return torch.cat([*drawn, mirrored.long()], dim=1)
+
+
+def draw_affine(count: int, shape: tuple[int, int, int], generator: torch.Generator, *, flip: bool) -> Tensor:
+    """Affine maps as the authors' script draws them for `count` images of `shape` (C, H, W): float32 (count, 2, 3).
+
+    Rotation by up to 10 degrees, shift by up to 15 % of the side, zoom by 0.7 to 1.3 for each axis, no mirror (whatever
+    `flip` says). A map takes a place in the new image to one in the old, both from the centre in units of half a side,
+    horizontal first: what `torch.nn.functional.affine_grid` wants. Order as in Keras' generator, which the released
+    script uses: zoom, then shift, then rotation of the place.
+    """
+    _, height, width = shape
+
+    def uniform(low: float, high: float) -> Tensor:  # (count,)
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    angle = torch.deg2rad(uniform(-10, 10))
+    down, right = uniform(-0.15, 0.15) * height, uniform(-0.15, 0.15) * width  # pixels
+    zoom_y, zoom_x = uniform(0.7, 1.3), uniform(0.7, 1.3)
+    cos, sin = angle.cos(), angle.sin()
+    # in pixels from the centre: (y, x) -> rotation ((zoom_y y + down), (zoom_x x + right))
+    horizontal = [cos * zoom_x, sin * zoom_y * height / width, (sin * down + cos * right) * 2 / width]
+    vertical = [-sin * zoom_x * width / height, cos * zoom_y, (cos * down - sin * right) * 2 / height]
+    return torch.stack([torch.stack(horizontal, dim=1), torch.stack(vertical, dim=1)], dim=1)
+
+
+DRAWS: dict[str, Callable[..., Tensor]] = {"shift": draw_shift, "affine": draw_affine}
+"""Kinds of augmentation (`know.suite.Recipe.augment`) and what draws them."""
+
+
+def augment(images: Tensor, drawn: Tensor) -> Tensor:
+    """Change each image, uint8 (B, C, H, W), as it was drawn (`DRAWS`), on the device of both; pixels beyond an edge
+    are those of the edge.
+
+    A shift gives uint8 in channels-last memory; an affine map interpolates and gives float32, still of 0 to 255.
+    """
+    if drawn.is_floating_point():
+        grid = F.affine_grid(drawn, list(images.shape), align_corners=False)  # (B, H, W, 2)
+        return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     batch, channels, height, width = images.shape
     device = images.device
 
-    def positions(side: int) -> Tensor:  # (B, side) source coordinates
-        reach = max(1, side // 8)
-        shift = torch.randint(-reach, reach + 1, (batch, 1), generator=generator, device=device)
-        return (torch.arange(side, device=device) + shift).clamp_(0, side - 1)
+    def positions(side: int, shift: Tensor) -> Tensor:  # (B, side) source coordinates
+        return (torch.arange(side, device=device) + shift[:, None]).clamp_(0, side - 1)
 
-    rows, columns = positions(height), positions(width)
-    if flip:
-        mirrored = torch.rand((batch, 1), generator=generator, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = positions(height, drawn[:, 0]), positions(width, drawn[:, 1])
+    columns = torch.where(drawn[:, 2:].bool(), columns.flip(1), columns)
     first = torch.arange(batch, device=device)[:, None, None] * (height * width)
     pixels = first + rows[:, :, None] * width + columns[:, None, :]  # (B, H, W)
     shifted = images.movedim(1, -1).reshape(-1, channels).index_select(0, pixels.flatten())

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from know.checkpoints import State
-from know.data import Dataset, Split
+from know.data import Dataset
 from know.errors import KnowError
 from know.files import code_hash, digest, write_text
 from know.nets import build, has_running_statistics, head_name, normalisation
 from know.seeds import stream
+from know.stacked import Stacked, scored
 from know.suite import Normalisation, Transfer
 from know.training import accuracy, logits, recalibrate, train
 
@@ -58,25 +59,64 @@ class Result:
     accuracy: float | None
 
 
-def fine_tune(
-    start: Start,
-    network: str,
-    target: Dataset,
-    settings: Transfer,
-    *,
-    share: float,
-    learning_rate: float,
-    seed: int,
-    test: bool,
-) -> Result:
-    """Fine-tune a new head and the weights by the suite's recipe; accuracy after the last epoch.
-
-    seed: of (source trajectory, target, fine-tune); decides the target subset, the validation images and the head.
-        Batch order and augmentation also depend on the share.
-    test: whether to read the test set.
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tune. seed: of (source trajectory, target, fine-tune); decides the target subset, the validation images
+    and the head. Batch order and augmentation also depend on the share.
     """
-    images, validation = target_split(target, settings, share, seed)
-    model = build(network, target.shape, len(target.classes), seed=stream(seed, "head"))
+
+    start: Start
+    share: float
+    learning_rate: float
+    seed: int
+    test: bool
+    """Whether to read the test set."""
+
+
+def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transfer) -> Result:
+    """Fine-tune a new head and the weights by the suite's recipe; accuracy after the last epoch."""
+    images, validation = target_split(target, settings, request.share, request.seed)
+    model, order, rates = _prepare(request, network, target, settings, images)
+    asked = {"learning_rate": request.learning_rate, "rate_factors": rates}
+    outcome = train(model, target, target.train.take(images), settings.recipe, seed=order, **asked)
+    held_out = target.train.take(validation)
+    loss = float(F.cross_entropy(logits(model, target, held_out), held_out.labels))
+    tested = accuracy(model, target, target.test) if request.test else None
+    return _result(outcome.status, accuracy(model, target, held_out), loss, tested)
+
+
+def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, settings: Transfer) -> list[Result]:
+    """`fine_tune` of many requests of one share at once (`know.stacked`); the same results to rounding."""
+    splits = [target_split(target, settings, request.share, request.seed) for request in requests]
+    images, validation = (torch.stack(rows) for rows in zip(*splits, strict=True))  # (K, n) each
+    prepared = [_prepare(r, network, target, settings, own) for r, own in zip(requests, images, strict=True)]
+    models, orders, rates = zip(*prepared, strict=True)
+    networks = Stacked(models)
+    outcomes = networks.train(
+        target,
+        target.train,
+        images,
+        settings.recipe,
+        seeds=orders,
+        learning_rates=[request.learning_rate for request in requests],
+        rate_factors=rates,
+    )
+    labels = target.train.labels[validation.to(target.train.labels.device)]  # (K, N)
+    validated = scored(networks.logits(target, target.train, validation), labels)
+    tests = any(request.test for request in requests)
+    tested = scored(networks.logits(target, target.test), target.test.labels)[0] if tests else [None] * len(requests)
+    return [
+        _result(outcome.status, share, loss, tested if request.test else None)
+        for request, outcome, share, loss, tested in zip(requests, outcomes, *validated, tested, strict=True)
+    ]
+
+
+def _prepare(
+    request: FineTune, network: str, target: Dataset, settings: Transfer, images: Tensor
+) -> tuple[nn.Module, int, dict[str, float]]:
+    """The network with its new head, the seed of batch order and augmentation, and the factors on the learning rate."""
+    start = request.start
+    model = build(network, target.shape, len(target.classes), seed=stream(request.seed, "head"))
     head = head_name(model) + "."
     fresh = {name for name in model.state_dict() if name.startswith(head)}
     if start.normalisation == "reset":
@@ -87,26 +127,27 @@ def fine_tune(
         raise KnowError(f"weights do not fit {network}: missing {missing}, unexpected {unexpected}")
     model.to(target.mean.device)
     if start.normalisation == "recalibrate":
-        recalibrate(model, target, images)
-    order = stream(seed, "share", share)
+        recalibrate(model, target, target.train.take(images))
     rates = {name: factor for name, factor in start.rates.items() if not name.startswith(head)}
-    outcome = train(model, target, images, settings.recipe, seed=order, learning_rate=learning_rate, rate_factors=rates)
-    loss = float(F.cross_entropy(logits(model, target, validation), validation.labels))
+    return model, stream(request.seed, "share", request.share), rates
+
+
+def _result(status: str, validation: float, loss: float, test: float | None) -> Result:
     return Result(
-        status=outcome.status,
-        validation_accuracy=round(accuracy(model, target, validation), 6),
+        status=status,
+        validation_accuracy=round(validation, 6),
         validation_loss=round(loss, 6) if math.isfinite(loss) else None,
-        accuracy=round(accuracy(model, target, target.test), 6) if test else None,
+        accuracy=None if test is None else round(test, 6),
     )
 
 
-def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Split, Split]:
-    """Training and validation images, disjoint; a smaller share is a prefix of a larger one."""
+def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of training and validation images, disjoint; a smaller share is a prefix of a larger one."""
     total, wanted = len(target.train), settings.images + settings.validation
     if wanted > total:
         raise KnowError(f"{target.name} has {total} training images, transfer.images + validation is {wanted}")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(stream(seed, "subset")))
-    return target.train.take(order[: round(share * settings.images)]), target.train.take(order[-settings.validation :])
+    return order[: round(share * settings.images)], order[-settings.validation :]
 
 
 def source_accuracy(weights: State, network: str, source: Dataset) -> dict[str, float]:
@@ -149,10 +190,14 @@ class Memory:
 
     def get(self, key: list[Any], compute: Any) -> dict[str, Any]:
         """The result of `compute()`, a dict, unless it is known already."""
-        name = digest(key)
-        if name not in self.results:
-            found = compute()
-            self.results[name] = found
+        return self.get_all([key], lambda: [compute()])[0]
+
+    def get_all(self, keys: list[list[Any]], compute: Any) -> list[dict[str, Any]]:
+        """The results of `compute()`, one dict a key, unless all are known already."""
+        names = [digest(key) for key in keys]
+        if not all(name in self.results for name in names):
+            found = dict(zip(names, compute(), strict=True))
+            self.results |= found
             with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"key": name, **found}) + "\n")
-        return self.results[name]
+                handle.writelines(json.dumps({"key": name, **result}) + "\n" for name, result in found.items())
+        return [self.results[name] for name in names]

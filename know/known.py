@@ -172,6 +172,7 @@ class Models:
 
     known, scaled: `Known`, from `<name>.safetensors`. meta_linear: its coefficients, tensors by role. All from one
     folder, by default what the package ships. released, wnn: the authors', from the folder in KNOW_REFERENCE.
+    shipped/GROUP/S: what the package ships, whatever the folder.
 
     given: a `Known` (then it is the only one), its file (the others are looked for beside it), a folder, one with the
     authors' Keras files too, or a mapping of names to models.
@@ -206,6 +207,9 @@ class Models:
                 raise KnowError(f"the model {name!r} is not available: {reason}")
             self.files[name] = released.paths(name)
             return Known.from_keras(self.files[name][0].parent, name)
+        if name.startswith("shipped/"):
+            _, group, length = name.split("/")
+            return Known.pretrained(group, int(length))
         if name not in ("known", "scaled", "meta_linear"):
             raise unknown("model", name, ("known", "scaled", "meta_linear", *released.MODELS))
         if self.folder is None:

@@ -17,16 +17,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from know.checkpoints import State, load_facts, load_state, save_state
-from know.data import load, nested_subsets
+from know.data import Dataset, load, nested_subsets
 from know.errors import KnowError
 from know.files import code_hash, digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
 from know.known import Known, KnownNet, Scaling, scale_windows
 from know.nets import build
 from know.progress import progress
 from know.seeds import stream
+from know.stacked import Stacked
 from know.suite import LENGTH, MetaTraining, Recipe, family
 from know.training import train
 from know.trajectory import PREDICTED, roles
@@ -46,7 +47,22 @@ META_LINEAR = {"meta_linear": ("", False), "meta_linear_theta0": (".theta_0", Tr
 
 
 def draw_run(run: int, settings: MetaTraining) -> dict:
-    """What is random about meta-trajectory number `run`; a function of the run and the settings' ranges alone."""
+    """What is random about meta-trajectory number `run`; a function of the run and the settings' ranges alone.
+
+    Runs that are trained at once have what the first of them draws, but for learning rate and seed.
+    """
+    group = run // settings.together
+    first, own = _dice(group * settings.together, settings), _dice(run, settings)
+    return {
+        "dataset": settings.datasets[group % len(settings.datasets)],
+        "network": settings.networks[group // len(settings.datasets) % len(settings.networks)],
+        **first,
+        "learning_rate": own["learning_rate"],
+        "seed": stream("metaset", run, "training"),
+    }
+
+
+def _dice(run: int, settings: MetaTraining) -> dict:
     dice = random.Random(stream("metaset", run))
     low, high = settings.rate
     low = max(low, (settings.smallest / settings.images) ** (1 / (SNAPSHOTS - 1)))
@@ -58,14 +74,11 @@ def draw_run(run: int, settings: MetaTraining) -> dict:
     rate = dice.uniform(low, high)
     smallest = round(settings.images * rate ** (SNAPSHOTS - 1))
     return {
-        "dataset": settings.datasets[run % len(settings.datasets)],
-        "network": settings.networks[run // len(settings.datasets) % len(settings.networks)],
         "rate": rate,
         "learning_rate": dice.uniform(*settings.learning_rate),
         "batch_size": dice.randint(*sorted((settings.batch_size, smallest))),
         "pretraining_epochs": dice.randint(*settings.pretraining_epochs),
         "smallest": smallest,
-        "seed": stream("metaset", run, "training"),
     }
 
 
@@ -99,8 +112,9 @@ def windows(history: Tensor, length: int) -> Tensor:
 
 def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str = "cpu") -> None:
     """Train one share of the meta-trajectories and keep their windows: `<out>/<run>.safetensors`, manifest last."""
-    first, end = (settings.trajectories * k // settings.shards for k in (shard, shard + 1))
-    runs = range(first, end)
+    groups = -(-settings.trajectories // settings.together)
+    first, end = (groups * k // settings.shards * settings.together for k in (shard, shard + 1))
+    runs = range(first, min(end, settings.trajectories))
     datasets = {name: load(name, device=device) for name in settings.datasets}
     for name, dataset in datasets.items():
         if len(dataset.train) < settings.images:
@@ -113,33 +127,70 @@ def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str =
         for run in progress(runs, desc=f"meta-trajectories, shard {shard}"):
             path = folder / f"{run:05d}.safetensors"
             if not path.is_file():
-                drawn = draw_run(run, settings)
-                states, diverged = _meta_trajectory(drawn, datasets[drawn["dataset"]], settings)
-                limit, seed = max(1, settings.windows // WINDOWS), stream(drawn["seed"], "windows")
-                found = {} if diverged else histories(states, limit, seed)
-                save_state(path, found, {**drawn, "run": run, "status": "diverged" if diverged else "ok"})
+                group = range(run, min(runs.stop, (run // settings.together + 1) * settings.together))
+                drawn = [draw_run(one, settings) for one in group]
+                make = _meta_trajectories if settings.together > 1 else _meta_trajectory
+                for one, own, states in zip(
+                    group, drawn, make(drawn, datasets[drawn[0]["dataset"]], settings), strict=True
+                ):
+                    limit, seed = max(1, settings.windows // WINDOWS), stream(own["seed"], "windows")
+                    facts = {**own, "run": one, "status": "ok" if states else "diverged"}
+                    save_state(
+                        folder / f"{one:05d}.safetensors", histories(states, limit, seed) if states else {}, facts
+                    )
             files[path.name] = sha256_file(path)
         write_json(folder / "manifest.json", {"code": code, "data": data, "files": files})
 
 
-def _meta_trajectory(drawn: dict, dataset, settings: MetaTraining) -> tuple[list[State], bool]:
-    """Snapshots theta_0 ... theta_6 of one run (paper: sequential fine-tuning on nested subsets)."""
-    seed = drawn["seed"]
-    fractions = [settings.images / len(dataset.train) * drawn["rate"] ** k for k in range(SNAPSHOTS)]
-    model = build(drawn["network"], dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))
-    model.to(dataset.mean.device)
-    subsets = nested_subsets(len(dataset.train), seed=stream(seed, "subsets"), fractions=fractions)
+def _meta_trajectory(drawn: list[dict], dataset: Dataset, settings: MetaTraining) -> list[list[State] | None]:
+    """Snapshots theta_0 ... theta_6 of the one run that was drawn (paper: sequential fine-tuning on nested subsets);
+    None if it diverged.
+    """
+    (facts,) = drawn
+    model, subsets = _start(facts, dataset, settings)
     states, optimizer = [], None
     for k, index in enumerate(subsets):
-        epochs = settings.forgetting_epochs if k else drawn["pretraining_epochs"]
-        recipe = Recipe(epochs=epochs, learning_rate=drawn["learning_rate"], batch_size=drawn["batch_size"])
-        split, step_seed = dataset.train.take(index), stream(seed, "step", k)
-        outcome = train(model, dataset, split, recipe, seed=step_seed, optimizer_state=optimizer)
+        recipe, split = _recipe(facts, settings, k), dataset.train.take(index)
+        outcome = train(model, dataset, split, recipe, seed=stream(facts["seed"], "step", k), optimizer_state=optimizer)
+        if outcome.status != "ok":
+            return [None]
         optimizer = outcome.optimizer if settings.carry_optimizer else None
         states.append({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()})
-        if outcome.status != "ok":
-            return states, True
-    return states, False
+    return [states]
+
+
+def _meta_trajectories(drawn: list[dict], dataset: Dataset, settings: MetaTraining) -> list[list[State] | None]:
+    """`_meta_trajectory` of runs that share all but subsets, learning rate and seeds, trained at once."""
+    models, subsets = zip(*(_start(facts, dataset, settings) for facts in drawn), strict=True)
+    networks, fine = Stacked(models), [True] * len(drawn)
+    states: list[list[State]] = [[] for _ in drawn]
+    for k in range(SNAPSHOTS):
+        outcomes = networks.train(
+            dataset,
+            dataset.train,
+            torch.tensor([own[k] for own in subsets]),
+            _recipe(drawn[0], settings, k),
+            seeds=[stream(facts["seed"], "step", k) for facts in drawn],
+            learning_rates=[facts["learning_rate"] for facts in drawn],
+            carry=k > 0 and settings.carry_optimizer,
+        )
+        fine = [before and outcome.status == "ok" for before, outcome in zip(fine, outcomes, strict=True)]
+        for own, state in zip(states, networks.states(), strict=True):
+            own.append({name: tensor.cpu() for name, tensor in state.items()})
+    return [own if good else None for own, good in zip(states, fine, strict=True)]
+
+
+def _start(facts: dict, dataset: Dataset, settings: MetaTraining) -> tuple[nn.Module, list[list[int]]]:
+    """A run's network, freshly initialised, and its nested subsets, largest first."""
+    fractions = [settings.images / len(dataset.train) * facts["rate"] ** k for k in range(SNAPSHOTS)]
+    seed = stream(facts["seed"], "initialisation")
+    model = build(facts["network"], dataset.shape, len(dataset.classes), seed=seed).to(dataset.mean.device)
+    return model, nested_subsets(len(dataset.train), seed=stream(facts["seed"], "subsets"), fractions=fractions)
+
+
+def _recipe(facts: dict, settings: MetaTraining, step: int) -> Recipe:
+    epochs = settings.forgetting_epochs if step else facts["pretraining_epochs"]
+    return Recipe(epochs=epochs, learning_rate=facts["learning_rate"], batch_size=facts["batch_size"])
 
 
 def fit_known(
@@ -204,6 +255,8 @@ def fit_known(
             for term, value in zip(names, values.tolist(), strict=False)
         ]
         steps[model] = functools.partial(_closed_form, solved, with_theta_0)
+    if settings.beside:
+        steps["shipped"] = Known.pretrained(settings.beside, length).residual
     errors = [row for path in parts["held_out"] for row in _errors(good[path], cut[path], steps)]
     for model, network in trained.items():
         network.facts |= {**facts, "model": model, "held_out": _means(errors, model)}

@@ -119,8 +119,10 @@ def page(folder: Path) -> str:
 
 
 def load(folder: Path) -> tuple[dict, pd.DataFrame]:
-    suite = read_json(folder / "suite.json")
-    keys = {"described", "figures", "learnt_from", "name", "unavailable", *Suite.model_fields}
+    keys = {"described", "figures", "learnt_from", "name", "unavailable"}
+    keys |= {name for name, setting in Suite.model_fields.items() if setting.is_required()}
+    later = {name: setting.default for name, setting in Suite.model_fields.items() if name not in keys}
+    suite = later | read_json(folder / "suite.json")  # of a run before there was such a setting
     if missing := sorted(keys - set(suite)):
         raise KnowError(f"{folder / 'suite.json'} lacks {', '.join(missing)}; it is damaged, restore it")
     return suite, read_records([folder / "runs.csv"], RunRecord)
@@ -454,10 +456,15 @@ def _metatraining(folder: Path, suite: dict) -> list[str]:
         f"network: ratio of the means over trajectories, each counting once, with its {100 * CONFIDENCE:g} % Fieller",
         "interval. Step: |step| / |theta_0| of KNOWN, mean.",
         "",
-        "| S | role | n | KNOWN | scaled KNOWN | meta-linear | with theta_0 | linear step | step |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    models = ("known", "scaled", "meta_linear", "meta_linear_theta0")
+    models = {"known": "KNOWN", "scaled": "scaled KNOWN", "meta_linear": "meta-linear"}
+    models |= {"meta_linear_theta0": "with theta_0"}
+    if "shipped" in set(errors["model"]):
+        models["shipped"] = f"KNOWN that ships, group `{suite['metatraining']['beside']}`"
+    lines += [
+        f"| S | role | n | {' | '.join(models.values())} | linear step | step |",
+        f"|---|---|{'---:|' * (len(models) + 3)}",
+    ]
     for (length, role), rows in errors.groupby(["length", "role"], sort=False):
         at = {model: own.set_index("run") for model, own in rows.groupby("model")}
         still, own = at["known"]["no_change_loss"], at["known"]

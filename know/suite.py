@@ -53,7 +53,14 @@ class Recipe(Settings):
     optimizer: Literal["adam", "sgd"] = "adam"
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    augment: bool = False
+    augment: Literal["none", "shift", "affine"] = "none"
+    """Of every image in every epoch: shifts of up to 1/8 of the side and, where a mirrored image is of the same class,
+    mirroring; or the affine maps of the authors' script (rotation, shift, zoom)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass in training (torch's autocast); weights and evaluation are always float32."""
+    compile: bool = False
+    """Whether the network is compiled (torch.compile): faster where it is large, worth nothing where it trains briefly;
+    sums may come out in another order."""
     head_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs of a first phase that trains normalisation layers and head only."""
     head_learning_rate: Rate = 1e-3
@@ -83,6 +90,9 @@ class MetaTraining(Settings):
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Share of the trajectories that decide when to stop, and the same share again that the errors are reported on."""
     shards: Positive = 2
+    together: Positive = 1
+    """How many trajectories are trained at once, stacked: a GPU's way. They share dataset, network, r, batch size and
+    epochs, and each draws its own subsets, learning rate and initialisation."""
     images: Positive
     """Size of the largest subset of a run."""
     smallest: Positive = 64
@@ -103,6 +113,8 @@ class MetaTraining(Settings):
     evaluations: Positive = 40
     bias_penalty: Annotated[float, Field(ge=0)] = 0.1
     """L1 on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
+    beside: str | None = None
+    """A group of shipped networks whose errors on the same held-out trajectories are reported beside."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> MetaTraining:
@@ -153,6 +165,8 @@ class Transfer(Settings):
     """Learning rates of the search, factor 2 apart, with the published one (`recipe.learning_rate`) among them."""
     extensions: Annotated[int, Field(ge=0)] = 2
     """How many points may be added, for all arms, where some arm's best rate lies on an edge of the grid."""
+    together: Positive = 1
+    """How many fine-tunes are trained at once, stacked: a GPU's way with small networks. The same to rounding."""
     normalisation: Normalisation = "carry"
     """Of all arms but those that are about it: carry the weights' own normalisation parameters and running statistics;
     reset them to a fresh network's; or carry the parameters and measure the statistics anew on the target images."""
@@ -269,6 +283,8 @@ class Suite(Settings):
     arms: Arms
     processes: Positive = 1
     """How many share one origin's trajectories or one cell's fine-tunes; changes no result."""
+    device: str = "cpu"
+    """Where networks are trained: a torch device, such as cuda. `--device` of a command overrides it."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Suite:
@@ -326,23 +342,17 @@ class Suite(Settings):
 
     @property
     def learnt_from(self) -> list[str]:
-        """Datasets that KNOWN was meta-trained on."""
-        if self.metatraining:
-            return sorted(self.metatraining.datasets)
-        return sorted({name for length in self.lengths for name in read_json(self._facts(length))["data"]})
+        """Datasets that any KNOWN of the suite was meta-trained on: its own, and those that ship, asked by its arms."""
+        named = {} if self.arms.predictors == "all" else self.arms.predictors
+        lines = [(name, entry or PredictorArms()) for name, entry in {**named, **self.arms.also}.items()]
+        groups = {str(e.options.get("group", "general")) for name, e in lines if (e.predictor or name) == "shipped"}
+        groups |= {self.known} if self.known else set()
+        found = {d for group in groups for length in self.lengths for d in read_json(_facts(group, length))["data"]}
+        return sorted(found | set(self.metatraining.datasets if self.metatraining else ()))
 
     def known_folder(self, work: Path, length: int) -> Path:
         """Where the networks for histories of S = `length` are."""
-        return self._facts(length).parent if self.known else work / "known" / str(length)
-
-    def _facts(self, length: int) -> Path:
-        found = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
-        if self.known not in found:
-            raise unknown("group of shipped networks", self.known, found or ["(none)"])
-        path = PRETRAINED / self.known / str(length) / "facts.json"
-        if not path.is_file():
-            raise KnowError(f"know/pretrained/{self.known} has no networks for S = {length}")
-        return path
+        return _facts(self.known, length).parent if self.known else work / "known" / str(length)
 
     def tracks(self, origin: Origin) -> list[Track]:
         return sorted({cell.track for cell in self.cells if cell.origin == origin})
@@ -367,6 +377,17 @@ class Suite(Settings):
 
     def cell(self, slug: str) -> Cell:
         return _by_slug("cell", slug, self.cells)
+
+
+def _facts(group: str, length: int) -> Path:
+    """The facts of shipped networks; KnowError if there are none for that group and S."""
+    found = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
+    if group not in found:
+        raise unknown("group of shipped networks", group, found or ["(none)"])
+    path = PRETRAINED / group / str(length) / "facts.json"
+    if not path.is_file():
+        raise KnowError(f"know/pretrained/{group} has no networks for S = {length}")
+    return path
 
 
 def family(dataset: str) -> str:

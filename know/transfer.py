@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ from know import predictors, released
 from know.checkpoints import State
 from know.data import load
 from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
-from know.finetune import Memory, Result, Start, fine_tune, source_accuracy, target_split
+from know.finetune import (
+    FineTune,
+    Memory,
+    Result,
+    Start,
+    fine_tune,
+    fine_tune_stacked,
+    source_accuracy,
+    target_split,
+)
 from know.known import Models
 from know.progress import progress
 from know.records import PilotRecord, RunRecord, write_records
@@ -218,12 +227,10 @@ def run_cell(
         facts: dict[tuple[str, str], dict] = {}
 
         def evaluate(tasks: list[Task]) -> list[Result]:
-            # all fine-tunes of one arm on one trajectory go to one process, which predicts its weights once
-            groups = [list(group) for _, group in itertools.groupby(tasks, lambda task: (task[0], task[1].name))]
             results = []
-            for group, (found, about) in zip(groups, each(run, groups), strict=True):
+            for found, about in each(run, _portions(tasks, settings.together)):
                 results += found
-                facts[group[0][0], group[0][1].name] = about
+                facts.update(about)
                 bar.update(len(found))
             return results
 
@@ -287,10 +294,29 @@ class _Worker:
         self.models, self.memory = Models(bench.known), Memory(bench.memory, tidy=tidy)
         self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
 
-    def run(self, tasks: list[Task]) -> tuple[list[Result], dict[str, Any]]:
-        """Fine-tune, or remember, one arm's weights on one trajectory; with what a record says of the weights before
-        fine-tuning (nothing on pilots).
+    def run(self, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
+        """Fine-tune, or remember, some arms' weights on some trajectories; with what a record says, by trajectory and
+        arm, of the weights before fine-tuning (not of pilots).
         """
+        facts, lost = {}, Result("diverged", 0.0, None, None)
+        prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the memory; None where there is none
+        for (trajectory, _), group in _by_start(tasks):
+            about, found = self._prepare(group)
+            prepared += found
+            if not trajectory.startswith("p"):
+                facts[trajectory, group[0][1].name] = about
+        made = [entry for entry in prepared if entry]
+        together = self.bench.settings.together
+        portions = [made] if together > 1 and made else [[entry] for entry in made]
+        # a portion is computed as a whole: what a stacked fine-tune gives may depend, in rounding, on its neighbours
+        results = iter([result for portion in portions for result in self._results(portion, together > 1)])
+        return [
+            next(results) if entry else dataclasses.replace(lost, accuracy=None if task[0].startswith("p") else 0.0)
+            for entry, task in zip(prepared, tasks, strict=True)
+        ], facts
+
+    def _prepare(self, tasks: list[Task]) -> tuple[dict[str, Any], list[tuple[FineTune, list[Any]] | None]]:
+        """One arm on one trajectory: what its record says, and each fine-tune with its key in the memory."""
         (trajectory, arm, *_), cell, settings = tasks[0], self.bench.cell, self.bench.settings
         seen, pilot = self.trajectory(trajectory), trajectory.startswith("p")
         source_seed = seen.manifest["source_seed"]
@@ -298,29 +324,58 @@ class _Worker:
             start = arm.start(seen, self.models, source_seed)
         except predictors.Overflow:
             nothing = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
-            return [Result("diverged", 0.0, None, None if pilot else 0.0)] * len(tasks), nothing
-        fingerprint = start.fingerprint()
-        recipe = settings.model_dump(exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares"})
-        results = []
+            return nothing, [None] * len(tasks)
+        fingerprint, stacked = start.fingerprint(), settings.together > 1
+        recipe = settings.model_dump(
+            exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares", "together"}
+        )
+        prepared = []
         for _, _, repeat, learning_rate in tasks:
             seed = stream(source_seed, "target", cell.target, repeat)
             facts = {"share": cell.share, "learning_rate": learning_rate, "seed": seed, "test": not pilot}
-            key = [fingerprint, cell.network, self.target.sha256, cell.share, recipe, facts]
-            results.append(Result(**self.memory.get(key, functools.partial(self._fine_tune, start, facts))))
+            key = [fingerprint, cell.network, self.target.sha256, cell.share, recipe, facts, stacked]
+            prepared.append((FineTune(start, **facts), key))
         if pilot:
-            return results, {}
+            return {}, prepared
         accuracies = self.memory.get(
             ["source", fingerprint, cell.network, self.source.sha256],
             lambda: source_accuracy(start.weights, cell.network, self.source),
         )
-        return results, describe(start.weights, seen, cell.track) | accuracies
+        return describe(start.weights, seen, cell.track) | accuracies, prepared
+
+    def _results(self, portion: list[tuple[FineTune, list[Any]]], stacked: bool) -> list[Result]:
+        """Remembered, or computed: one fine-tune, or many stacked ones (the same weights at the same rate once)."""
+        place = (self.bench.cell.network, self.target, self.bench.settings)
+        unique = {digest(key): (request, key) for request, key in portion}
+        requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
+
+        def compute() -> list[dict[str, Any]]:
+            made = fine_tune_stacked(requests, *place) if stacked else [fine_tune(requests[0], *place)]
+            return [vars(one) for one in made]
+
+        found = dict(zip(unique, self.memory.get_all(keys, compute), strict=True))
+        return [Result(**found[digest(key)]) for _, key in portion]
 
     def _trajectory(self, trajectory: str) -> Trajectory:
         cell = self.bench.cell
         return Trajectory.load(self.bench.origin / trajectory / cell.track).last(cell.length)
 
-    def _fine_tune(self, start: Start, facts: dict[str, Any]) -> dict[str, Any]:
-        return vars(fine_tune(start, self.bench.cell.network, self.target, self.bench.settings, **facts))
+
+def _by_start(tasks: list[Task]) -> Iterator[tuple[tuple[str, str], list[Task]]]:
+    """Neighbours that begin from the same weights: one arm's on one trajectory, which are then predicted once."""
+    for key, group in itertools.groupby(tasks, lambda task: (task[0], task[1].name)):
+        yield key, list(group)
+
+
+def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
+    """What goes to one process at a time: whole groups (`_by_start`), until at least `together` fine-tunes are in."""
+    portions: list[list[Task]] = []
+    for _, group in _by_start(tasks):
+        if portions and len(portions[-1]) < together:
+            portions[-1] += group
+        else:
+            portions.append(group)
+    return portions
 
 
 @functools.lru_cache(maxsize=1)
@@ -328,7 +383,7 @@ def _worker(bench: Bench) -> _Worker:
     return _Worker(bench, tidy=False)
 
 
-def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[str, Any]]:
+def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
     return _worker(bench).run(tasks)
 
 

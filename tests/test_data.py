@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from know import data
-from know.data import SOURCES, augment, load, nested_subsets, normalise
+from know.data import DRAWS, SOURCES, augment, load, nested_subsets, normalise
 from know.errors import KnowError
 from know.files import sha256_file
 
@@ -103,45 +104,93 @@ def test_subsets_depend_on_the_seed_and_on_nothing_else():
 # augmentation
 
 
-def test_augmentation_is_a_function_of_its_generator(digits):
+def changed(images, dice, *, flip=True, kind="shift"):
+    return augment(images, DRAWS[kind](len(images), tuple(images.shape[1:]), dice, flip=flip))
+
+
+@pytest.mark.parametrize("kind", sorted(DRAWS))
+def test_augmentation_is_a_function_of_its_generator(digits, kind):
     images = digits.train.images[:50]
     ours, before = generator(), images.clone()
-    first = augment(images, ours, flip=True)
-    assert torch.equal(first, augment(images, generator(), flip=True))
-    assert not torch.equal(first, augment(images, ours, flip=True))
+    first = changed(images, ours, kind=kind)
+    assert torch.equal(first, changed(images, generator(), kind=kind))
+    assert not torch.equal(first, changed(images, ours, kind=kind))
     assert torch.equal(images, before)
-    assert (first.dtype, first.shape) == (images.dtype, images.shape)
+    assert first.shape == images.shape
 
 
 def test_every_image_gets_a_shift_of_its_own_of_at_most_an_eighth():
     side, reach = 16, 2
     images = torch.zeros(500, 1, side, side, dtype=torch.uint8)
     images[:, :, 8, 8] = 255
-    moved = augment(images, generator(), flip=False).nonzero()[:, 2:] - 8  # (500, 2)
+    moved = changed(images, generator(), flip=False).nonzero()[:, 2:] - 8  # (500, 2)
     assert len(moved) == 500
     assert moved.abs().max() == reach
     assert len({tuple(m) for m in moved.tolist()}) == (2 * reach + 1) ** 2
 
 
-def test_channels_move_together_and_sides_may_differ():
+@pytest.mark.parametrize("kind", sorted(DRAWS))
+def test_channels_move_together_and_sides_may_differ(kind):
     images = torch.arange(8 * 24, dtype=torch.uint8).reshape(1, 1, 8, 24).repeat(20, 3, 1, 1)
-    moved = augment(images, generator(), flip=True)
+    moved = changed(images, generator(), kind=kind)
     assert moved.shape == images.shape
     assert torch.equal(moved[:, 0], moved[:, 1])
     assert torch.equal(moved[:, 0], moved[:, 2])
 
 
-def test_a_constant_image_stays_as_it_is():
+@pytest.mark.parametrize("kind", sorted(DRAWS))
+def test_a_constant_image_stays_as_it_is(kind):
     images = torch.full((20, 3, 12, 12), 77, dtype=torch.uint8)
-    assert torch.equal(augment(images, generator(), flip=True), images)
+    torch.testing.assert_close(changed(images, generator(), kind=kind).float(), images.float())
 
 
 def test_images_are_mirrored_only_if_asked_and_then_half_of_them():
     ramp = torch.arange(16, dtype=torch.uint8).expand(400, 1, 16, 16)
-    left, right = (augment(ramp, generator(), flip=flip)[:, 0, 8] for flip in (False, True))
+    left, right = (changed(ramp, generator(), flip=flip)[:, 0, 8] for flip in (False, True))
     assert bool((left.int().diff(dim=1) >= 0).all())
     falling = (right.int().diff(dim=1) <= 0).all(1)
     assert 160 < int(falling.sum()) < 240
+
+
+def test_an_affine_map_is_a_rotation_a_shift_and_a_zoom_within_the_papers_bounds():
+    """On square images the linear part is a rotation of at most 10 degrees after a zoom of 0.7 to 1.3 an axis."""
+    maps = DRAWS["affine"](2000, (3, 32, 32), generator(), flip=True).double()
+    linear, shift = maps[:, :, :2], maps[:, :, 2]
+    zoom = linear.norm(dim=1)  # of each axis
+    angle = torch.rad2deg(torch.atan2(linear[:, 0, 1], linear[:, 1, 1]))
+    assert (linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max() < 1e-6  # columns stay at right angles
+    for found, low, high in ((zoom, 0.7, 1.3), (angle, -10, 10), (shift.norm(dim=1), 0, 0.3 * 2**0.5)):
+        assert low - 1e-6 < found.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < found.max() < high + 1e-6
+    assert zoom.mean(0) == pytest.approx([1, 1], abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (8, 20), (20, 9)])
+def test_an_affine_map_takes_each_place_where_numpy_would(shape):
+    """scipy's own map of a place, (row, column) from the centre: rotation of (zoom and shift)."""
+    height, width = shape
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    angle, down, right, zoom_y, zoom_x = np.deg2rad(7), 0.1 * height, -0.12 * width, 0.8, 1.25
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix, centre = turn @ np.diag([zoom_y, zoom_x]), (np.array(shape) - 1) / 2
+    offset = turn @ np.array([down, right]) + centre - matrix @ centre
+    expected = ndimage.affine_transform(image.astype(float), matrix, offset, order=1, mode="nearest")
+
+    class Dice:  # draws that give exactly this map
+        values = iter([(7 + 10) / 20, (0.1 + 0.15) / 0.3, (-0.12 + 0.15) / 0.3, (0.8 - 0.7) / 0.6, (1.25 - 0.7) / 0.6])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda count, generator: torch.full((count,), next(Dice.values)))
+        drawn = DRAWS["affine"](1, (1, *shape), None, flip=False)
+    found = augment(torch.from_numpy(image)[None, None], drawn)[0, 0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-2)
+
+
+def test_no_change_drawn_is_no_change():
+    images = torch.randint(256, (3, 3, 8, 12), generator=generator(), dtype=torch.uint8)
+    still = torch.eye(3)[:2].expand(3, 2, 3)
+    torch.testing.assert_close(augment(images, still), images.float(), atol=1e-3, rtol=0)
+    assert torch.equal(augment(images, torch.zeros(3, 3, dtype=torch.int64)), images)
 
 
 # normalisation

@@ -10,14 +10,14 @@ from torch import nn
 from know import finetune
 from know.data import Split, load
 from know.errors import KnowError
-from know.finetune import Memory, Result, Start, fine_tune, source_accuracy, target_split
+from know.finetune import FineTune, Memory, Result, Start, fine_tune, source_accuracy, target_split
 from know.nets import build, head_name, normalisation
 from know.suite import Recipe, Transfer
 from know.training import accuracy, recalibrate
 
 RATE = 4e-4
 GRID = [1e-4 * 2**k for k in range(6)]
-RECIPE = Recipe(epochs=1, learning_rate=RATE, batch_size=32, augment=True, head_epochs=1)
+RECIPE = Recipe(epochs=1, learning_rate=RATE, batch_size=32, augment="shift", head_epochs=1)
 SETTINGS = Transfer(recipe=RECIPE, images=64, validation=60, grid=GRID)
 
 
@@ -31,19 +31,16 @@ def target():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_training_and_validation_images_are_disjoint_and_shares_are_prefixes(target, seed):
-    numbered = replace(target, train=Split(torch.arange(len(target.train)), target.train.labels))
-    splits = {share: target_split(numbered, SETTINGS, share, seed) for share in (0.25, 0.5, 1.0)}
+    splits = {share: target_split(target, SETTINGS, share, seed) for share in (0.25, 0.5, 1.0)}
     whole, validation = splits[1.0]
     assert (len(whole), len(validation)) == (64, 60)
-    assert not set(whole.images.tolist()) & set(validation.images.tolist())
-    assert len(set(whole.images.tolist()) | set(validation.images.tolist())) == 124
+    assert len({*whole.tolist(), *validation.tolist()}) == 124
     for share, (part, same) in splits.items():
         assert len(part) == 64 * share
-        assert torch.equal(part.images, whole.images[: len(part)])
-        assert torch.equal(same.images, validation.images)
-        assert torch.equal(part.labels, target.train.labels[part.images])
-    other, _ = target_split(numbered, SETTINGS, 1.0, seed + 5)
-    assert not torch.equal(other.images, whole.images)
+        assert torch.equal(part, whole[: len(part)])
+        assert torch.equal(same, validation)
+    other, _ = target_split(target, SETTINGS, 1.0, seed + 5)
+    assert not torch.equal(other, whole)
 
 
 def test_a_target_that_is_too_small_is_refused(target):
@@ -74,7 +71,7 @@ def seen(monkeypatch):
 def tune(target, start, *, share=1.0, learning_rate=RATE, seed=7, test=True, network="mlp") -> Result:
     start = start if isinstance(start, Start) else Start(start)
     options = {"share": share, "learning_rate": learning_rate, "seed": seed, "test": test}
-    return fine_tune(start, network, target, SETTINGS, **options)
+    return fine_tune(FineTune(start, **options), network, target, SETTINGS)
 
 
 def weights(seed: int, network: str = "mlp", classes: int = 5) -> dict[str, torch.Tensor]:
@@ -197,7 +194,7 @@ def test_recalibrate_measures_the_statistics_on_the_target_images_and_nothing_el
     tune(target, Start(state, normalisation="recalibrate"), network="normcnn")
     model = build("normcnn", target.shape, 5)
     model.load_state_dict(state)
-    recalibrate(model, target, target_split(target, SETTINGS, 1.0, 7)[0])
+    recalibrate(model, target, target.train.take(target_split(target, SETTINGS, 1.0, 7)[0]))
     measured = model.state_dict()
     assert not torch.equal(measured["norm1.running_mean"], state["norm1.running_mean"])
     for name, tensor in seen[0]["weights"].items():

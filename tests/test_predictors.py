@@ -740,7 +740,7 @@ def test_the_answer_to_a_trajectory_that_stands_still_is_finite(name, write_traj
 
 def test_all_takes_every_predictor_that_is_always_here_with_its_variants():
     found = {line.name: line for line in predictors.lines(Arms(references=["naive"]))}
-    assert {line.predictor.name for line in found.values()} == set(NAMES) - {"released", "wnn"}
+    assert {line.predictor.name for line in found.values()} == set(NAMES) - {"released", "wnn", "shipped"}
     for name, options in (("rre", {}), ("rre_global", {"scope": "model"}), ("meta_linear_theta0", {"theta_0": True})):
         assert found[name].options.items() >= options.items()
         assert found[name].depths == found[name].predictor.depths

@@ -49,17 +49,17 @@ def updates(outcome) -> int:
 
 
 def test_the_seed_alone_decides_the_weights(digits):
-    first, _ = fit(digits, augment=True, seed=1)
+    first, _ = fit(digits, augment="shift", seed=1)
     torch.manual_seed(99)
-    again, _ = fit(digits, augment=True, seed=1)
-    other, _ = fit(digits, augment=True, seed=2)
+    again, _ = fit(digits, augment="shift", seed=1)
+    other, _ = fit(digits, augment="shift", seed=2)
     assert not changed(first, again)
     assert changed(first, other)
 
 
 def test_training_leaves_the_global_random_state_alone(digits):
     state = torch.get_rng_state()
-    fit(digits, augment=True)
+    fit(digits, augment="shift")
     assert torch.equal(torch.get_rng_state(), state)
 
 
