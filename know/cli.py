@@ -41,6 +41,7 @@ Device = Annotated[
     str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: the suite's, else cpu.")
 ]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; part of the exact result. 0: torch's own choice.")]
+Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 Processes = Annotated[
     int, typer.Option(min=1, help="Processes that share the work of a suite; the result is the same.")
 ]
@@ -528,20 +529,47 @@ def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
 
 
 @app.command()
+def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: Results = RESULTS) -> None:
+    """Run a whole suite in this process and publish it (results/SUITE/), where there is no Snakemake.
+
+    Finished steps are skipped, an interrupted run goes on by the same command. Figures: `python -m paper_figures`.
+    """
+    from know.chain import run_chain, steps
+    from know.records import RunRecord, read_records
+    from know.report import metrics, publish
+
+    settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
+    run_chain(list(steps(settings, suite, work, device, threads)), work, print)
+    publish(settings, name, work, results, device=device)
+    for cell, arms in metrics(read_records([results / name / "runs.csv"], RunRecord)).items():
+        print(f"\n{cell}: mean test accuracy, %\n{'arm':28}{'published':>10}{'tuned':>8}")
+        for arm, found in arms.items():
+            print(f"{arm:28}{found['published']:10.2f}{found['tuned']:8.2f}")
+    print(f"\ntables: {results / name / 'README.md'}")
+
+
+@app.command()
 def report(
     suite: Annotated[str | None, typer.Option("--suite", help="Publish this suite's run into results/SUITE/.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only check that the pages fit the records; change nothing.")
     ] = False,
-    results: Annotated[Path, typer.Option(help="Folder of the committed results.")] = RESULTS,
+    merge: Annotated[
+        Path | None, typer.Option(help="Folder of results that another machine has published: take its suites over.")
+    ] = None,
+    results: Results = RESULTS,
 ) -> None:
     """Write tables and pages from the run records, or check that the committed ones fit them (exit code 2 if not).
 
-    With --suite: gather that suite's finished run into results/SUITE/. Without: write the pages of all suites anew.
+    With --suite: gather that suite's finished run into results/SUITE/. With --merge: take over suites that were
+    published elsewhere by the same code. Without: write the pages of all suites anew.
     """
     from know import report as pages
 
-    if suite and not check:
+    if merge:
+        for name in pages.merge(merge, results):
+            print(f"{results / name} taken over; draw its figures with `python -m paper_figures {results / name}`")
+    elif suite and not check:
         pages.publish(load_suite(suite), suite_name(suite), _work(suite), results)
     elif check:
         for page in pages.check(results):
@@ -554,7 +582,7 @@ def report(
 def verify(
     suite: SuiteName = "smoke",
     against: Annotated[str, typer.Option(help="Git revision whose results to compare with.")] = "HEAD",
-    results: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
+    results: Results = RESULTS,
 ) -> None:
     """Check a run: hashes of every file, the code that made it, and its results against the committed ones.
 

@@ -16,7 +16,18 @@ import pandas as pd
 
 from know import claims
 from know.errors import KnowError
-from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
+from know.files import (
+    PACKAGE,
+    PRETRAINED,
+    atomic,
+    code_hash,
+    digest,
+    read_json,
+    sha256_file,
+    write_csv,
+    write_json,
+    write_text,
+)
 from know.pages import GROUPS, SNAPSHOT_COLUMNS, cost_page, index, load, page, suites
 from know.records import PilotRecord, RunRecord, read_records
 from know.statistics import summarise
@@ -26,8 +37,11 @@ FIGURES = PACKAGE.parent / "paper_figures"
 UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
 
-def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
-    """Gather a finished run from `work` into `<results>/<name>/`, write its page and the index of all suites."""
+def publish(settings: Suite, name: str, work: Path, results: Path, *, device: str | None = None) -> None:
+    """Gather a finished run from `work` into `<results>/<name>/`, write its page and the index of all suites.
+
+    device: where its networks were trained, if not where the suite says.
+    """
     folder = results / name
     cells = [work / "transfers" / cell.slug for cell in settings.cells]
     runs = read_records([cell / "runs.csv" for cell in cells], RunRecord)
@@ -52,7 +66,7 @@ def publish(settings: Suite, name: str, work: Path, results: Path) -> None:
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
     write_text(folder / "README.md", page(folder))
-    write_json(folder / "provenance.json", provenance())
+    write_json(folder / "provenance.json", provenance(device or settings.device))
     _write_cost(work, folder)
     _write_front_pages(results)
     networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
@@ -133,8 +147,43 @@ def write_pages(results: Path) -> None:
     _write_front_pages(results)
 
 
-def provenance() -> dict:
-    """Commit and environment of this process; `environment` decides whether `know verify` demands equal bytes."""
+def merge(source: Path, results: Path) -> list[str]:
+    """Take over every suite that another machine has published below `source`; returns their names.
+
+    Everything is checked before anything is written: records, and that they are of the code that is here. Where the
+    other machine had no git, the commit of this checkout stands in, as its code is the same. What is there already of
+    these suites is replaced.
+    """
+    if not source.is_dir():
+        raise KnowError(f"{source} is no folder; give the one that holds the suites that were published elsewhere")
+    names = [folder.relative_to(source).as_posix() for folder in suites(source)]
+    here = provenance()
+    for name in names:
+        folder = source / name
+        _, runs = load(folder)
+        code = code_hash("know.transfer")
+        if strange := sorted(set(runs["code"]) - {code}):
+            raise KnowError(
+                f"{folder} is of other code ({', '.join(strange)}, here {code}); check out its commit first"
+            )
+        if read_json(folder / "metrics.json") != metrics(runs):
+            raise KnowError(f"{folder / 'metrics.json'} does not fit its records; copy it again")
+    for name in names:
+        for path in sorted(p for p in (source / name).glob("*.*") if p.suffix in (".csv", ".json")):
+            _copy(path, results / name / path.name)
+        about = read_json(source / name / "provenance.json")
+        if about["commit"] == "unknown":
+            about |= {key: here[key] for key in ("commit", "uncommitted_changes")}
+        write_json(results / name / "provenance.json", about)
+    write_pages(results)
+    return names
+
+
+def provenance(device: str = "cpu") -> dict:
+    """Commit and environment of this process; `environment` decides whether `know verify` demands equal bytes.
+
+    device: where networks were trained; a GPU is named.
+    """
 
     def git(*arguments: str) -> str:
         try:
@@ -150,11 +199,22 @@ def provenance() -> dict:
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs)),
         "environment": {
             "processor": _processor(),
+            **_gpu(device),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
         },
     }
+
+
+def _gpu(device: str) -> dict[str, str]:
+    if not device.startswith("cuda"):
+        return {}
+    import torch  # here alone, since pages are made without it
+
+    if not torch.cuda.is_available():
+        return {"gpu": "none"}
+    return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
 
 
 def _processor() -> str:

@@ -55,7 +55,7 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
         if code != code_hash(module):
             raise KnowError(f"{place} was made by other code than {module} is now; run the suite again")
     yield f"code: {len(recorded)} results were made by the code that is here"
-    yield _compare_with_git(name, runs, results, against)
+    yield _compare_with_git(name, runs, results, against, settings.device)
 
 
 def _check_hashes(folder: Path, hashes: dict[str, str]) -> int:
@@ -71,7 +71,7 @@ def _without_code(table: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(table), dtype=str).drop(columns="code")
 
 
-def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str) -> str:
+def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str, device: str) -> str:
     def committed(file: str) -> str | None:
         command = ["git", "show", f"{against}:./{(results / name / file).as_posix()}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -80,7 +80,7 @@ def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str
     table, record = committed("runs.csv"), committed("provenance.json")
     if table is None or record is None:
         return f"results: {against} has none of this suite, nothing to compare with"
-    same = pd.read_json(io.StringIO(record), typ="series")["environment"] == provenance()["environment"]
+    same = pd.read_json(io.StringIO(record), typ="series")["environment"] == provenance(device)["environment"]
     here = (results / name / "runs.csv").read_text(encoding="utf-8")
     if table == here:
         return f"results: the records equal those of {against}, byte for byte"
