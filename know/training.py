@@ -8,6 +8,7 @@ and goes to the device at once; there is no data loader, and the host waits for 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
@@ -206,9 +207,11 @@ class _Single:
         pass  # no other network goes on
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager:
     """The recipe's precision as a context for the forward pass."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    if recipe.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def compiled(model: Callable) -> Callable:

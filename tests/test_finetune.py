@@ -10,7 +10,16 @@ from torch import nn
 from know import finetune
 from know.data import Split, load
 from know.errors import KnowError
-from know.finetune import FineTune, Memory, Result, Start, fine_tune, source_accuracy, target_split
+from know.finetune import (
+    FineTune,
+    Memory,
+    Result,
+    Start,
+    fine_tune,
+    fine_tune_stacked,
+    source_accuracy,
+    target_split,
+)
 from know.nets import build, head_name, normalisation
 from know.suite import Recipe, Transfer
 from know.training import accuracy, recalibrate
@@ -151,6 +160,36 @@ def test_the_test_set_is_read_only_if_asked(target):
 def test_weights_of_another_network_are_refused(target):
     with pytest.raises(KnowError, match="do not fit plaincnn"):
         tune(target, weights(0), network="plaincnn")
+
+
+@pytest.mark.parametrize("network", ["mlp", "normcnn"])
+def test_stacked_fine_tunes_give_what_each_gives_alone(target, network):
+    starts = [
+        Start(weights(0, network)),
+        Start(weights(1, network), {"conv2.weight": 2.0, "second.weight": 2.0}, "recalibrate"),
+        Start(used(network), {}, "reset"),
+    ]
+    requests = [
+        FineTune(start, 1.0, rate, seed, test)
+        for start, rate, seed, test in zip(starts, GRID[2:5], (7, 8, 7), (True, False, True), strict=True)
+    ]
+    together = fine_tune_stacked(requests, network, target, SETTINGS)
+    for request, found in zip(requests, together, strict=True):
+        alone = fine_tune(request, network, target, SETTINGS)
+        assert (found.status, found.accuracy is None) == (alone.status, alone.accuracy is None)
+        assert found.validation_loss == pytest.approx(alone.validation_loss, abs=0.01)
+        assert abs(found.validation_accuracy - alone.validation_accuracy) <= 1 / SETTINGS.validation + 1e-6
+        if request.test:
+            assert abs(found.accuracy - alone.accuracy) <= 3 / len(target.test)
+
+
+def test_a_stacked_fine_tune_that_diverges_is_a_result_and_spoils_no_other(target):
+    large = {name: 1e30 * tensor for name, tensor in weights(0).items()}
+    requests = [FineTune(Start(state), 1.0, RATE, 7, True) for state in (weights(0), large)]
+    fine, lost = fine_tune_stacked(requests, "mlp", target, SETTINGS)
+    assert (fine.status, lost.status) == ("ok", "diverged")
+    assert lost.validation_loss is None
+    assert fine.validation_loss == pytest.approx(tune(target, weights(0)).validation_loss, abs=1e-3)
 
 
 def test_divergence_is_a_result(target):

@@ -4,14 +4,29 @@ import csv
 import itertools
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from know import metatrain
 from know.checkpoints import load_facts, load_state, save_state
+from know.data import load
 from know.errors import KnowError
 from know.files import read_json, write_json
 from know.known import Known
-from know.metatrain import COEFFICIENTS, HELD_OUT, _least_squares, draw_run, fit_known, histories, make_metaset, windows
+from know.metatrain import (
+    COEFFICIENTS,
+    HELD_OUT,
+    _least_squares,
+    _meta_trajectory,
+    draw_run,
+    fit_known,
+    histories,
+    make_metaset,
+    windows,
+)
+from know.seeds import stream
 from know.suite import MetaTraining
 from know.trajectory import PREDICTED
 
@@ -180,6 +195,60 @@ def test_a_trajectory_of_the_metaset_keeps_histories_and_what_was_drawn(metaset)
         )  # 100 windows
         assert all(float(rows.diff(dim=1).abs().max()) > 0 for rows in found.values())
     assert len({path.read_bytes() for path in files}) == 4
+
+
+@pytest.mark.parametrize("together", [2, 3])
+def test_runs_that_are_trained_at_once_share_what_must_be_shared_and_nothing_else(together):
+    ranges = settings(together=together, datasets=["digits:0-4", "digits"], networks=["mlp", "plaincnn"])
+    runs = [draw_run(i, ranges) for i in range(12 * together)]
+    own = {"learning_rate", "seed"}
+    for first in range(0, len(runs), together):
+        group = runs[first : first + together]
+        shared = [{key: value for key, value in run.items() if key not in own} for run in group]
+        assert all(facts == shared[0] for facts in shared)
+        assert len({run["learning_rate"] for run in group}) == len({run["seed"] for run in group}) == together
+    assert len({(run["dataset"], run["network"]) for run in runs}) == 4
+    assert len({run["rate"] for run in runs}) == 12
+
+
+def test_runs_that_are_trained_at_once_come_out_as_one_after_another(tmp_path):
+    """The median weight: Adam makes of a gradient of almost 0 a step of either sign."""
+    plan = settings(together=3, trajectories=5, shards=2, learning_rate=(1e-4, 1e-3))
+    digits = load("digits:0-4")
+    for shard in range(2):
+        make_metaset(shard, plan, out=tmp_path / str(shard))
+    files = sorted(path for shard in range(2) for path in (tmp_path / str(shard)).glob("*.safetensors"))
+    assert sorted(path.name for path in files) == [f"{run:05d}.safetensors" for run in range(5)]
+    for path in files:
+        facts, found = load_facts(path), load_state(path)
+        assert facts == {**draw_run(facts["run"], plan), "run": facts["run"], "status": "ok"}
+        (states,) = _meta_trajectory([draw_run(facts["run"], plan)], digits, plan)
+        alone = histories(states, plan.windows // 2, stream(facts["seed"], "windows"))
+        for role, rows in found.items():
+            assert (rows - alone[role]).abs().quantile(0.9) < 1e-4
+            assert rows.diff(dim=1).abs().quantile(0.9) > 1e-4  # pixels that are always black teach nothing
+
+
+def test_a_run_that_diverges_beside_others_is_left_out_alone(monkeypatch, tmp_path):
+    real = metatrain.draw_run
+
+    def too_fast(run, ranges):
+        return {**real(run, ranges), **({"learning_rate": 1e30} if run == 2 else {})}
+
+    monkeypatch.setattr(metatrain, "draw_run", too_fast)
+    make_metaset(0, settings(together=4, shards=1), out=tmp_path / "0")
+    said = {path.name: load_facts(path)["status"] for path in sorted((tmp_path / "0").glob("*.safetensors"))}
+    assert list(said.values()) == ["ok", "ok", "diverged", "ok"]
+
+
+def test_networks_that_ship_may_be_judged_beside(tmp_path):
+    made = settings(beside="general", datasets=["digits:0-4"], trajectories=4, shards=1)
+    make_metaset(0, made, out=tmp_path / "0")
+    fit_known([tmp_path / "0" / "manifest.json"], made, out=tmp_path / "known")
+    errors = pd.read_csv(tmp_path / "known" / "held_out.csv")
+    runs = {model: set(own.run) for model, own in errors.groupby("model")}
+    assert runs["shipped"] == runs["known"]
+    assert not np.allclose(*(errors[errors.model == model].loss for model in ("known", "shipped")))
 
 
 def test_the_number_of_shards_changes_no_bit_of_known(metaset, tmp_path):

@@ -19,7 +19,7 @@ from know.known import Known, KnownNet
 from know.records import PilotRecord, RunRecord, read_records
 from know.suite import Arms, Cell, Forgetting, Origin, PredictorArms, Recipe, Transfer
 from know.trajectory import PREDICTED, Trajectory
-from know.transfer import GROUPS, REFERENCES, Arm, arms_of, choose_rates, describe, run_cell
+from know.transfer import GROUPS, REFERENCES, Arm, _portions, arms_of, choose_rates, describe, run_cell
 
 GRID = [1e-4 * 2**k for k in range(6)]
 RECIPE = Recipe(epochs=1, learning_rate=GRID[2], batch_size=32, augment="shift", head_epochs=1)
@@ -261,6 +261,47 @@ def test_the_number_of_processes_changes_no_byte_and_all_of_them_remember(cell, 
     assert all((out / name).read_bytes() == (done / name).read_bytes() for name in files)
     alone, shared = (sorted(folder.with_suffix(".jsonl").read_text().splitlines()) for folder in (done, out))
     assert alone == shared
+
+
+def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_path, folder_bytes, monkeypatch):
+    together = SETTINGS.model_copy(update={"together": 7})
+    calls, real = [], transfer.fine_tune_stacked
+    monkeypatch.setattr(transfer, "fine_tune_stacked", lambda asked, *rest: calls.append(asked) or real(asked, *rest))
+    monkeypatch.setattr(transfer, "fine_tune", None)
+    cell(tmp_path / "once", settings=together)
+    assert max(map(len, calls)) > 2
+    theirs, ours = (read_records([folder / "runs.csv"], RunRecord) for folder in (done, tmp_path / "once"))
+    keys = ["trajectory", "arm", "recipe", "fine_tune"]
+    assert ours[keys].equals(theirs[keys])
+    published = ours.recipe == "published"  # the tuned rate may tip to a neighbour
+    assert (ours.accuracy - theirs.accuracy)[published].abs().max() < 0.02
+    assert ours[["step", "source_accuracy", "target_seed"]].equals(theirs[["step", "source_accuracy", "target_seed"]])
+
+    # interrupted, it goes on to the same bytes: portions are computed as a whole
+    stop = len(calls) // 2
+
+    def interrupted(asked, *rest):
+        calls.append(asked)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(asked, *rest)
+
+    calls.clear()
+    monkeypatch.setattr(transfer, "fine_tune_stacked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cell(tmp_path / "twice", settings=together)
+    cell(tmp_path / "twice", settings=together)
+    assert folder_bytes(tmp_path / "twice") == folder_bytes(tmp_path / "once")
+
+
+@pytest.mark.parametrize("together", [1, 2, 5, 100])
+def test_portions_are_whole_groups_in_order(together):
+    arms = [Arm(name, "", "", "") for name in ("a", "b", "c")]
+    tasks = [(f"t{t}", arm, k, 1e-3) for t in range(3) for arm in arms for k in range(2)]
+    portions = _portions(tasks, together)
+    assert [task for portion in portions for task in portion] == tasks
+    assert all(len(portion) % 2 == 0 for portion in portions)  # two of each start stay together
+    assert all(together <= len(portion) < together + 2 for portion in portions[:-1])
 
 
 @pytest.fixture

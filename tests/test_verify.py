@@ -29,7 +29,7 @@ def compare(tmp_path, monkeypatch):
             subprocess.run([*GIT, *arguments], check=True)
         path = folder / "runs.csv"
         path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
-        return _compare_with_git("one", pd.read_csv(path), Path("results"), "HEAD")
+        return _compare_with_git("one", pd.read_csv(path), Path("results"), "HEAD", "cpu")
 
     assert read_json(folder / "suite.json")["name"] == "one"
     return run

@@ -150,6 +150,173 @@ def streaming(found: dict) -> list[str]:
     return [*lines, ""]
 
 
+ARMS = {
+    "loop": "DataLoader loop",
+    "loop.bfloat16": "DataLoader loop, bfloat16",
+    "train": "**`know.training.train`**",
+    "train.compile": "the same, `compile`",
+    "train.compile.bfloat16": "the same, `compile`, bfloat16",
+    "step": "its step alone, on a batch that is ready",
+    "one": "one after another, `train`",
+}
+DEVICES = {"cpu": "python benchmarks/speed/training.py", "cuda": "python benchmarks/speed/training.py --device cuda"}
+
+
+def training(found: dict) -> list[str]:
+    lines = [
+        "## Training",
+        "",
+        "How fast pictures go through forward, backward and update: random ones of 32x32x3 and ten classes,",
+        "with Adam, in float32 where nothing else is said. Three things are compared on the same network,",
+        "batch size, optimiser and kind of augmentation:",
+        "",
+        "- the *loop* is a training script as one usually writes it, in the style of torchvision's reference",
+        "  scripts: a DataLoader, torchvision's transforms on one PIL picture at a time, loss and accuracy",
+        "  read by the host after every step;",
+        "- *train* is this project's (`know.training`): the pictures lie on the device as bytes, a batch is",
+        "  augmented at once, and the host waits once per epoch;",
+        "- the *step alone* is its step on one and the same batch: only network and optimiser are left, so",
+        "  *train* cannot be faster unless the network is (`compile`, bfloat16).",
+        "",
+        "`shift` moves by up to 4 pixels and mirrors (the loop: RandomCrop and RandomHorizontalFlip);",
+        "`affine` rotates, shifts and zooms (the loop: RandomAffine).",
+        "",
+        "The *floor* of the time per image is the larger of two times: the FLOPs of its matrix products and",
+        "convolutions, forward and backward (torch's FlopCounterMode), at the rate of a large matrix product;",
+        "and its bytes, at the rate of a large copy. Both rates are measured in the same turns. Bytes are",
+        "counted by a rule:",
+        "",
+        "- what a convolution, normalisation or linear layer puts out is written once, read once in forward",
+        "  and once in backward, and its gradient is written and read; whatever lies between such layers is",
+        "  free;",
+        "- the picture is read as bytes, written as floats, and these are read twice;",
+        "- a step moves ten times the size of the parameters, shared by the images of the batch: weights read",
+        "  in forward and in backward, gradients written and read, weights and Adam's two moments read and",
+        "  written.",
+        "",
+        "The floor is a yardstick, no bound: caches spare traffic, and some ways to convolve spare",
+        "multiplications. *Of the rate* is the share of the matrix product's rate that is reached.",
+        "",
+        "For the horizon: the authors of [cifar10-airbench](https://github.com/KellerJordan/cifar10-airbench)",
+        "report 94 % on CIFAR-10 in 2.6 seconds on one A100. That figure is theirs and is about another task,",
+        "to reach an accuracy with network and recipe tuned for it; nothing of the kind is measured here.",
+        "",
+    ]
+    for device, command in DEVICES.items():
+        if device in found:
+            lines += _trained(found[device], device, command)
+        else:
+            name = {"cpu": "a CPU", "cuda": "a GPU"}[device]
+            lines += [f"There are no figures of {name} yet; to be measured: `{command}`.", ""]
+    return lines
+
+
+def _trained(found: dict, device: str, command: str) -> list[str]:
+    machine, reached, required = found["machine"], found["rates"], found["required"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    host = f"{machine['processor']}, {machine['cores']} cores"
+    title = f"On a CPU, {_threads(str(found['threads']))}" if device == "cpu" else "On a GPU"
+    facts = f"{host}, {machine['capability']}" if device == "cpu" else f"{machine['accelerator']}; host: {host}"
+    loads = f"{found['workers']} processes load" if found["workers"] else "no process beside the loop's own loads"
+    lines = [
+        f"### {title}",
+        "",
+        *(["**Made with `--quick`: these times say nothing.**", ""] if found["quick"] else []),
+        f"Median of {found['repeats']} turns, in each of which all took part one after the other, after one to warm up",
+        "and compile; in brackets the slowest and the fastest turn. A turn is one epoch with a new optimiser.",
+        f"In the loop {loads} data.",
+        f"Machine: {facts}, {machine['system']};",
+        f"{versions}.",
+        *_disturbed(machine.get("other_work")),
+        "",
+        "```sh",
+        command,
+        "```",
+        "",
+    ]
+    products = [f"{reached[key] / 1e12:.3g} TFLOP/s in {kind}" for key, kind in found["product"].items()]
+    lines += [
+        f"Rates: matrix product {', '.join(products)}; copy {reached['copy'] / 1e9:.3g} GB/s, read and written.",
+        "",
+    ]
+    for case in found["cases"]:
+        seconds, title = case["seconds_per_image"], f"{case['network']}, batch {case['batch']}, {case['augment']}"
+        lines += [f"| {title} | images/s | speed, loop = 1 | µs an image | floor, µs | of the rate |"]
+        lines += ["|---|--:|--:|--:|--:|--:|"]
+        for name in (name for name in ARMS if name in seconds):
+            speed = seconds["loop"]["median"] / seconds[name]["median"]
+            lines.append(_speed(name, seconds[name], speed, case, reached))
+        lines.append("")
+    case = found["stacked"]
+    seconds = case["seconds_per_image"]
+    lines += [
+        f"Many networks at once (`know.stacked`): {case['network']}, batch {case['batch']}, {case['augment']}, "
+        f"{case['images']:,} images for",
+        "each network; what is counted are the images of all together.",
+        "",
+        "| networks at once | images/s | speed, one after another = 1 | µs an image | floor, µs | of the rate |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    counts = sorted((name for name in seconds if name != "one"), key=int)
+    for name in ("one", *counts):
+        lines.append(_speed(name, seconds[name], seconds["one"]["median"] / seconds[name]["median"], case, reached))
+    lines += [
+        "",
+        "What an image costs:",
+        "",
+        "| | MFLOP | of them forward | kB | µs at the product's rate | µs at the copy's |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    listed = set()
+    for case in found["cases"]:
+        for precision, work in case["work"].items():
+            label = f"{case['network']}, batch {case['batch']}" + f", {precision}" * (len(case["work"]) > 1)
+            if label not in listed:
+                product, copy = (1e6 * each for each in _bounds(work, reached, precision))
+                cells = f"{work['flop'] / 1e6:,.1f} | {work['flop_forward'] / 1e6:,.1f} | {work['bytes'] / 1e3:,.0f}"
+                lines.append(f"| {label} | {cells} | {_three(product)} | {_three(copy)} |")
+            listed.add(label)
+    lines += ["", *(f"Left out: {ARMS[n]}, since {reason}.\n" for n, reason in sorted(found["skipped"].items()))]
+    lines += ["| required | reached | |", "|---|---|---|"]
+    wanted = {
+        "times_loop": ("loop", f"`train` at least {required['times_loop']:g} times the speed of the loop"),
+        "of_step": ("step", f"`train` at least {required['of_step']:.0%} of the speed of its step alone"),
+    }
+    for key, (other, sentence) in wanted.items():
+        for case in found["cases"]:
+            about, seconds = f"{case['network']}, batch {case['batch']}, {case['augment']}", case["seconds_per_image"]
+            share = seconds[other]["median"] / seconds["train"]["median"]
+            shown = f"{share:.0%}" if key == "of_step" else f"{share:.2f}"
+            lines.append(f"| {sentence}: {about} | {shown} | {_verdict(share >= required[key])} |")
+    if device != "cpu":
+        seconds = found["stacked"]["seconds_per_image"]
+        times = seconds["one"]["median"] / seconds[counts[-1]]["median"]
+        wanted = f"{counts[-1]} networks at once at least {required['times_one']:g} times the speed of one by one"
+        lines.append(f"| {wanted} | {times:.1f} | {_verdict(times >= required['times_one'])} |")
+    return [*lines, ""]
+
+
+def _speed(name: str, seconds: dict, speed: float, case: dict, reached: dict) -> str:
+    """A row: images a second with their spread, speed, time and floor of one image, share of the product's rate."""
+    precision = "bfloat16" if "bfloat16" in name else "float32"
+    work = case["work"][precision]
+    median, slowest, fastest = (_three(1 / seconds[kind]) for kind in ("median", "slowest", "fastest"))
+    rates = f"{median} ({slowest}-{fastest})"
+    floor, share = max(_bounds(work, reached, precision)), work["flop"] / seconds["median"] / reached[precision]
+    times = f"{_three(1e6 * seconds['median'])} | {_three(1e6 * floor)}"
+    return f"| {ARMS.get(name, name)} | {rates} | {speed:.2f} | {times} | {share:.0%} |"
+
+
+def _bounds(work: dict, reached: dict, precision: str) -> tuple[float, float]:
+    """Seconds of one image at the rates of the matrix product and of the copy."""
+    return work["flop"] / reached[precision], work["bytes"] / reached["copy"]
+
+
+def _three(value: float) -> str:
+    """With three digits at least."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _disturbed(share: float | None) -> list[str]:
     """A warning where other processes took more than a twentieth of the processor while it was measured."""
     if share is None or share < 0.05:
@@ -165,20 +332,24 @@ def _verdict(met: bool) -> str:
     return "met" if met else "**not met**"
 
 
-SECTIONS: dict[str, Callable[[dict], list[str]]] = {"prediction": prediction, "streaming": streaming}
+SECTIONS: dict[str, Callable[[dict], list[str]]] = {
+    "prediction": prediction,
+    "streaming": streaming,
+    "training": training,
+}
 """Name of a json file here, and what makes its section."""
 
 
-def page() -> str:
+def page(folder: Path = HERE) -> str:
     lines = ["# Speed", "", "Written by the scripts of this folder from the json files beside it, nothing by hand.", ""]
     for name, section in SECTIONS.items():
-        if (HERE / f"{name}.json").is_file():
-            lines += section(read_json(HERE / f"{name}.json"))
+        if (folder / f"{name}.json").is_file():
+            lines += section(read_json(folder / f"{name}.json"))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write() -> None:
-    write_text(HERE / "README.md", page())
+def write(folder: Path = HERE) -> None:
+    write_text(folder / "README.md", page(folder))
 
 
 if __name__ == "__main__":
