@@ -141,8 +141,8 @@ def write_pages(results: Path) -> None:
     Figures that have been added or removed since are listed as they are now; `python -m paper_figures` draws them.
     """
     for folder in suites(results):
-        about, runs = load(folder)
-        write_json(folder / "suite.json", {**about, "figures": figures_of(runs)})
+        _, runs = load(folder)
+        write_json(folder / "suite.json", read_json(folder / "suite.json") | {"figures": figures_of(runs)})
         write_text(folder / "README.md", page(folder))
     _write_front_pages(results)
 
