@@ -133,18 +133,18 @@ class _Learner:
         self.forward = compiled(call) if recipe.compile else call
         self.retired: dict[int, State] = {}
 
-    def begin(self, head_only: bool) -> None:
+    def begin(self, head_only: bool, rates: Sequence[float]) -> None:
         net = self.networks
         self.names = [n for n in net.parameters if not head_only or n in net.chosen]
         if head_only or self.recipe.head_epochs:
             net._forget_moments()  # an optimiser of its own for every phase, as in `train`
-        self.own = {  # (K, 1, ...) factors, only where some differ from 1
-            name: torch.tensor([f.get(name, 1.0) for f in self.factors], device=tensor.device)
-            for name, tensor in net.parameters.items()
-            if not head_only and any(f.get(name, 1.0) != 1 for f in self.factors)
-        }
+        self.rates = {}  # by parameter, (K, 1, ...), on the device
+        for name in self.names:
+            tensor = net.parameters[name]
+            own = [rate * (1.0 if head_only else f.get(name, 1.0)) for rate, f in zip(rates, self.factors, strict=True)]
+            self.rates[name] = torch.tensor(own).view(-1, *[1] * (tensor.dim() - 1)).to(tensor.device)
 
-    def step(self, images: Tensor, labels: Tensor, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def step(self, images: Tensor, labels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
         net = self.networks
         trained = [net.parameters[name] for name in self.names]
         frozen = {name: tensor.detach() for name, tensor in net.parameters.items() if name not in self.names}
@@ -154,17 +154,16 @@ class _Learner:
         losses = F.cross_entropy(scores.float().transpose(1, 2), labels, reduction="none").mean(1)
         gradients = torch.autograd.grad(losses.sum(), trained)  # a network's loss reaches its own weights alone
         net.updates += 1
-        self._update(trained, gradients, torch.tensor(rates).to(images.device, non_blocking=True))
+        self._update(trained, gradients, factor)
         return losses.detach(), (scores.detach().argmax(2) == labels).sum(1)
 
     @torch.no_grad()
-    def _update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor) -> None:
+    def _update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], factor: float) -> None:
         moments, updates = self.networks.moments, self.networks.updates
         for name, parameter, gradient in zip(self.names, parameters, gradients, strict=True):
             if self.recipe.weight_decay:
                 gradient = gradient + self.recipe.weight_decay * parameter
-            rate = rates * self.own[name] if name in self.own else rates
-            rate = rate.view(-1, *[1] * (parameter.dim() - 1))  # (K, 1, ...)
+            rate = factor * self.rates[name]  # (K, 1, ...)
             if name not in moments:
                 moments[name] = [torch.zeros_like(parameter) for _ in range(1 + (self.recipe.optimizer == "adam"))]
             if self.recipe.optimizer == "adam":

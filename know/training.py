@@ -46,11 +46,11 @@ class Outcome:
 class Learner(Protocol):
     """K networks and their optimiser, as `run` drives them."""
 
-    def begin(self, head_only: bool) -> None:
-        """Start a phase: of the head and normalisation layers, or of everything."""
+    def begin(self, head_only: bool, rates: Sequence[float]) -> None:
+        """Start a phase, of the head and normalisation layers or of everything, at K learning rates."""
 
-    def step(self, images: Tensor, labels: Tensor, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """One update on images float32 (K, B, C, H, W), labels (K, B), at K learning rates.
+    def step(self, images: Tensor, labels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """One update on images float32 (K, B, C, H, W), labels (K, B), at the rates of the phase times `factor`.
 
         Returns the losses (K,) and the numbers of correct answers (K,) before it, on the device.
         """
@@ -124,7 +124,7 @@ def run(
     outcomes = [Outcome() for _ in range(networks)]
     bar = tqdm(total=sum(p[1] for p in phases), desc=progress, disable=None if progress else True, leave=False)
     for head_only, budget, rates in phases:
-        learner.begin(head_only)
+        learner.begin(head_only, rates)
         step = 0
         while step < budget and any(outcome.status == "ok" for outcome in outcomes):
             batches = [_batches(torch.randperm(images, generator=order), recipe.batch_size) for order in orders]
@@ -141,7 +141,7 @@ def run(
                 seen = augment(part.images, drawn[:, start:end].flatten(0, 1)) if drawn is not None else part.images
                 inputs = normalise(seen, dataset).contiguous(memory_format=torch.channels_last)
                 shaped = inputs.unflatten(0, (networks, size)), part.labels.unflatten(0, (networks, size))
-                losses, hits = learner.step(*shaped, [rate * factor for rate in rates])
+                losses, hits = learner.step(*shaped, factor)
                 loss_sum += losses * size
                 correct += hits
                 step += 1
@@ -185,16 +185,17 @@ class _Single:
         self.forward = compiled(model) if recipe.compile else model
         model.train()
 
-    def begin(self, head_only: bool) -> None:
+    def begin(self, head_only: bool, rates: Sequence[float]) -> None:
+        (self.rate,) = rates
         self.optimizer = _optimizer(self.model, self.recipe, head_only, self.factors)
         if self.state is not None and not head_only:
             # moments only: torch would share the tensors, and bring the old recipe's weight decay
             moments = copy.deepcopy(self.state["state"])
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
-    def step(self, images: Tensor, labels: Tensor, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def step(self, images: Tensor, labels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = rates[0] * group["factor"]
+            group["lr"] = self.rate * factor * group["factor"]
         with autocast(self.recipe, images.device):
             scores = self.forward(images[0])  # (B, classes)
         loss = F.cross_entropy(scores.float(), labels[0])

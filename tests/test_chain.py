@@ -2,15 +2,18 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from know import cli, report
+from know import cli, predictors, report
 from know.cli import main
 from know.files import code_hash, read_json, write_json
 from know.pages import suites
+from know.suite import load_suite
 
 REPOSITORY = Path(__file__).parents[1]
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
@@ -141,3 +144,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, mo
     assert said[damage] in error
     assert error.count("\n") == 1
     assert not (here / "results" / "tiny").exists()
+
+
+def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(there, monkeypatch):
+    """On the CPU, with the tiny suite: twice, the second time without computing."""
+    shutil.rmtree(there / "work")
+    shutil.copytree(REPOSITORY / "know", there / "know", ignore=shutil.ignore_patterns("__pycache__"))
+    surroundings = {**os.environ, "DEVICE": "cpu", "OUT": "back", "PYTHON": sys.executable}
+    for again in (False, True):
+        command = ["bash", "benchmarks/gpu.sh", "tiny"]
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+        assert done.stdout.count("done before") == (8 if again else 0)
+        assert "known_x2" in done.stdout.rpartition("difference to naive")[2]
+    assert know(monkeypatch, "report", "--merge", "back") == 0
+    same = ("runs.csv", "pilots.csv", "metrics.json")
+    assert all(
+        (there / "results" / "tiny" / f).read_bytes() == (there / "back" / "tiny" / f).read_bytes() for f in same
+    )
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks" / "suites").glob("*/*.yaml")), ids=lambda p: p.stem)
+def test_every_suite_that_ships_is_valid_and_fair(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    settings = load_suite(f"{path.parent.name}/{path.stem}")
+    assert settings.evidence
+    assert {"naive", "scratch", "oracle"} <= set(settings.arms.references)
+    named = {line.predictor.name for line in predictors.lines(settings.arms)}
+    assert {"known", "shrink", "linear"} <= named
+    assert settings.device == ("cuda" if path.parent.name in ("gpu", "paper") else "cpu")
