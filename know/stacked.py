@@ -65,6 +65,8 @@ class Stacked:
         """
         if len(seeds) != self.count or len(members) != self.count:
             raise KnowError(f"{self.count} stacked networks need as many seeds and sets of images")
+        if carry and recipe.head_epochs:
+            raise KnowError("an optimiser goes on where all is trained from the first step; head_epochs must be 0")
         if not carry:
             self._forget_moments()
         learner = _Learner(self, recipe, rate_factors or [{}] * self.count)
@@ -138,11 +140,11 @@ class _Learner:
         self.names = [n for n in net.parameters if not head_only or n in net.chosen]
         if head_only or self.recipe.head_epochs:
             net._forget_moments()  # an optimiser of its own for every phase, as in `train`
-        self.rates = {}  # by parameter, (K, 1, ...), on the device
+        self.rates = []  # of each parameter, (K, 1, ...), on the device
         for name in self.names:
             tensor = net.parameters[name]
             own = [rate * (1.0 if head_only else f.get(name, 1.0)) for rate, f in zip(rates, self.factors, strict=True)]
-            self.rates[name] = torch.tensor(own).view(-1, *[1] * (tensor.dim() - 1)).to(tensor.device)
+            self.rates.append(torch.tensor(own).view(-1, *[1] * (tensor.dim() - 1)).to(tensor.device))
 
     def step(self, images: Tensor, labels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
         net = self.networks
@@ -158,25 +160,28 @@ class _Learner:
         return losses.detach(), (scores.detach().argmax(2) == labels).sum(1)
 
     @torch.no_grad()
-    def _update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], factor: float) -> None:
-        moments, updates = self.networks.moments, self.networks.updates
-        for name, parameter, gradient in zip(self.names, parameters, gradients, strict=True):
-            if self.recipe.weight_decay:
-                gradient = gradient + self.recipe.weight_decay * parameter
-            rate = factor * self.rates[name]  # (K, 1, ...)
-            if name not in moments:
-                moments[name] = [torch.zeros_like(parameter) for _ in range(1 + (self.recipe.optimizer == "adam"))]
-            if self.recipe.optimizer == "adam":
-                first, second = moments[name]
-                first.lerp_(gradient, 1 - BETAS[0])
-                second.lerp_(gradient.square(), 1 - BETAS[1])
-                corrections = [1 - beta**updates for beta in BETAS]
-                size = (second / corrections[1]).sqrt_().add_(EPSILON)
-                parameter -= rate / corrections[0] * first / size
-            else:
-                (momentum,) = moments[name]
-                momentum.mul_(MOMENTUM).add_(gradient)
-                parameter -= rate * (gradient + MOMENTUM * momentum)
+    def _update(self, parameters: list[Tensor], gradients: Sequence[Tensor], factor: float) -> None:
+        net = self.networks
+        if self.recipe.weight_decay:
+            gradients = torch._foreach_add(gradients, parameters, alpha=self.recipe.weight_decay)
+        if not net.moments:
+            moments = 2 if self.recipe.optimizer == "adam" else 1
+            net.moments = {
+                name: [torch.zeros_like(net.parameters[name]) for _ in range(moments)] for name in self.names
+            }
+        first, *second = (list(each) for each in zip(*(net.moments[name] for name in self.names), strict=True))
+        if second:  # Adam
+            torch._foreach_lerp_(first, gradients, 1 - BETAS[0])
+            torch._foreach_lerp_(second[0], torch._foreach_mul(gradients, gradients), 1 - BETAS[1])
+            sizes = torch._foreach_sqrt(torch._foreach_div(second[0], 1 - BETAS[1] ** net.updates))
+            torch._foreach_add_(sizes, EPSILON)
+            steps, factor = torch._foreach_div(first, sizes), factor / (1 - BETAS[0] ** net.updates)
+        else:
+            torch._foreach_mul_(first, MOMENTUM)
+            torch._foreach_add_(first, gradients)
+            steps = torch._foreach_add(gradients, first, alpha=MOMENTUM)
+        for parameter, step, rate in zip(parameters, steps, self.rates, strict=True):
+            parameter.addcmul_(step, rate, value=-factor)  # rates differ from network to network
 
     def retire(self, network: int) -> None:
         every = {**self.networks.parameters, **self.networks.buffers}

@@ -184,3 +184,6 @@ def test_scores_are_those_of_each_network(digits, members, network):
 def test_counts_that_do_not_fit_are_refused(digits, members):
     with pytest.raises(KnowError, match="3 stacked networks"):
         Stacked(models()).train(digits, digits.train, members, recipe(), seeds=[1, 2])
+    networks = Stacked(models())
+    with pytest.raises(KnowError, match="head_epochs"):
+        networks.train(digits, digits.train, members, recipe(head_epochs=1), seeds=range(3), carry=True)
