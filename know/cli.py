@@ -539,6 +539,7 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
     from know.report import metrics, publish
 
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
+    _start(device, threads, settings)  # whether it is there, before the data are read
     run_chain(list(steps(settings, suite, work, device, threads)), work, print)
     publish(settings, name, work, results, device=device)
     for cell, arms in metrics(read_records([results / name / "runs.csv"], RunRecord)).items():

@@ -98,8 +98,12 @@ def draw_loss(axis: Axes, loss: pd.DataFrame) -> None:
     colours = axis.contourf(*place, levels, cmap=GREYS, norm=LogNorm(low, high) if wide else None)
     axis.contour(*place, levels, colors="#606060", linewidths=0.3)
     beside = axis.inset_axes((1.04, 0, 0.05, 1))  # as high as the panel, whatever its aspect
-    fine = "%.3g" if high < 1.5 * low else "%.2g"
-    axis.figure.colorbar(colours, cax=beside, label="source test loss (nats)", format=fine)
+    digits = 3 if high < 1.5 * low else 2
+
+    def rounded(value: float, _: object) -> str:  # 120, where "%.2g" gives 1.2e+02
+        return f"{float(f'{value:.{digits}g}'):g}"
+
+    axis.figure.colorbar(colours, cax=beside, label="test loss (nats)", format=rounded)
     beside.minorticks_off()
 
 
@@ -114,7 +118,9 @@ def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> 
     for row in pd.concat([ends, known, oracle] if labels else [oracle]).itertuples():
         text = row.label.translate(SUBSCRIPTS) if row.kind == "snapshot" else row.label.replace("x", "×")
         style = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True}
-        axis.annotate(text, (row.x, row.y), (5, 4), textcoords="offset points", **style)
+        if axis.transAxes.inverted().transform(axis.transData.transform((row.x, row.y)))[0] > 0.8:
+            style |= {"xytext": (-7, 4), "horizontalalignment": "right"}  # or it would stick out on the right
+        axis.annotate(text, (row.x, row.y), textcoords="offset points", **{"xytext": (5, 4), **style})
 
 
 def draw_window(axis: Axes, window: tuple[tuple[float, float], tuple[float, float]]) -> None:
