@@ -47,7 +47,7 @@ def test_shipped_suites_are_valid(name):
     assert {"naive", "scratch", "oracle"} <= set(suite.arms.references)
     if suite.evidence:
         assert suite.trajectories >= 5
-        assert suite.pilots >= 2
+        assert suite.pilots >= (1 if name.startswith("gpu/") else 2)  # a page says where it is one
         assert suite.forgetting.smallest >= 64
 
 
