@@ -7,9 +7,11 @@ Everything made lives in work/<suite>/; the last rules publish into results/<sui
 suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count.
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from snakemake.utils import min_version
 
@@ -18,14 +20,16 @@ sys.path.insert(0, workflow.basedir)
 # jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
+from know.cluster import Requests
 from know.files import code_hash, digest, syntax
 from know.released import hashes
-from know.suite import load_suite
+from know.suite import Suite, load_suite
 
 NAME = config.get("suite", "smoke")
 SUITE = load_suite(NAME)
 WORK = f"work/{NAME}"
 RESULTS = f"results/{NAME}"
+ASK = Requests(NAME, getattr(SUITE, "device", "cpu"), config.get("cluster"), Path(workflow.basedir, "workflow/resources.yaml"))
 
 
 include: "workflow/compute.smk"
