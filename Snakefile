@@ -32,6 +32,13 @@ RESULTS = f"results/{NAME}"
 ASK = Requests(NAME, getattr(SUITE, "device", "cpu"), config.get("cluster"), Path(workflow.basedir, "workflow/resources.yaml"))
 
 
+# on a node of a cluster, a temporary folder for each job, which goes with it
+shell.prefix(
+    "set -euo pipefail; "
+    'if [ -n "${{SLURM_JOB_ID:-}}" ]; then export TMPDIR="$(mktemp -d)"; trap \'rm -rf "$TMPDIR"\' EXIT; fi; '
+)
+
+
 include: "workflow/compute.smk"
 include: "workflow/publish.smk"
 
@@ -42,3 +49,9 @@ rule all:
         f"{WORK}/published.json",
         f"{RESULTS}/README.md",
         FIGURES,
+
+
+# What failed for good stops nothing else; where the site wants it, the pages then show what is there and what is not.
+onerror:
+    if ASK.site["publish_incomplete"] and "\nError in " in Path(log).read_text(encoding="utf-8"):
+        shell("python -m know report --suite {NAME} --incomplete || true")

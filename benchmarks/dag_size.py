@@ -3,8 +3,8 @@
     python benchmarks/dag_size.py                       1,000, 10,000 and 100,000 jobs; writes benchmarks/dag_size.csv
     python benchmarks/dag_size.py --jobs 1000 --out -   one size, printed
 
-A synthetic suite of N networks, each with one job for its trajectories and one for each of 9 cells. A dry run that passes
-the caps of time or memory is ended and recorded as not finished.
+A synthetic suite of N networks, each with one job for its trajectories and one for each of 9 cells. A dry run that
+passes the caps of time or memory is ended and recorded as not finished.
 """
 
 import argparse

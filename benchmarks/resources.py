@@ -9,17 +9,17 @@ run by hand, after a suite has been run that is longer or larger than before.
 import csv
 from pathlib import Path
 
-import yaml
-
 from know.cluster import OVERHEAD_MB, SAFETY, STEP_MB, STEP_MINUTES, TABLE, table
 from know.files import write_text
 
 HEAD = f"""\
-# What a job asks a cluster for, by kind of suite and rule. Made by `python benchmarks/resources.py` from results/*/cost.csv.
+# What a job asks a cluster for, by kind of suite and rule.
+# Made by `python benchmarks/resources.py` from results/*/cost.csv.
 #
-# seconds, peak_mb: the longest job of the rule, and the largest. minutes: {SAFETY["minutes"]:g} times as long, in steps of {STEP_MINUTES}.
-# memory_mb: {SAFETY["memory"]:g} times as much and {OVERHEAD_MB} MB for Snakemake, in steps of {STEP_MB}. A kind that is not here asks for the most
-# of its rule. Every retry asks for twice as much.
+# seconds, peak_mb: the longest job of the rule, and the largest.
+# minutes: {SAFETY["minutes"]:g} times as long, in steps of {STEP_MINUTES}.
+# memory_mb: {SAFETY["memory"]:g} times as much and {OVERHEAD_MB} MB for Snakemake, in steps of {STEP_MB}.
+# A kind that is not here asks for the most of its rule. Every retry asks for twice as much.
 """
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     for kind, rules in table(measured).items():
         lines.append(f"{kind}:")
         for rule, entry in rules.items():
-            lines.append(f"  {rule}: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=200).strip()}")
+            lines.append(f"  {rule}: {{{', '.join(f'{key}: {value}' for key, value in entry.items())}}}")
     write_text(TABLE, HEAD + "\n".join(lines) + "\n")
 
 

@@ -517,6 +517,9 @@ def report(
         bool, typer.Option("--check", help="Only check that the pages fit the records; change nothing.")
     ] = False,
     results: Annotated[Path, typer.Option(help="Folder of the committed results.")] = RESULTS,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="With --suite: what is finished, and what is missing and why.")
+    ] = False,
 ) -> None:
     """Write tables and pages from the run records, or check that the committed ones fit them (exit code 2 if not).
 
@@ -525,7 +528,7 @@ def report(
     from know import report as pages
 
     if suite and not check:
-        pages.publish(load_suite(suite), suite_name(suite), _work(suite), results)
+        pages.publish(load_suite(suite), suite_name(suite), _work(suite), results, incomplete=incomplete)
     elif check:
         for page in pages.check(results):
             print(f"{page} fits its records")

@@ -107,7 +107,6 @@ class Requests:
             "runtime": self._doubling(rule, "minutes"),
             "mem_mb": self._doubling(rule, "memory_mb"),
             "slurm_partition": self.site["partitions"]["gpu" if self._on_gpu(rule) else "cpu"] or None,
-            "one_by_one": 1,
         }
         if self._on_gpu(rule):
             found["gres"] = self.site["gpu"]
