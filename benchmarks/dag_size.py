@@ -4,7 +4,8 @@
     python benchmarks/dag_size.py --jobs 1000 --out -   one size, printed
 
 A synthetic suite of N networks, each with one job for its trajectories and one for each of 9 cells. A dry run that
-passes the caps of time or memory is ended and recorded as not finished.
+passes the caps of time or memory is ended and recorded as not finished. `one_...` is a dry run of a single job of the
+suite: what each job pays, twice, for Snakemake on its node.
 """
 
 import argparse
@@ -26,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARES = [k / 10 for k in range(1, 10)]
 OTHERS = 10
 """Jobs that every suite has once: data, meta-set (2), KNOWN, landscape, inspection, cost, publishing, figures, all."""
-COLUMNS = ["jobs", "finished", "seconds", "cpu_seconds", "peak_mb"]
+COLUMNS = ["jobs", "finished", "seconds", "cpu_seconds", "peak_mb", "one_cpu_seconds", "one_peak_mb"]
 
 
 def synthetic(jobs: int) -> dict:
@@ -47,30 +48,39 @@ def measure(jobs: int, minutes: float, gigabytes: float, options: list[str]) -> 
         for name in ("Snakefile", "environment.yml"):
             shutil.copy(REPOSITORY / name, folder)
         (folder / "benchmarks/suites/synthetic.yaml").write_text(yaml.safe_dump(synthetic(jobs)), encoding="utf-8")
-        snakemake = Path(sys.executable).with_name("snakemake")
-        line = [str(snakemake), "--dry-run", "--quiet", "rules", "reason", "--cores", "1", *options]
-        line += ["--config", "suite=synthetic"]
-        start = time.perf_counter()
-        with (folder / "said").open("w+", encoding="utf-8") as said:
-            limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30),) * 2)  # noqa: E731
-            child = subprocess.Popen(line, cwd=folder, stdout=said, stderr=subprocess.STDOUT, preexec_fn=limit)
-            timer = threading.Timer(60 * minutes, child.kill)
-            timer.start()
-            _, status, used = os.wait4(child.pid, 0)
-            timer.cancel()
-            seconds = time.perf_counter() - start
-            said.seek(0)
-            text = said.read()
+        seconds, used, text, whole = _dry_run(folder, minutes, gigabytes, options)
+        _, one, *_ = _dry_run(folder, minutes, gigabytes, ["work/synthetic/data.json", *options])
     found = [line.split()[1] for line in text.splitlines() if line.startswith("total ")]
-    if status and not (os.WIFSIGNALED(status) or "MemoryError" in text):
-        sys.exit(text[-4000:])
     return {
         "jobs": found[0] if found else jobs,
-        "finished": "no" if status else "yes",
+        "finished": "yes" if whole else "no",
         "seconds": f"{seconds:.0f}",
         "cpu_seconds": f"{used.ru_utime + used.ru_stime:.0f}",
         "peak_mb": f"{used.ru_maxrss / 1024:.0f}",
+        "one_cpu_seconds": f"{one.ru_utime + one.ru_stime:.1f}",
+        "one_peak_mb": f"{one.ru_maxrss / 1024:.0f}",
     }
+
+
+def _dry_run(
+    folder: Path, minutes: float, gigabytes: float, options: list[str]
+) -> tuple[float, resource.struct_rusage, str, bool]:
+    """Seconds on the clock, what the process used, what it said, and whether it came to its end."""
+    line = [str(Path(sys.executable).with_name("snakemake")), *options, "--dry-run", "--quiet", "rules", "reason"]
+    line += ["--cores", "1", "--config", "suite=synthetic"]
+    start = time.perf_counter()
+    with (folder / "said").open("w+", encoding="utf-8") as said:
+        limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30),) * 2)  # noqa: E731
+        child = subprocess.Popen(line, cwd=folder, stdout=said, stderr=subprocess.STDOUT, preexec_fn=limit)
+        timer = threading.Timer(60 * minutes, child.kill)
+        timer.start()
+        _, status, used = os.wait4(child.pid, 0)
+        timer.cancel()
+        said.seek(0)
+        text = said.read()
+    if status and not (os.WIFSIGNALED(status) or "MemoryError" in text):
+        sys.exit(text[-4000:])
+    return time.perf_counter() - start, used, text, not status
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The workflow on a real Slurm of one node: the same bytes as on one machine, whatever happens to its jobs.
 
-    make slurm          (pytest -rs tests/slurm/test_slurm.py; needs root, installs Debian's packages)
+    make slurm          (pytest -rs tests/slurm/check_slurm.py; needs root, installs Debian's packages)
 
-It takes some minutes, and the cluster takes the machine, so these are not among the tests that `make test` runs.
+It takes some minutes, and the cluster takes the machine: by its name it is none of the tests that `make test` runs.
 """
 
 import contextlib
