@@ -53,5 +53,6 @@ rule all:
 
 # What failed for good stops nothing else; where the site wants it, the pages then show what is there and what is not.
 onerror:
-    if ASK.site["publish_incomplete"] and "\nError in " in Path(log).read_text(encoding="utf-8"):
+    said = [Path(file).read_text(encoding="utf-8") for file in ([log] if isinstance(log, str) else log or [])]
+    if ASK.site["publish_incomplete"] and any("\nError in " in text for text in said):  # no mere Ctrl-C
         shell("python -m know report --suite {NAME} --incomplete || true")

@@ -98,7 +98,7 @@ def _slurms_words(log: Path) -> str:
     for file in sorted(tried, key=lambda path: int(path.stem), reverse=True):
         text = file.read_text(encoding="utf-8", errors="replace")
         if log.as_posix() in text:
-            said = "\n".join(re.findall(r"^(?:slurmstepd|srun|sbatch): .*", text, flags=re.M))
+            said = "\n".join(re.findall(r"^(?:slurmstepd[\w.-]*|srun): .*", text, flags=re.M))
             return next((words for sign, words in SIGNS.items() if re.search(sign, said)), "")
     return ""
 

@@ -94,7 +94,7 @@ def test_the_reason_is_the_clusters_where_it_has_one_and_the_jobs_last_words_whe
         ("slurmstepd: error: *** STEP 9.0 ON n1 CANCELLED AT 2025-01-01T00:00:00 DUE TO PREEMPTION ***", "PREEMPTED"),
         ("slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2025-01-01T00:00:00 ***", "CANCELLED"),
         ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=9.0.", "OUT_OF_MEMORY"),
-        ("slurmstepd: error: Exceeded job memory limit", "OUT_OF_MEMORY"),
+        ("slurmstepd-n1.site: error: Exceeded job memory limit", "OUT_OF_MEMORY"),
     ],
 )
 def test_jobs_that_shared_a_submission_have_the_reason_of_its_last_log(smoke, line, words):

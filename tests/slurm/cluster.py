@@ -116,14 +116,23 @@ class Cluster:
         if PLACE.is_symlink():
             PLACE.unlink()
 
-    def kill(self, daemon: str, how: signal.Signals = signal.SIGTERM) -> None:
+    def kill(self, daemon: str) -> None:
         """End a daemon, and wait until it is gone."""
         file = self.folder / f"{daemon}.pid"
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             process = int(file.read_text(encoding="ascii"))
-            os.kill(process, how)
+            os.kill(process, signal.SIGTERM)
             _wait(lambda: not _runs(process), f"{daemon} does not end", self.folder)
             file.unlink(missing_ok=True)
+
+    def kill_node(self) -> None:
+        """What the loss of a node ends: slurmd and those that watch over its jobs, without a word to anybody."""
+        slurmd = int((self.folder / "slurmd.pid").read_text(encoding="ascii"))
+        watching = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _name(entry) == "slurmstepd"]
+        for process in (slurmd, *watching):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        _wait(lambda: not any(map(_runs, (slurmd, *watching))), "slurmd does not end", self.folder)
 
     def restart_slurmd(self) -> None:
         self._run("slurmd")
@@ -162,6 +171,12 @@ class Cluster:
         subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force"], check=True)
         _wait((run / "munged.pid").exists, "munged does not start", self.folder)
         shutil.copy(run / "munged.pid", self.folder / "munged.pid")
+
+
+def _name(entry: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (entry / "comm").read_text(encoding="utf-8").strip()
+    return ""
 
 
 def _free_ports() -> list[int]:
