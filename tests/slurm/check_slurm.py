@@ -79,7 +79,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): (folder / path).read_bytes() for path in paths if not UNVERSIONED & set(path.parts)}
 
 
-def wait_until(true: Callable[[], object], running: subprocess.Popen, what: str, seconds: float = 300) -> None:
+def wait_until(true: Callable[[], object], running: subprocess.Popen, what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert running.poll() is None, f"the run ended before {what}"

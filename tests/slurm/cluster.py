@@ -4,6 +4,7 @@
     python tests/slurm/cluster.py down FOLDER
 
 It enforces memory limits by polling, time limits to the minute, and keeps no accounts. Two partitions of the same node.
+A job that is queued again waits for `cred_expire` seconds, two minutes by default.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire=20
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 StateSaveLocation={folder}/state
