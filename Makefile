@@ -1,6 +1,6 @@
 # make results [SUITE=smoke]   set up .venv and run a suite: tables and figures appear in results/<suite>/
 # make test                    the tests
-# make slurm                  the workflow on a real Slurm of one node; as root on Debian, else skipped with the reason
+# make slurm                   the workflow on a real Slurm of one node; as root on Debian, else skipped with the reason
 # make pretrained              train the networks that ship anew (benchmarks/metatraining.yaml); needs KNOW_DATA
 # make lint                    what continuous integration checks besides
 SUITE ?= smoke

@@ -29,8 +29,13 @@ NAME = config.get("suite", "smoke")
 SUITE = load_suite(NAME)
 WORK = f"work/{NAME}"
 RESULTS = f"results/{NAME}"
-ASK = Requests(NAME, getattr(SUITE, "device", "cpu"), config.get("cluster"), Path(workflow.basedir, "workflow/resources.yaml"))
-
+ASK = Requests(
+    NAME,
+    getattr(SUITE, "device", "cpu"),
+    config.get("cluster"),
+    Path(workflow.basedir, "workflow/resources.yaml"),
+    alone=Path(RESULTS, "failed.csv").is_file(),
+)
 
 # on a node of a cluster, a temporary folder for each job, which goes with it
 shell.prefix(

@@ -86,13 +86,22 @@ PUBLISHING = request(60, 700)
 class Requests:
     """What the rules of one suite ask for.
 
-    site: the key `cluster` of the workflow's configuration; KnowError for a key that does not exist.
+    site: the key `cluster` of the workflow's configuration; KnowError for a key that does not exist. alone: no job shares
+    a submission, as where some job has failed for good, which takes those with it that share its own.
     """
 
-    def __init__(self, suite: str, device: str, site: Mapping[str, Any] | None = None, file: Path = TABLE):
+    def __init__(
+        self,
+        suite: str,
+        device: str,
+        site: Mapping[str, Any] | None = None,
+        file: Path = TABLE,
+        *,
+        alone: bool = False,
+    ):
         kinds = yaml.safe_load(file.read_text(encoding="utf-8"))
         self.site = _with_defaults(SITE, site or {}, "cluster")
-        self.grouped = site is not None
+        self.grouped = site is not None and not alone
         self.device = device
         self.rules: dict[str, dict] = {}
         for rule in sorted({rule for rules in kinds.values() for rule in rules}):

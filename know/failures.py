@@ -60,7 +60,10 @@ def _jobs(settings: Suite, work: Path) -> Iterator[tuple[str, list[Path], list[s
             yield shard, [work / shard / "manifest.json"], ["data"]
         for length in settings.lengths:
             learnt[length] = [f"metatrain/{length}"]
-            yield f"metatrain/{length}", [settings.known_folder(work, length) / "facts.json"], shards
+            networks = [
+                settings.known_folder(work, length) / file for file in ("known.safetensors", "facts.json", "README.md")
+            ]
+            yield f"metatrain/{length}", networks, shards
     origins = [origin.slug for origin in settings.origins]
     for origin in origins:
         yield f"forget/{origin}", [work / "trajectories" / origin / "manifest.json"], ["data"]

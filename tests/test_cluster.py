@@ -107,6 +107,8 @@ def test_small_jobs_share_submissions_on_a_cluster_only():
     on_cluster = requests("smoke", site={})
     assert on_cluster.group("metaset") == on_cluster.group("metatrain") == "meta"
     assert requests("cpu/resnet8", site={}).group("transfer") is None
+    alone = cluster.Requests("smoke", "cpu", {}, TABLE, alone=True)
+    assert {alone.group(rule) for rule in RULES - {"data", "cost"}} == {None}
 
 
 @pytest.mark.parametrize("site", [{"partition": {}}, {"partitions": {"tpu": "x"}}, {"most": {"hours": 1}}])

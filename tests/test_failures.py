@@ -29,7 +29,8 @@ def smoke(tmp_path, monkeypatch):
     """The suite, in a folder where all of its work is done."""
     (tmp_path / "benchmarks").symlink_to(REPOSITORY / "benchmarks")
     monkeypatch.chdir(tmp_path)
-    files = ["data.json", "landscape.csv", "cost_by_arm.csv", "known/5/facts.json"]
+    files = ["data.json", "landscape.csv", "cost_by_arm.csv"]
+    files += [f"known/5/{file}" for file in ("known.safetensors", "facts.json", "README.md")]
     files += [f"metaset/{shard}/manifest.json" for shard in range(2)]
     files += [f"trajectories/digits_0-4.{network}/manifest.json" for network in ("mlp", "normcnn")]
     files += [f"inspection/{table}.csv" for table in ("steps", "movement", "responses")]
