@@ -86,8 +86,8 @@ PUBLISHING = request(60, 700)
 class Requests:
     """What the rules of one suite ask for.
 
-    site: the key `cluster` of the workflow's configuration; KnowError for a key that does not exist. alone: no job shares
-    a submission, as where some job has failed for good, which takes those with it that share its own.
+    site: the key `cluster` of the workflow's configuration; KnowError for a key that does not exist. alone: no job
+    shares a submission, as where one has failed for good, which takes those with it that share its own.
     """
 
     def __init__(
