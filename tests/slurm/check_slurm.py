@@ -67,7 +67,7 @@ def on_slurm(folder: Path, suite: str, *options: str) -> subprocess.Popen:
 
 def end(running: subprocess.Popen, folder: Path, code: int = 0) -> str:
     """Wait for the end of a run; what it said."""
-    found = running.wait(timeout=1200)
+    found = running.wait(timeout=3000)
     text = (folder / "said").read_text(encoding="utf-8")
     assert found == code, text[-20_000:]
     return text
