@@ -1,5 +1,6 @@
 # make results [SUITE=smoke]   set up .venv and run a suite: tables and figures appear in results/<suite>/
 # make test                    the tests
+# make slurm                   the workflow on a real Slurm of one node; as root on Debian, else skipped with the reason
 # make pretrained              train the networks that ship anew (benchmarks/metatraining.yaml); needs KNOW_DATA
 # make lint                    what continuous integration checks besides
 SUITE ?= smoke
@@ -10,7 +11,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 INSTALLED := .venv/.installed
 
-.PHONY: results test lint pretrained lock clean
+.PHONY: results test slurm lint pretrained lock clean
 
 results: $(INSTALLED)
 	snakemake --cores $(CORES) --config suite=$(SUITE)
@@ -18,6 +19,9 @@ results: $(INSTALLED)
 
 test: $(INSTALLED)
 	pytest -n 2 --dist loadfile
+
+slurm: $(INSTALLED)
+	pytest -rs tests/slurm/check_slurm.py
 
 lint: $(INSTALLED)
 	ruff check .

@@ -558,6 +558,9 @@ def report(
     merge: Annotated[
         Path | None, typer.Option(help="Folder of results that another machine has published: take its suites over.")
     ] = None,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="With --suite: what is finished, and what is missing and why.")
+    ] = False,
     results: Results = RESULTS,
 ) -> None:
     """Write tables and pages from the run records, or check that the committed ones fit them (exit code 2 if not).
@@ -571,7 +574,7 @@ def report(
         for name in pages.merge(merge, results):
             print(f"{results / name} taken over; draw its figures with `python -m paper_figures {results / name}`")
     elif suite and not check:
-        pages.publish(load_suite(suite), suite_name(suite), _work(suite), results)
+        pages.publish(load_suite(suite), suite_name(suite), _work(suite), results, incomplete=incomplete)
     elif check:
         for page in pages.check(results):
             print(f"{page} fits its records")

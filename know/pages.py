@@ -87,6 +87,7 @@ def page(folder: Path) -> str:
     table = summarise(runs)
     n = int(table["n"].max())
     lines = [f"# {suite['title']}", "", *_remarks(suite), ""]
+    lines += _missing(folder)
     lines += [
         f"Run it yourself: `make results SUITE={suite['name']}`. One row per fine-tune: [runs.csv](runs.csv); the",
         "learning-rate search: [pilots.csv](pilots.csv); settings: [suite.json](suite.json); where and when:",
@@ -113,6 +114,8 @@ def page(folder: Path) -> str:
     lines += ["## Is there anything to extrapolate?", "", *_movement(folder), ""]
     lines += ["## Meta-training", "", *_metatraining(folder, suite), ""]
     lines += ["## Figures", ""]
+    if lost(folder):
+        return "\n".join([*lines, "Drawn when nothing is missing."]) + "\n"
     for name in suite["figures"]:
         lines += [f"![{name.replace('_', ' ')}](figures/{name}.png)", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -143,6 +146,26 @@ def suites(results: Path) -> list[Path]:
     if not found:
         raise KnowError(f"{results} holds no results; run `make results` first")
     return found
+
+
+def lost(folder: Path) -> dict[str, str]:
+    """What an incomplete run has not made: job to reason."""
+    if not (folder / "failed.csv").is_file():
+        return {}
+    return dict(load_table(folder / "failed.csv", ["job", "reason"])[["job", "reason"]].to_numpy())
+
+
+def _missing(folder: Path) -> list[str]:
+    jobs = lost(folder)
+    lines = ["**Incomplete.** Missing, and why ([failed.csv](failed.csv)):", ""]
+    lines += [f"- `{job}`: {reason}" for job, reason in jobs.items()]
+    return [*lines, ""] if jobs else []
+
+
+def _absent(folder: Path) -> dict[str, str]:
+    """Cells without records: name to the head of their column."""
+    cells = [job.removeprefix("transfer/") for job in lost(folder) if job.startswith("transfer/")]
+    return {cell: cell.replace(".", "<br>") for cell in cells}
 
 
 def _remarks(suite: dict) -> list[str]:
@@ -185,10 +208,11 @@ def _headline(suite: dict, runs: pd.DataFrame, folder: Path, shown: Container[st
     """
     tuned = summarise(runs[runs["recipe"] == "tuned"])
     cells = sorted(tuned["cell"].unique())
-    names = {cell: _column(rows.iloc[0]) for cell, rows in runs.groupby("cell")}
+    names = {cell: _column(rows.iloc[0]) for cell, rows in runs.groupby("cell")} | (absent := _absent(folder))
     at = tuned.set_index(["cell", "arm"])
-    lines = [f"| arm | {' | '.join(names[cell] for cell in cells)} |", f"|---|{'---:|' * len(cells)}"]
-    values = [f"{at.loc[(cell, 'naive'), 'accuracy']:.2f} %" for cell in cells]
+    lines = [f"| arm | {' | '.join(names[cell] for cell in [*cells, *absent])} |"]
+    lines += [f"|---|{'---:|' * (len(cells) + len(absent))}"]
+    values = [f"{at.loc[(cell, 'naive'), 'accuracy']:.2f} %" for cell in cells] + ["missing"] * len(absent)
     lines.append(f"| naive | {' | '.join(values)} |")
     seen = {cell: _seen(suite, rows) for cell, rows in runs.groupby("cell")}
 
@@ -198,9 +222,10 @@ def _headline(suite: dict, runs: pd.DataFrame, folder: Path, shown: Container[st
         return "not available" if arm in suite["unavailable"].get(cell, {}) else ""
 
     for arm in (arm for arm in _order(suite) if arm != "naive" and (shown is None or arm in shown)):
-        lines.append(f"| {arm} | {' | '.join(entry(cell, arm) for cell in cells)} |")
+        lines.append(f"| {arm} | {' | '.join([*(entry(cell, arm) for cell in cells), *('missing' for _ in absent)])} |")
     passed = [informative(gates(runs[runs["cell"] == cell], folder)) for cell in cells]
-    lines.append(f"| gates | {' | '.join('passed' if ok else 'uninformative' for ok in passed)} |")
+    said = ["passed" if ok else "uninformative" for ok in passed] + ["missing"] * len(absent)
+    lines.append(f"| gates | {' | '.join(said)} |")
     there = set(at.index.get_level_values("arm")) & set(shown or at.index.get_level_values("arm"))
     return [*lines, *(["", SEEN_NOTE] if any(there & arms for arms in seen.values()) else [])]
 
@@ -297,6 +322,8 @@ def _place(row: pd.Series) -> str:
 
 
 def _steps(folder: Path, suite: dict) -> list[str]:
+    if "inspect" in lost(folder):
+        return ["Missing."]
     table = load_table(folder / "steps.csv", STEPS)
     lines = [
         "The step from theta_0 is a (-theta_0) + b (theta_0 - theta_1) + rest, tensor by tensor, the rest orthogonal",
@@ -326,6 +353,8 @@ def _steps(folder: Path, suite: dict) -> list[str]:
 
 
 def _movement(folder: Path) -> list[str]:
+    if "inspect" in lost(folder):
+        return ["Missing."]
     table = load_table(folder / "movement.csv", MOVEMENT)
     lines = [
         "Size of the differences theta_k - theta_{k+1} relative to theta_0 and, after it, the cosine with the",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from know import claims
+from know import claims, failures
 from know.errors import KnowError
 from know.files import (
     PACKAGE,
@@ -31,37 +31,52 @@ from know.files import (
 from know.pages import GROUPS, SNAPSHOT_COLUMNS, cost_page, index, load, page, suites
 from know.records import PilotRecord, RunRecord, read_records
 from know.statistics import summarise
-from know.suite import Suite
+from know.suite import Cell, Suite
 
 FIGURES = PACKAGE.parent / "paper_figures"
 UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
 
-def publish(settings: Suite, name: str, work: Path, results: Path, *, device: str | None = None) -> None:
+def publish(
+    settings: Suite, name: str, work: Path, results: Path, *, incomplete: bool = False, device: str | None = None
+) -> None:
     """Gather a finished run from `work` into `<results>/<name>/`, write its page and the index of all suites.
 
-    device: where its networks were trained, if not where the suite says.
+    incomplete: publish what is there, where some is missing; `failed.csv` says what and why, and so does the page.
+    KnowError where no cell is finished. device: where its networks were trained, if not where the suite says.
     """
     folder = results / name
-    cells = [work / "transfers" / cell.slug for cell in settings.cells]
+    lacking = failures.missing(settings, work) if incomplete else []
+    lost = {row["job"] for row in lacking}
+    done = [cell for cell in settings.cells if f"transfer/{cell.slug}" not in lost]
+    if not done:
+        raise KnowError(f"no cell of {name} is finished; the first reason is: {lacking[0]['reason']}")
+    if lacking:
+        (work / "published.json").unlink(missing_ok=True)  # the workflow has yet to publish
+        write_csv(folder / "failed.csv", lacking, failures.COLUMNS)
+    else:
+        (folder / "failed.csv").unlink(missing_ok=True)
+    cells = [work / "transfers" / cell.slug for cell in done]
     runs = read_records([cell / "runs.csv" for cell in cells], RunRecord)
     read_records([cell / "pilots.csv" for cell in cells], PilotRecord)
     for table in ("runs", "pilots"):
         _concatenate([cell / f"{table}.csv" for cell in cells], folder / f"{table}.csv")
-    write_csv(folder / "trajectories.csv", _snapshots(settings, work), SNAPSHOT_COLUMNS)
-    learnt = {str(length): settings.known_folder(work, length) for length in settings.lengths}
+    write_csv(folder / "trajectories.csv", _snapshots(settings, work, done), SNAPSHOT_COLUMNS)
+    learnt = {str(length): settings.known_folder(work, length) for length in sorted({cell.length for cell in done})}
     for table in ("metatraining", "meta_linear", "held_out"):
         file = {"metatraining": "history"}.get(table, table)
         lengths = {length: known / f"{file}.csv" for length, known in learnt.items()}
         _concatenate(list(lengths.values()), folder / f"{table}.csv", ("length", list(lengths)))
-    _copy(work / "landscape.csv", folder / "landscape.csv")
-    for table in ("steps", "movement", "responses"):
-        _copy(work / "inspection" / f"{table}.csv", folder / f"{table}.csv")
+    made = {"landscape.csv": "landscape", "cost_by_arm.csv": "cost"}
+    made |= {f"inspection/{table}.csv": "inspect" for table in ("steps", "movement", "responses")}
+    for table, job in made.items():
+        out = folder / Path(table).name
+        out.unlink(missing_ok=True) if job in lost else _copy(work / table, out)
     about = {
         "name": name,
         "figures": figures_of(runs),
         "learnt_from": settings.learnt_from,
-        **_arms(settings, work),
+        **_arms(done, work),
     }
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
@@ -69,6 +84,8 @@ def publish(settings: Suite, name: str, work: Path, results: Path, *, device: st
     write_json(folder / "provenance.json", provenance(device or settings.device))
     _write_cost(work, folder)
     _write_front_pages(results)
+    if lacking:
+        return
     networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
     declared = [] if settings.known else networks
     declared += [work / "landscape.csv", *sorted((work / "inspection").glob("*.csv"))]
@@ -92,10 +109,10 @@ def figures_of(runs: pd.DataFrame) -> list[str]:
     return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem not in left_out)
 
 
-def _arms(settings: Suite, work: Path) -> dict:
+def _arms(cells: list[Cell], work: Path) -> dict:
     """What every arm is, in the order of the tables, and in which cells which are not available, and why."""
     described, unavailable = {}, {}
-    for cell in settings.cells:
+    for cell in cells:
         for arm in read_json(work / "transfers" / cell.slug / "choice.json")["described"]:
             reason = arm.pop("missing")
             described.setdefault(arm["name"], arm)
@@ -169,6 +186,7 @@ def merge(source: Path, results: Path) -> list[str]:
         if read_json(folder / "metrics.json") != metrics(runs):
             raise KnowError(f"{folder / 'metrics.json'} does not fit its records; copy it again")
     for name in names:
+        (results / name / "failed.csv").unlink(missing_ok=True)
         for path in sorted(p for p in (source / name).glob("*.*") if p.suffix in (".csv", ".json")):
             _copy(path, results / name / path.name)
         about = read_json(source / name / "provenance.json")
@@ -246,9 +264,9 @@ def metrics(runs: pd.DataFrame) -> dict:
     return found
 
 
-def _snapshots(settings: Suite, work: Path) -> list[dict]:
+def _snapshots(settings: Suite, work: Path, cells: list[Cell]) -> list[dict]:
     rows = []
-    for origin in settings.origins:
+    for origin in sorted({cell.origin for cell in cells}):
         for trajectory in settings.trajectory_ids:
             for track in settings.tracks(origin):
                 manifest = read_json(work / "trajectories" / origin.slug / trajectory / track / "manifest.json")
@@ -273,9 +291,7 @@ def _copy(source: Path, out: Path) -> None:
 
 
 def _write_cost(work: Path, folder: Path) -> None:
-    """Time and memory of every job, from the workflow's own benchmark files (absent where a step was run by hand), and
-    of every arm.
-    """
+    """Time and memory of every job, from the workflow's own benchmark files (absent where a step was run by hand)."""
     columns = ["job", "seconds", "cpu_seconds", "peak_memory_mb"]
     rows = []
     for path in sorted((work / "benchmarks").rglob("*.tsv")):
@@ -283,4 +299,3 @@ def _write_cost(work: Path, folder: Path) -> None:
         job = path.relative_to(work / "benchmarks").with_suffix("").as_posix()
         rows.append(dict(zip(columns, (job, entry["s"], entry["cpu_time"], entry["max_rss"]), strict=True)))
     write_csv(folder / "cost.csv", rows, columns)
-    _copy(work / "cost_by_arm.csv", folder / "cost_by_arm.csv")

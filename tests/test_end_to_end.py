@@ -219,6 +219,32 @@ def test_a_lost_table_comes_back_as_it_was(finished):
     assert content(finished / "results") == before
 
 
+def test_what_is_there_is_published_with_what_is_missing_and_the_rest_comes_back_as_it_was(finished):
+    def report(*options: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, "-m", "know", "report", "--suite", "tiny", *options]
+        return subprocess.run(line, cwd=finished, capture_output=True, text=True, check=False)
+
+    work, results = finished / "work" / "tiny", finished / "results" / "tiny"
+    before = {folder: content(finished / folder) for folder in ("work", "results")}
+    os.replace(work / "inspection", work / "elsewhere")
+    try:
+        assert report("--incomplete").returncode == 0
+        assert pd.read_csv(results / "failed.csv")["job"].to_list() == ["inspect"]
+        assert not (results / "steps.csv").exists()
+        assert "**Incomplete.**" in (results / "README.md").read_text(encoding="utf-8")
+        assert str(results / "README.md") in check(finished / "results")
+        assert (results / "runs.csv").read_bytes() == before["results"]["tiny/runs.csv"]
+        assert "publish" in wanted(finished)
+        os.replace(work / "transfers" / CELL, work / "cell")
+        refused = report("--incomplete")
+        os.replace(work / "cell", work / "transfers" / CELL)
+        assert (refused.returncode, "no cell of tiny is finished" in refused.stderr) == (2, True)
+    finally:
+        os.replace(work / "elsewhere", work / "inspection")
+    assert report("--incomplete").returncode == 0  # nothing is missing
+    assert {folder: content(finished / folder) for folder in ("work", "results")} == before
+
+
 # verify
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, table_row, write_results
 
-from know import pages, report
+from know import files, pages, report
 from know.cli import main
 from know.errors import KnowError
 from know.records import PilotRecord, RunRecord, read_records, write_records
@@ -104,6 +104,25 @@ def test_an_arm_that_is_not_available_says_so_and_why(page):
     assert "| released_x8 | not available |" in text
     assert table_row(text, "released_x8")[:2] == ["released_x8", "not available"]
     assert "Not available: `released_x8`: KNOW_REFERENCE is not set." in text
+
+
+def test_what_an_incomplete_run_lacks_is_said_with_its_reason_and_nothing_else_changes(tmp_path):
+    folder = write_results(tmp_path / "results" / "made", records())
+    whole = (folder / "README.md").read_text(encoding="utf-8")
+    lacking = [{"job": f"transfer/{CNN.slug}", "reason": "out of memory"}, {"job": "inspect", "reason": "cancelled"}]
+    files.write_csv(folder / "failed.csv", lacking, ["job", "reason"])
+    text = pages.page(folder)
+    assert f"- `transfer/{CNN.slug}`: out of memory\n- `inspect`: cancelled\n" in text
+    headline = text.split("## At a glance")[1].split("##")[0]
+    for row in headline.strip().splitlines()[2:]:
+        assert row.endswith("| missing |")
+    assert headline.strip().splitlines()[0].endswith(f"| {CNN.slug.replace('.', '<br>')} |")
+    assert table_row(text, "known_x2") == table_row(whole, "known_x2")
+    assert "![" not in text
+    for heading in ("## What the steps are made of", "## Is there anything to extrapolate?"):
+        assert text.split(heading)[1].split("##")[0].strip() == "Missing."
+    (folder / "failed.csv").unlink()
+    assert pages.page(folder) == whole
 
 
 def test_every_arm_is_described_once_with_its_reference(page):

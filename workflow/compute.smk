@@ -5,7 +5,17 @@ LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")
 LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 # what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
 RELEASED = hashes() if SUITE.arms.predictors != "all" or SUITE.arms.also else {}
-learnt = lambda length: [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for file in LEARNT]
+learnt = functools.cache(
+    lambda length: [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for file in LEARNT]
+)
+# A suite looks through all of its cells for each of these; a job asks only its own.
+CELL, CELLS_OF = {cell.slug: cell for cell in SUITE.cells}, {}
+for one in CELL.values():
+    CELLS_OF.setdefault(one.origin.slug, []).append(one)
+cell_of = lambda slug: CELL.get(slug) or SUITE.cell(slug)
+of_origin = lambda ask, slug: ask(
+    SimpleNamespace(cells=CELLS_OF[slug], forgetting=SUITE.forgetting), CELLS_OF[slug][0].origin
+)
 META = SUITE.metatraining.model_dump(mode="json") if SUITE.metatraining else {"shards": 0}
 
 
@@ -20,6 +30,8 @@ rule data:
         f"{WORK}/logs/data.log",
     benchmark:
         f"{WORK}/benchmarks/data.tsv"
+    resources:
+        **ASK.of("data"),
     conda:
         "../environment.yml"
     shell:
@@ -34,14 +46,18 @@ rule forget:
     params:
         suite=NAME,
         code=code_hash("know.forgetting"),
-        settings=lambda wildcards: SUITE.forgetting_of(SUITE.origin(wildcards.origin)).model_dump(mode="json"),
+        settings=lambda wildcards: of_origin(Suite.forgetting_of, wildcards.origin).model_dump(mode="json"),
         pretraining=SUITE.pretraining.model_dump(mode="json"),
-        trajectories=lambda wildcards: SUITE.trajectory_ids + SUITE.tracks(SUITE.origin(wildcards.origin)),
+        trajectories=lambda wildcards: SUITE.trajectory_ids + of_origin(Suite.tracks, wildcards.origin),
     log:
         f"{WORK}/logs/forget/{{origin}}.log",
     benchmark:
         f"{WORK}/benchmarks/forget/{{origin}}.tsv"
     threads: SUITE.processes
+    resources:
+        **ASK.of("forget"),
+    group:
+        ASK.group("forget")
     conda:
         "../environment.yml"
     shell:
@@ -62,6 +78,10 @@ rule metaset:
     benchmark:
         f"{WORK}/benchmarks/metaset/{{shard}}.tsv"
     priority: 2  # KNOWN waits for it, and every cell waits for KNOWN
+    resources:
+        **ASK.of("metaset"),
+    group:
+        ASK.group("metaset")
     conda:
         "../environment.yml"
     shell:
@@ -82,6 +102,10 @@ rule metatrain:
     benchmark:
         f"{WORK}/benchmarks/metatrain/{{length}}.tsv"
     priority: 1
+    resources:
+        **ASK.of("metatrain"),
+    group:
+        ASK.group("metatrain")
     conda:
         "../environment.yml"
     shell:
@@ -90,8 +114,8 @@ rule metatrain:
 
 rule transfer:
     input:
-        lambda wildcards: f"{WORK}/trajectories/{SUITE.cell(wildcards.cell).origin.slug}/manifest.json",
-        lambda wildcards: learnt(SUITE.cell(wildcards.cell).length),
+        lambda wildcards: f"{WORK}/trajectories/{cell_of(wildcards.cell).origin.slug}/manifest.json",
+        lambda wildcards: learnt(cell_of(wildcards.cell).length),
     output:
         runs=f"{WORK}/transfers/{{cell}}/runs.csv",
         pilots=f"{WORK}/transfers/{{cell}}/pilots.csv",
@@ -108,6 +132,10 @@ rule transfer:
         f"{WORK}/benchmarks/transfer/{{cell}}.tsv"
     threads: SUITE.processes
     priority: 1  # the longest jobs first, so that no core is left with one at the end
+    resources:
+        **ASK.of("transfer"),
+    group:
+        ASK.group("transfer")
     conda:
         "../environment.yml"
     shell:
@@ -127,6 +155,10 @@ rule landscape:
         f"{WORK}/logs/landscape.log",
     benchmark:
         f"{WORK}/benchmarks/landscape.tsv"
+    resources:
+        **ASK.of("landscape"),
+    group:
+        ASK.group("landscape")
     conda:
         "../environment.yml"
     shell:
@@ -149,6 +181,10 @@ rule inspect:
         f"{WORK}/logs/inspect.log",
     benchmark:
         f"{WORK}/benchmarks/inspect.tsv"
+    resources:
+        **ASK.of("inspect"),
+    group:
+        ASK.group("inspect")
     conda:
         "../environment.yml"
     shell:
@@ -172,6 +208,8 @@ rule cost:
     benchmark:
         f"{WORK}/benchmarks/cost.tsv"
     threads: 1024  # scaled down to all there are
+    resources:
+        **ASK.of("cost"),
     conda:
         "../environment.yml"
     shell:

@@ -29,6 +29,10 @@ rule publish:
         settings=SUITE.model_dump(mode="json"),
     log:
         f"{WORK}/logs/publish.log",
+    resources:
+        **ASK.of("publish"),
+    group:
+        ASK.group("publish")
     conda:
         "../environment.yml"
     shell:
@@ -54,6 +58,10 @@ rule figures:
         code=digest([code_hash("know.report"), code_hash("know.drawing"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
     log:
         f"{WORK}/logs/figures.log",
+    resources:
+        **ASK.of("figures"),
+    group:
+        ASK.group("figures")
     conda:
         "../environment.yml"
     shell:

@@ -1,0 +1,212 @@
+"""The workflow on a real Slurm of one node: the same bytes as on one machine, whatever happens to its jobs.
+
+    make slurm          (pytest -rs tests/slurm/check_slurm.py; needs root, installs Debian's packages)
+
+It takes some minutes, and the cluster takes the machine: by its name it is none of the tests that `make test` runs.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cluster import Cluster, unavailable
+
+REPOSITORY = Path(__file__).parents[2]
+UNVERSIONED = {"logs", "benchmarks", "memory", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
+"""Times, and the memory of fine-tunes, which has those of other cells in the order in which these ended."""
+QUICK = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
+QUICK += ["--seconds-between-status-checks=3", "--latency-wait=5", "--cores=2"]
+HALF, WHOLE = (f"overflow.digits_0-4.digits_5-9.mlp.{share}" for share in (50, 100))
+LITTLE_MB = 450
+"""Enough for Snakemake, and not for a job that imports torch."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    if reason := unavailable():
+        pytest.skip(f"no Slurm: {reason}")
+    one = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        one.up()
+        yield one
+    finally:
+        one.down()
+
+
+def copy(folder: Path) -> Path:
+    """What the workflow reads, in a folder of its own."""
+    for name in ("workflow", "profiles", "benchmarks", "paper_figures", "know", "results"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen:
+    """Snakemake in `folder`; what it says goes to the file `said` there."""
+    line = [str(Path(sys.executable).with_name("snakemake")), *options]
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    with (folder / "said").open("w", encoding="utf-8") as said:
+        return subprocess.Popen(line, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
+
+
+def on_slurm(folder: Path, suite: str, *options: str) -> subprocess.Popen:
+    return start(folder, "--profile=profiles/slurm", *QUICK, *options, "--config", f"suite={suite}")
+
+
+def end(running: subprocess.Popen, folder: Path, code: int = 0) -> str:
+    """Wait for the end of a run; what it said."""
+    found = running.wait(timeout=3000)
+    text = (folder / "said").read_text(encoding="utf-8")
+    assert found == code, text[-20_000:]
+    return text
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Relative path to bytes of all that is to be the same in two runs."""
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (folder / path).read_bytes() for path in paths if not UNVERSIONED & set(path.parts)}
+
+
+def wait_until(true: Callable[[], object], running: subprocess.Popen, what: str, seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert running.poll() is None, f"the run ended before {what}"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def running_job(cluster: Cluster, rule: str) -> str | None:
+    """Number of a running job of a rule, whose name may go on with its wildcards."""
+    jobs = cluster.jobs("RUNNING").items()
+    return next((number for number, comment in jobs if comment.startswith(f"rule_{rule}")), None)
+
+
+def lines(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8").count("\n")
+    return 0
+
+
+# the same bytes
+
+
+def test_the_smoke_suite_makes_the_bytes_of_a_local_run(cluster, tmp_path):
+    local = REPOSITORY
+    if not (REPOSITORY / "work/smoke/published.json").is_file():
+        local = copy(tmp_path / "local")
+        end(start(local, "--cores=2"), local)
+    folder = copy(tmp_path / "slurm")
+    shutil.rmtree(folder / "results/smoke")
+    said = end(on_slurm(folder, "smoke"), folder)
+    assert content(folder / "results") == content(local / "results")
+    assert said.count("has been submitted with SLURM jobid") < said.count("\nrule ") + said.count("\n    rule ")
+
+
+# whatever happens
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Callable[[str], Path]:
+    """Function that makes a checkout with a suite of seconds: two cells that share their trajectories. Its transfers
+    ask for too little memory at first.
+    """
+    suite = yaml.safe_load((REPOSITORY / "tests/suites/tiny.yaml").read_text(encoding="utf-8"))
+    suite["transfer"]["shares"] = [0.5, 1.0]
+
+    def make(name: str) -> Path:
+        folder = copy(tmp_path_factory.mktemp(name) / "checkout")
+        (folder / "benchmarks/suites/tiny.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
+        table = yaml.safe_load((folder / "workflow/resources.yaml").read_text(encoding="utf-8"))
+        table["tiny"] = {rule: {"minutes": 20, "memory_mb": 2000} for rule in table["smoke"]}
+        table["tiny"]["transfer"]["memory_mb"] = LITTLE_MB
+        (folder / "workflow/resources.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny) -> Path:
+    """A local run of the suite."""
+    folder = tiny("local")
+    end(start(folder, "--cores=2", "--config", "suite=tiny"), folder)
+    return folder
+
+
+def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is_the_same(cluster, tiny, undisturbed):
+    folder = tiny("disturbed")
+    work, results = folder / "work/tiny", folder / "results/tiny"
+
+    # a cancelled job resumes: the folder it had begun is gone on with, and marked for that
+    running = on_slurm(folder, "tiny", "--retries=2")
+    partial = work / "trajectories/digits_0-4.mlp.partial"
+    wait_until(lambda: any(partial.rglob("s*.safetensors")), running, "a snapshot")
+    cluster.ask("scancel", running_job(cluster, "forget"))
+    wait_until(lambda: not running_job(cluster, "forget"), running, "the cancelled job to end")
+    (partial / "mark").touch()
+
+    # one cell is cancelled as often as it is tried; the other, killed for its memory, is tried with twice as much
+    def cancel_half() -> bool:
+        for number, comment in cluster.jobs("RUNNING,PENDING").items():
+            if comment.startswith("rule_transfer") and HALF in comment:
+                cluster.ask("scancel", number)
+        return running.poll() is not None
+
+    deadline = time.monotonic() + 600
+    while not cancel_half():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    said = end(running, folder, code=1)
+    (work / "trajectories/digits_0-4.mlp/mark").unlink()
+    assert f"mem_mb={LITTLE_MB}," in said
+    assert f"mem_mb={2 * LITTLE_MB}," in said
+    assert content(work / "transfers" / WHOLE) == content(undisturbed / "work/tiny/transfers" / WHOLE)
+
+    # the pages have what is there, and say what is missing and why
+    failed = pd.read_csv(results / "failed.csv").set_index("job")["reason"]
+    assert failed.to_dict() == {f"transfer/{HALF}": "cancelled"}
+    page = (results / "README.md").read_text(encoding="utf-8")
+    assert f"- `transfer/{HALF}`: cancelled" in page
+    assert "| missing |" in page
+    assert set(pd.read_csv(results / "runs.csv")["cell"]) == {WHOLE}
+
+    # the node is lost in the middle of the other cell, and comes back
+    running = on_slurm(folder, "tiny", "--set-resources", "transfer:mem_mb=2000")
+    memory = work / "memory" / f"{HALF}.jsonl"
+    wait_until(lambda: running_job(cluster, "transfer") and lines(memory) > 20, running, "some fine-tunes")
+    number = running_job(cluster, "transfer")
+    cluster.kill_node()
+    for process in processes_in(folder) - {running.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    kept = memory.read_bytes().rpartition(b"\n")[0]  # but a line that was cut short
+    wait_until(lambda: cluster.node().startswith("DOWN"), running, "the loss of the node")
+    cluster.restart_slurmd()
+    said = end(running, folder)
+    assert number in cluster.jobs("COMPLETED")  # queued again by Slurm under its number, and no error to Snakemake
+    assert "Error in" not in said
+    assert memory.read_bytes().startswith(kept)
+    assert content(folder / "work/tiny") == content(undisturbed / "work/tiny")
+    assert content(folder / "results") == content(undisturbed / "results")
+
+
+def processes_in(folder: Path) -> set[int]:
+    """Processes whose working folder is `folder`: jobs, and what watches over them."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(entry / "cwd")) == folder:
+                found.add(int(entry.name))
+    return found
