@@ -20,7 +20,7 @@ Error in rule transfer:
     message: SLURM-job '7' failed, SLURM status is: '{state}'. Detailed failure reason unavailable.
     jobid: 5
     output: work/{suite}/transfers/{cell}/runs.csv
-    log: work/{suite}/logs/transfer/{cell}.log, /somewhere/work/slurm/rule_transfer/7.log (check log file(s))
+    log: work/{suite}/logs/transfer/{cell}.log, work/slurm/rule_transfer/7.log (check log file(s))
 """
 
 
