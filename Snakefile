@@ -20,10 +20,10 @@ sys.path.insert(0, workflow.basedir)
 # jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
-from know.cluster import Requests
+from benchmarks.cluster import Requests
 from know.files import code_hash, digest, syntax
-from know.released import hashes
-from know.suite import Suite, load_suite
+from know.keras import hashes
+from benchmarks.suite import Suite, load_suite
 
 NAME = config.get("suite", "smoke")
 SUITE = load_suite(NAME)

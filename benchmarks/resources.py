@@ -2,14 +2,14 @@
 
     python benchmarks/resources.py
 
-`know.cluster` has the rule from what was measured to what is asked for. cost.csv differs between two runs, so this is
-run by hand, after a suite has been run that is longer or larger than before.
+`benchmarks.cluster` has the rule from what was measured to what is asked for. cost.csv differs between two runs, so
+this is run by hand, after a suite has been run that is longer or larger than before.
 """
 
 import csv
 from pathlib import Path
 
-from know.cluster import OVERHEAD_MB, SAFETY, STEP_MB, STEP_MINUTES, TABLE, table
+from benchmarks.cluster import OVERHEAD_MB, SAFETY, STEP_MB, STEP_MINUTES, TABLE, table
 from know.files import write_text
 
 HEAD = f"""\

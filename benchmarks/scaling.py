@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from know.cost import images
-from know.data import Dataset, load
+from benchmarks.cost import images
+from benchmarks.data import Dataset, load
+from benchmarks.networks import build
+from benchmarks.suite import SUITES, Recipe, Suite, load_suite
+from benchmarks.training import accuracy, deterministic, train
+from benchmarks.transfer import arms_of
 from know.files import write_csv
-from know.nets import build
-from know.suite import SUITES, Recipe, Suite, load_suite
-from know.training import accuracy, deterministic, train
-from know.transfer import arms_of
 
 COLUMNS = ["suite", "device", "cells", "origins", "jobs", "fine_tunes", "source_images", "target_images", "evaluated"]
 COLUMNS += ["hours", "measured_hours", "files", "megabytes"]

@@ -13,11 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from know.data import nested_subsets
+    from benchmarks.data import nested_subsets
     from know.errors import KnowError
     from know.forgetting import forget
     from know.known import Known
-    from know.predictors import predict
+    from know.methods import predict
     from know.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -28,8 +28,8 @@ _HOME = {
     "KnowError": "know.errors",
     "Trajectory": "know.trajectory",
     "forget": "know.forgetting",
-    "nested_subsets": "know.data",
-    "predict": "know.predictors",
+    "nested_subsets": "benchmarks.data",
+    "predict": "know.methods",
 }
 
 

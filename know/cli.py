@@ -13,8 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from know.errors import KnowError, unknown
-from know.suite import (
+from benchmarks.suite import (
     LENGTH,
     RESULTS,
     WORK,
@@ -26,6 +25,7 @@ from know.suite import (
     load_suite,
     suite_name,
 )
+from know.errors import KnowError, unknown
 
 app = typer.Typer(
     help="KNOW prediction: weights as if trained on more data, from a forgetting trajectory.",
@@ -86,7 +86,7 @@ def _start(device: str | None, threads: int, settings: Suite | None = None) -> s
     """
     import torch
 
-    from know.training import deterministic
+    from benchmarks.training import deterministic
 
     deterministic(threads or None)
     device = device or (settings.device if settings else "cpu")
@@ -112,7 +112,7 @@ def data(
 
     Files come from the folder in KNOW_DATA, else from torchvision's download; the decoded arrays' hash is checked.
     """
-    from know import data as datasets
+    from benchmarks import data as datasets
     from know.files import write_json
 
     if suite is None and spec is None:
@@ -176,7 +176,7 @@ def forget(
     if suite:
         from torch import __version__
 
-        from know.reuse import adopt_origin
+        from benchmarks.reuse import adopt_origin
 
         settings = load_suite(suite)
         chosen = settings.origin(origin) if origin else None
@@ -224,7 +224,7 @@ def metaset(
     Of a suite (work/SUITE/metaset/), or of the networks that ship (benchmarks/metatraining.yaml, in work/shipped/).
     An interrupted run is resumed by the same command.
     """
-    from know.metatrain import make_metaset
+    from benchmarks.metatraining import make_metaset
 
     settings, work, device = _metatraining(suite, device, threads)
     if shard >= settings.shards:
@@ -246,8 +246,8 @@ def metatrain(
 
     Of a suite (work/SUITE/known/LENGTH/), or a group of those that ship (know/pretrained/GROUP/LENGTH/).
     """
+    from benchmarks.metatraining import fit_known
     from know.files import PRETRAINED
-    from know.metatrain import fit_known
 
     if (suite is None) == (group is None):
         raise KnowError("give either --suite or --group")
@@ -283,7 +283,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Folder for weights, know_config.yml and README.md; must not exist.")
     ] = None,
-    predictor: Annotated[str, typer.Option(help="Name of a file in know/predictors/.")] = "known",
+    predictor: Annotated[str, typer.Option(help="Name of a file in know/methods/.")] = "known",
     depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
     fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
     known: Annotated[
@@ -329,7 +329,7 @@ def predict(
     Reads .safetensors, folders of Hugging Face (shards too) and .pt files in weights-only mode, piece by piece.
     Normalisation parameters and buffers are copied. Fine-tune the result as you would the original.
     """
-    from know import prediction
+    from know import export as prediction
 
     if out is None and not dry_run:
         raise KnowError("give --out, a folder to make, or --dry-run")
@@ -371,7 +371,7 @@ def predictors(
     name: Annotated[str | None, typer.Argument(help="Name of a predictor; none: list them all.")] = None,
 ) -> None:
     """List the predictors, or say what one is, with its options for -o, and its reference."""
-    from know import predictors as registry
+    from know import methods as registry
 
     if name is None:
         for found in map(registry.get, registry.names()):
@@ -455,8 +455,8 @@ def import_keras(
 ) -> None:
     """Turn the authors' Keras files into a file for `know predict --known`. Needs h5py (pip install 'know[keras]')."""
     from know.errors import unknown
+    from know.keras import MODELS
     from know.known import Known
-    from know.released import MODELS
 
     if model not in MODELS:
         raise unknown("model", model, MODELS)
@@ -477,8 +477,8 @@ def transfer(
     Finished fine-tunes are remembered by content in work/SUITE/memory/, so that a new arm costs only its own; those of
     other suites count too. With KNOW_FORCE set, everything is computed anew.
     """
-    from know.reuse import gather_memory
-    from know.transfer import run_cell
+    from benchmarks.reuse import gather_memory
+    from benchmarks.transfer import run_cell
 
     settings, work = load_suite(suite), _work(suite)
     chosen, memory = settings.cell(cell), work / "memory" / f"{cell}.jsonl"
@@ -503,7 +503,7 @@ def transfer(
 @app.command()
 def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     """Loss over the plane through the first trajectory and its predictions (work/SUITE/landscape.csv)."""
-    from know.landscape import make_landscape
+    from benchmarks.landscape import make_landscape
 
     settings, work = load_suite(suite), _work(suite)
     cell = settings.cells[0]
@@ -520,7 +520,7 @@ def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     Needs the suite's data.json (`know data --suite NAME`) and its KNOWN, no trajectory; writes
     work/SUITE/cost_by_arm.csv. Leave the machine alone meanwhile.
     """
-    from know.cost import measure
+    from benchmarks.cost import measure
 
     settings, work = load_suite(suite), _work(suite)
     device = _start(device, threads, settings)
@@ -534,9 +534,9 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
 
     Finished steps are skipped, an interrupted run goes on by the same command. Figures: `python -m paper_figures`.
     """
-    from know.chain import run_chain, steps
-    from know.records import RunRecord, read_records
-    from know.report import metrics, publish
+    from benchmarks.chain import run_chain, steps
+    from benchmarks.records import RunRecord, read_records
+    from benchmarks.report.publish import metrics, publish
 
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
     _start(device, threads, settings)  # whether it is there, before the data are read
@@ -568,7 +568,7 @@ def report(
     With --suite: gather that suite's finished run into results/SUITE/. With --merge: take over suites that were
     published elsewhere by the same code. Without: write the pages of all suites anew.
     """
-    from know import report as pages
+    from benchmarks.report import publish as pages
 
     if merge:
         for name in pages.merge(merge, results):
@@ -593,7 +593,7 @@ def verify(
     Exact where the recorded environment (processor, library versions) is the same; otherwise every arm's mean must lie
     within the combined intervals.
     """
-    from know.verify import verify_suite
+    from benchmarks.report.verify import verify_suite
 
     for line in verify_suite(load_suite(suite), suite_name(suite), _work(suite), results, against):
         print(line)

@@ -168,7 +168,7 @@ def _imports(tree: ast.AST) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.startswith(f"{PACKAGE.name}.") and module_path(name)}
+    return {name for name in names if name.startswith((f"{PACKAGE.name}.", "benchmarks.")) and module_path(name)}
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
 
+from benchmarks.data import Dataset, Split, load, nested_subsets
+from benchmarks.networks import build
+from benchmarks.progress import progress
+from benchmarks.suite import Forgetting, Origin, Recipe, Track
+from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
+from benchmarks.workers import workers
 from know.checkpoints import State, load_state, save_state
-from know.data import Dataset, Split, load, nested_subsets
 from know.errors import KnowError
 from know.files import atomic, code_hash, digest, resumable_folder, sha256_file, write_json
-from know.nets import build
-from know.progress import progress
 from know.seeds import stream
-from know.suite import Forgetting, Origin, Recipe, Track
-from know.training import Outcome, accuracy, steps_per_epoch, train
 from know.trajectory import Recorder, Trajectory, check_fractions
-from know.workers import workers
 
 TAIL, MEMORY = 0.25, 0.1
 """Tail average: over the last quarter of the steps. EMA: its time constant is a tenth of the steps."""

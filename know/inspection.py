@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from know import predictors, released
+from benchmarks.suite import LENGTH, Arms, Cell
+from know import keras as released
+from know import methods as predictors
 from know.checkpoints import State
 from know.files import resumable_folder, write_csv
 from know.known import Known, Models
 from know.seeds import stream
-from know.suite import LENGTH, Arms, Cell
 from know.trajectory import PREDICTED, Trajectory, roles
 
 PLACE = ["source", "network", "track", "rate", "length", "trajectory"]

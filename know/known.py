@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from know import kernel, released
+from know import keras as released
+from know import kernel
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError, unknown
 from know.files import PRETRAINED

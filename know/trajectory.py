@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchmarks.data import nested_subsets
 from know.checkpoints import Checkpoint, State, load_facts, load_state, save_state
-from know.data import nested_subsets
 from know.errors import KnowError, unknown
 from know.files import digest, read_json, resumable_folder, sha256_file, write_json
 

@@ -13,7 +13,7 @@ def main(folder: Path, out: Path | None = None) -> None:
     sys.path.insert(0, str(HERE))  # the scripts also run by themselves, and import style.py from beside them
     from style import save
 
-    from know.claims import MAIN
+    from benchmarks.report.claims import MAIN
     from know.files import read_json
 
     suite = read_json(folder / "suite.json")

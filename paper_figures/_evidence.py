@@ -28,9 +28,9 @@ from style import (
     title,
 )
 
-from know.claims import CORE, MAIN
+from benchmarks.report.claims import CORE, MAIN
+from benchmarks.report.statistics import summarise
 from know.files import read_json
-from know.statistics import summarise
 
 BESIDE = {"oracle", "oracle_steps", "matched_rate_x8", "matched_rate_released_x8", "renorm_x8", "renorm_released_x8"}
 """Arms to show beside those of the primary contrasts and all depths of KNOWN."""

@@ -29,8 +29,8 @@ from style import (
     widened,
 )
 
-from know.statistics import summarise
-from know.suite import LENGTH, RATE
+from benchmarks.report.statistics import summarise
+from benchmarks.suite import LENGTH, RATE
 
 CELL = ["track", "source", "target", "network", "share", "rate", "length"]
 USUAL = {"length": LENGTH, "rate": RATE}

@@ -27,8 +27,8 @@ from style import (
     title,
 )
 
+from benchmarks.report.statistics import summarise
 from know.files import read_json
-from know.statistics import summarise
 
 
 def draw(results: Path) -> Figure:

@@ -23,7 +23,7 @@ from style import (
     title,
 )
 
-from know.records import PilotRecord, read_records
+from benchmarks.records import PilotRecord, read_records
 
 LABEL = 0.32
 """Inches that the label of a learning rate takes."""

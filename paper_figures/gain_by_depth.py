@@ -26,7 +26,7 @@ from style import (
     widened,
 )
 
-from know.statistics import summarise
+from benchmarks.report.statistics import summarise
 
 REPEATED = ("known", "oracle")
 """Families that stand in every panel."""

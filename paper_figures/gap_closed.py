@@ -32,8 +32,8 @@ from style import (
     title,
 )
 
+from benchmarks.report.statistics import summarise
 from know.files import read_json
-from know.statistics import summarise
 
 SHARE = {"share": "difference", "share_low": "low", "share_high": "high"}
 """Columns of the share, and what `limits` and `draw_bar` call them."""

@@ -21,9 +21,9 @@ from style import (
     main_arms,
 )
 
+from benchmarks.report.pages import GROUPS, gates, informative
+from benchmarks.report.statistics import CONFIDENCE, summarise
 from know.files import read_json
-from know.pages import GROUPS, gates, informative
-from know.statistics import CONFIDENCE, summarise
 
 ROW = 0.19
 """Height of a row in inches."""

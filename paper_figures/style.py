@@ -25,12 +25,12 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 from PIL import Image
 
+from benchmarks.records import RunRecord, read_records
+from benchmarks.report.pages import DAGGER, GROUPS, SEEN_NOTE, axes_of, in_distribution
+from benchmarks.report.statistics import CONFIDENCE, FEW
 from know.drawing import STYLE
 from know.errors import KnowError
 from know.files import atomic, read_json
-from know.pages import DAGGER, GROUPS, SEEN_NOTE, axes_of, in_distribution
-from know.records import RunRecord, read_records
-from know.statistics import CONFIDENCE, FEW
 
 plt.rcParams.update(STYLE)
 plt.rcParams.update(

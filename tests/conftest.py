@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import know
+from benchmarks.data import load
+from benchmarks.suite import Recipe
+from benchmarks.training import deterministic, train
 from know.checkpoints import save_state
-from know.data import load
 from know.known import Known, KnownNet, Models
-from know.suite import Recipe
-from know.training import deterministic, train
 from know.trajectory import PREDICTED, Trajectory
 
 REPOSITORY = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def digits():
 @pytest.fixture(scope="session")
 def trained_mlp(digits) -> nn.Module:
     """theta_0: an MLP that has learnt the digits 0 to 4. Copy it before training on."""
-    from know.nets import build
+    from benchmarks.networks import build
 
     model = build("mlp", digits.shape, len(digits.classes), seed=1)
     train(model, digits, digits.train, Recipe(epochs=2, learning_rate=3e-3, batch_size=64), seed=1)

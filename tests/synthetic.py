@@ -12,11 +12,11 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
+from benchmarks.report.pages import GROUPS, SNAPSHOT_COLUMNS, page
+from benchmarks.report.publish import metrics
+from benchmarks.suite import Cell, Reference, load_suite
 from know.files import write_csv, write_json, write_text
-from know.pages import GROUPS, SNAPSHOT_COLUMNS, page
-from know.records import PilotRecord, RunRecord, read_records, write_records
-from know.report import metrics
-from know.suite import Cell, Reference, load_suite
 
 TINY = Path(__file__).parent / "suites" / "tiny.yaml"
 MLP = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)

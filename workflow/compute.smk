@@ -24,7 +24,7 @@ rule data:
         f"{WORK}/data.json",
     params:
         suite=NAME,
-        code=code_hash("know.data"),
+        code=code_hash("benchmarks.data"),
         datasets=SUITE.datasets,
     log:
         f"{WORK}/logs/data.log",
@@ -71,7 +71,7 @@ rule metaset:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
         suite=NAME,
-        code=code_hash("know.metatrain"),
+        code=code_hash("benchmarks.metatraining"),
         settings=META,
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",
@@ -95,7 +95,7 @@ rule metatrain:
         expand(f"{WORK}/known/{{{{length}}}}/{{file}}", file=LEARNT),
     params:
         suite=NAME,
-        code=code_hash("know.metatrain"),
+        code=code_hash("benchmarks.metatraining"),
         settings=META,
     log:
         f"{WORK}/logs/metatrain/{{length}}.log",
@@ -122,7 +122,7 @@ rule transfer:
         choice=f"{WORK}/transfers/{{cell}}/choice.json",
     params:
         suite=NAME,
-        code=code_hash("know.transfer"),
+        code=code_hash("benchmarks.transfer"),
         settings=[SUITE.transfer.model_dump(mode="json"), SUITE.arms.model_dump_json()],
         trajectories=SUITE.trajectory_ids,
         released=RELEASED,
@@ -150,7 +150,7 @@ rule landscape:
         f"{WORK}/landscape.csv",
     params:
         suite=NAME,
-        code=code_hash("know.landscape"),
+        code=code_hash("benchmarks.landscape"),
     log:
         f"{WORK}/logs/landscape.log",
     benchmark:
@@ -191,7 +191,7 @@ rule inspect:
         "python -m know inspect --suite {params.suite} > {log} 2>&1"
 
 
-# Alone on the machine, since it measures times; see `know.cost`.
+# Alone on the machine, since it measures times; see `benchmarks.cost`.
 rule cost:
     input:
         rules.data.output,
@@ -200,7 +200,7 @@ rule cost:
         f"{WORK}/cost_by_arm.csv",
     params:
         suite=NAME,
-        code=code_hash("know.cost"),
+        code=code_hash("benchmarks.cost"),
         settings=[part.model_dump(mode="json") for part in (SUITE.pretraining, SUITE.forgetting, SUITE.arms)],
         released=RELEASED,
     log:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent))
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
 from know.files import code_hash
-from know.suite import load_shipped
+from benchmarks.suite import load_shipped
 
 SHIPPED = load_shipped()
 WORK = "work/shipped"
@@ -37,7 +37,7 @@ rule metaset:
     output:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
-        code=code_hash("know.metatrain"),
+        code=code_hash("benchmarks.metatraining"),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",
@@ -55,7 +55,7 @@ rule metatrain:
     output:
         update(expand("know/pretrained/{{group}}/{{length}}/{file}", file=NAMES)),
     params:
-        code=code_hash("know.metatrain"),
+        code=code_hash("benchmarks.metatraining"),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
         without=lambda wildcards: SHIPPED.groups[wildcards.group].without,
     log:

@@ -3,7 +3,7 @@
 
 CELLS = [cell.slug for cell in SUITE.cells]
 TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
-# as in `know.report.figures_of`, whose import would slow down every start of Snakemake
+# as in `benchmarks.report.publish.figures_of`, whose import would slow down every start of Snakemake
 VARIED = len(SUITE.lengths) > 1 or len({origin.rate for origin in SUITE.origins}) > 1
 LEFT_OUT = {"style"} | (set() if VARIED else {"ablation"})
 FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - LEFT_OUT)
@@ -25,7 +25,7 @@ rule publish:
         published=f"{WORK}/published.json",
     params:
         suite=NAME,
-        code=code_hash("know.report"),
+        code=code_hash("benchmarks.report.publish"),
         settings=SUITE.model_dump(mode="json"),
     log:
         f"{WORK}/logs/publish.log",
@@ -55,7 +55,7 @@ rule figures:
         ],
     params:
         suite=NAME,
-        code=digest([code_hash("know.report"), code_hash("know.drawing"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
+        code=digest([code_hash("benchmarks.report.publish"), code_hash("know.drawing"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
     log:
         f"{WORK}/logs/figures.log",
     resources:

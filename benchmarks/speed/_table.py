@@ -153,7 +153,7 @@ def streaming(found: dict) -> list[str]:
 ARMS = {
     "loop": "DataLoader loop",
     "loop.bfloat16": "DataLoader loop, bfloat16",
-    "train": "**`know.training.train`**",
+    "train": "**`benchmarks.training.train`**",
     "train.compile": "the same, `compile`",
     "train.compile.bfloat16": "the same, `compile`, bfloat16",
     "step": "its step alone, on a batch that is ready",
@@ -173,7 +173,7 @@ def training(found: dict) -> list[str]:
         "- the *loop* is a training script as one usually writes it, in the style of torchvision's reference",
         "  scripts: a DataLoader, torchvision's transforms on one PIL picture at a time, loss and accuracy",
         "  read by the host after every step;",
-        "- *train* is this project's (`know.training`): the pictures lie on the device as bytes, a batch is",
+        "- *train* is this project's (`benchmarks.training`): the pictures lie on the device as bytes, a batch is",
         "  augmented at once, and the host waits once per epoch;",
         "- the *step alone* is its step on one and the same batch: only network and optimiser are left, so",
         "  *train* cannot be faster unless the network is (`compile`, bfloat16).",
@@ -250,7 +250,7 @@ def _trained(found: dict, device: str, command: str) -> list[str]:
     case = found["stacked"]
     seconds = case["seconds_per_image"]
     lines += [
-        f"Many networks at once (`know.stacked`): {case['network']}, batch {case['batch']}, {case['augment']}, "
+        f"Many networks at once (`benchmarks.stacked`): {case['network']}, batch {case['batch']}, {case['augment']}, "
         f"{case['images']:,} images for",
         "each network; what is counted are the images of all together.",
         "",

@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this scr
 
 import _table
 
-from know import kernel, released
+from know import keras as released
+from know import kernel
 from know.files import write_json
 from know.known import Known, KnownNet
 

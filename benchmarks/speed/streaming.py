@@ -64,8 +64,8 @@ def turn(way: str, paths: list[str]) -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
     before = status("VmRSS")
     from know import compiled  # noqa: F401  a process compiles or loads it once
-    from know.prediction import Request, predict_files
-    from know.predictors import predict
+    from know.export import Request, predict_files
+    from know.methods import predict
     from know.trajectory import Trajectory
 
     trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)

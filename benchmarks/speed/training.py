@@ -1,4 +1,4 @@
-"""How fast `know.training` trains, beside a plain DataLoader loop and beside what the device could do.
+"""How fast `benchmarks.training` trains, beside a plain DataLoader loop and beside what the device could do.
 
     python benchmarks/speed/training.py                 # the CPU, on one thread
     python benchmarks/speed/training.py --device cuda
@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this scr
 import _table
 from prediction import machine, of, used
 
-from know.data import Dataset, Split
+from benchmarks.data import Dataset, Split
+from benchmarks.networks import build
+from benchmarks.stacked import Stacked
+from benchmarks.suite import Recipe
+from benchmarks.training import _Single, autocast, train
 from know.files import read_json, write_json
-from know.nets import build
-from know.stacked import Stacked
-from know.suite import Recipe
-from know.training import _Single, autocast, train
 
 HERE, WORK = Path(__file__).parent, Path(__file__).parents[2] / "work" / "speed"
 SHAPE, CLASSES, RATE = (3, 32, 32), 10, 1e-3
@@ -194,7 +194,7 @@ def network(case: Case, seed: int = 0) -> nn.Module:
 
 
 def ours(case: Case, dataset: Dataset, device: str, **changes: object) -> Callable[[], None]:
-    """One epoch with `know.training.train`."""
+    """One epoch with `benchmarks.training.train`."""
     model, part = network(case).to(device), dataset.train.take(range(case.images))
     chosen = recipe(case, **changes)
     return lambda: require(train(model, dataset, part, chosen, seed=0).status)

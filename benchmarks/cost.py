@@ -1,0 +1,166 @@
+"""What an arm costs before fine-tuning, which costs the same for all: training on the source, prediction, memory.
+
+Measured in one process on snapshots of random weights in the network's shapes, since neither time nor memory depends on
+the values; so it needs no trajectory, and every figure of a table is from the same minutes of the same machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.data import Dataset, Split
+from benchmarks.networks import build
+from benchmarks.suite import Cell, Suite
+from benchmarks.training import train
+from benchmarks.transfer import Arm, arms_of
+from know.checkpoints import save_state
+from know.files import read_json, write_csv
+from know.known import Models
+from know.seeds import stream
+from know.trajectory import PREDICTED, Trajectory, roles
+
+COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
+COLUMNS += ["memory_mb"]
+REPEATS, STEPS = 3, 20
+"""Predictions per arm, of which the fastest counts, and training steps by which the time per image is measured."""
+
+
+def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path, device: str = "cpu") -> None:
+    """Write the table `out` (csv): one row per arm of every source, network, track, r and S of a suite.
+
+    weights: predicted scalars. theta_0_seconds: one run of training theta_0, from the time of `STEPS` steps. trained:
+    images shown before fine-tuning, as a multiple of those of theta_0's run. seconds: the prediction, snapshots in
+    memory. memory_mb: by how much the process grows meanwhile, at its peak (empty where that is not known).
+    work: has the `data.json` of the suite's data; known: folder of the networks by S. device: where networks are
+    trained; prediction is the processor's.
+    """
+    data, rows = read_json(work / "data.json"), []
+    seen = {(c.source, c.network, c.track, c.rate, c.length): c for c in settings.cells}
+    for place, cell in sorted(seen.items()):
+        found = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]), device)
+        rows += [dict(zip(COLUMNS, [*place, *entries], strict=True)) for entries in found]
+    write_csv(out, rows, COLUMNS)
+
+
+def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Models, device: str) -> list[list]:
+    """What a row has after its place, arm by arm."""
+    shape, classes = tuple(data["shape"]), len(data["classes"])
+    arms = [arm for arm in arms_of(settings.arms, cell) if not arm.missing]
+    with tempfile.TemporaryDirectory() as folder:
+        trajectory, other = (_random(cell, shape, classes, Path(folder, str(k)), k) for k in (1, 2))
+        asked = {arm.name: functools.partial(arm.start, trajectory, models, 0) for arm in arms if arm.predictor}
+        memory = {name: _growth(start) for name, start in asked.items()}
+        seconds = {name: _fastest(start) for name, start in asked.items()}
+        looks_back = {arm.name for arm in arms if arm.predictor and _looks_back(arm, trajectory, other, models)}
+    shown = images(settings, cell, round(settings.forgetting.d0 * data["train"]))
+    theta_0 = shown["naive"] * _seconds_per_image(settings, cell, shape, classes, device)
+    weights, rows = sum(trajectory.theta_0[name].numel() for name in _predicted(trajectory)), []
+    for arm in arms:
+        like = arm.name if not arm.predictor else "trajectory" if arm.name in looks_back else "naive"
+        row = [weights, f"{theta_0:.4g}", arm.name, f"{shown[like] / shown['naive']:.4g}"]
+        rows.append([*row, f"{seconds.get(arm.name, 0):.3g}", _rounded(memory.get(arm.name, 0.0))])
+    return rows
+
+
+def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
+    """Source images that training shows, by reference, and for `trajectory`: theta_0 and all forgetting steps.
+
+    size: images of D0. On the retrodiction track theta_0 is made by a forgetting step from theta_{-1}, the oracle.
+    """
+    step, epochs = settings.forgetting.step, settings.pretraining.epochs
+
+    def forgetting(shown: float) -> float:
+        return step.steps * step.batch_size if step.steps else step.epochs * shown
+
+    steps = sum(forgetting(size * cell.rate**k) for k in range(1, cell.length))
+    oracles = {f"oracle{ending}": factor * epochs * size for ending, factor in (("", 2), ("_x4", 4), ("_x8", 8))}
+    theta_0 = epochs * size if cell.track == "overflow" else oracles["oracle"] + forgetting(size)
+    found = {"scratch": 0.0, **oracles, "oracle_steps": theta_0, "trajectory": theta_0 + steps}
+    same = dict.fromkeys(("naive", "tail_average", "ema"), theta_0)
+    return {**found, **same, "compute_matched": theta_0 + steps}
+
+
+def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path, seed: int) -> Trajectory:
+    """A trajectory of random weights that all share their theta_0."""
+    state = build(cell.network, shape, classes, seed=0).state_dict()
+    dice = torch.Generator().manual_seed(stream("cost", seed))
+    paths = [folder / f"{k}.safetensors" for k in reversed(range(cell.length))]
+    for k, path in zip(reversed(range(cell.length)), paths, strict=True):
+        moved = {
+            name: tensor + 0.01 * k * torch.randn(tensor.shape, generator=dice)
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in state.items()
+        }
+        save_state(path, moved)
+    trajectory = Trajectory.from_checkpoints(paths, [cell.rate**k for k in reversed(range(cell.length))])
+    trajectory.states  # noqa: B018  read now: reading is no part of the time
+    return trajectory
+
+
+def _looks_back(arm: Arm, trajectory: Trajectory, other: Trajectory, models: Models) -> bool:
+    """Whether it looks at more than theta_0: whether its answer is another for another history of the same theta_0."""
+    one, two = (arm.start(seen, models, 0) for seen in (trajectory, other))
+    same = all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+    return not same or one.rates != two.rates
+
+
+def _fastest(call: Callable[[], Any]) -> float:
+    found = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def _growth(call: Callable[[], Any]) -> float | None:
+    """MiB by which the process grows during `call`, at its peak; None where Linux's counters are not there.
+
+    A first call loads code and tables; what it leaves in the allocator is given back, or the second would reuse it.
+    """
+    call()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        before = _status("VmRSS")
+    except (AttributeError, OSError):
+        return None
+    call()
+    return max(0, _status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    """A number of this process's, in KiB."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split(f"{key}:")[1].split()[0])
+
+
+def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int], classes: int, device: str) -> float:
+    """Of training as theta_0 is trained, on random images; the first steps, which warm up, do not count."""
+    dice, size = torch.Generator().manual_seed(0), settings.pretraining.batch_size * STEPS
+    pictures = torch.randint(256, (size, *shape), generator=dice, dtype=torch.uint8)
+    split = Split(pictures, torch.randint(classes, (size,), generator=dice))
+    flat = torch.full((shape[0],), 0.5)
+    dataset = Dataset("random", split, split, tuple(map(str, range(classes))), "", flat, flat, flip=True).to(device)
+    model, split = build(cell.network, shape, classes, seed=0).to(device), dataset.train
+    recipe = settings.pretraining.model_copy(update={"epochs": 1, "steps": None})
+    train(copy.deepcopy(model), dataset, split, recipe.model_copy(update={"steps": 2}), seed=0)  # also compiles
+    return _fastest(lambda: train(model, dataset, split, recipe, seed=0)) / size
+
+
+def _predicted(trajectory: Trajectory) -> set[str]:
+    return {name for name, role in roles(trajectory.theta_0).items() if role in PREDICTED}
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

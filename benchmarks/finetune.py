@@ -1,0 +1,203 @@
+"""THE fine-tuning function: every arm goes through it, with the same subset, head, batch order and augmentation.
+
+Its result is a function of what it is given, so it is remembered by content: an arm that is added to a suite, or a cell
+that was killed, costs only what was not computed before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.data import Dataset
+from benchmarks.networks import build, has_running_statistics, head_name, normalisation
+from benchmarks.stacked import Stacked, scored
+from benchmarks.suite import Normalisation, Transfer
+from benchmarks.training import accuracy, logits, recalibrate, train
+from know.checkpoints import State
+from know.errors import KnowError
+from know.files import code_hash, digest, write_text
+from know.seeds import stream
+
+CALIBRATION = 2048
+"""Source images that running statistics are measured on, for the source accuracy of predicted weights."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an arm hands to fine-tuning. rates: factors on the learning rate, by parameter name."""
+
+    weights: State
+    rates: Mapping[str, float] = field(default_factory=dict)
+    normalisation: Normalisation = "carry"
+
+    def fingerprint(self) -> str:
+        """Hash of its content."""
+        found = hashlib.sha256(digest([sorted(self.rates.items()), self.normalisation]).encode())
+        for name, tensor in sorted(self.weights.items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one fine-tune gives. `accuracy` is None where the test set was not to be read (pilots)."""
+
+    status: str
+    validation_accuracy: float
+    validation_loss: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One fine-tune. seed: of (source trajectory, target, fine-tune); decides the target subset, the validation images
+    and the head. Batch order and augmentation also depend on the share.
+    """
+
+    start: Start
+    share: float
+    learning_rate: float
+    seed: int
+    test: bool
+    """Whether to read the test set."""
+
+
+def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transfer) -> Result:
+    """Fine-tune a new head and the weights by the suite's recipe; accuracy after the last epoch."""
+    images, validation = target_split(target, settings, request.share, request.seed)
+    model, order, rates = _prepare(request, network, target, settings, images)
+    asked = {"learning_rate": request.learning_rate, "rate_factors": rates}
+    outcome = train(model, target, target.train.take(images), settings.recipe, seed=order, **asked)
+    held_out = target.train.take(validation)
+    loss = float(F.cross_entropy(logits(model, target, held_out), held_out.labels))
+    tested = accuracy(model, target, target.test) if request.test else None
+    return _result(outcome.status, accuracy(model, target, held_out), loss, tested)
+
+
+def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, settings: Transfer) -> list[Result]:
+    """`fine_tune` of many requests of one share at once (`benchmarks.stacked`); the same results to rounding."""
+    splits = [target_split(target, settings, request.share, request.seed) for request in requests]
+    images, validation = (torch.stack(rows) for rows in zip(*splits, strict=True))  # (K, n) each
+    prepared = [_prepare(r, network, target, settings, own) for r, own in zip(requests, images, strict=True)]
+    models, orders, rates = zip(*prepared, strict=True)
+    networks = Stacked(models)
+    outcomes = networks.train(
+        target,
+        target.train,
+        images,
+        settings.recipe,
+        seeds=orders,
+        learning_rates=[request.learning_rate for request in requests],
+        rate_factors=rates,
+    )
+    labels = target.train.labels[validation.to(target.train.labels.device)]  # (K, N)
+    validated = scored(networks.logits(target, target.train, validation), labels)
+    tests = any(request.test for request in requests)
+    tested = scored(networks.logits(target, target.test), target.test.labels)[0] if tests else [None] * len(requests)
+    return [
+        _result(outcome.status, share, loss, tested if request.test else None)
+        for request, outcome, share, loss, tested in zip(requests, outcomes, *validated, tested, strict=True)
+    ]
+
+
+def _prepare(
+    request: FineTune, network: str, target: Dataset, settings: Transfer, images: Tensor
+) -> tuple[nn.Module, int, dict[str, float]]:
+    """The network with its new head, the seed of batch order and augmentation, and the factors on the learning rate."""
+    start = request.start
+    model = build(network, target.shape, len(target.classes), seed=stream(request.seed, "head"))
+    head = head_name(model) + "."
+    fresh = {name for name in model.state_dict() if name.startswith(head)}
+    if start.normalisation == "reset":
+        fresh |= normalisation(model)
+    carried = {name: tensor for name, tensor in start.weights.items() if name not in fresh}
+    missing, unexpected = model.load_state_dict(carried, strict=False)
+    if unexpected or not fresh.issuperset(missing):
+        raise KnowError(f"weights do not fit {network}: missing {missing}, unexpected {unexpected}")
+    model.to(target.mean.device)
+    if start.normalisation == "recalibrate":
+        recalibrate(model, target, target.train.take(images))
+    rates = {name: factor for name, factor in start.rates.items() if not name.startswith(head)}
+    return model, stream(request.seed, "share", request.share), rates
+
+
+def _result(status: str, validation: float, loss: float, test: float | None) -> Result:
+    return Result(
+        status=status,
+        validation_accuracy=round(validation, 6),
+        validation_loss=round(loss, 6) if math.isfinite(loss) else None,
+        accuracy=None if test is None else round(test, 6),
+    )
+
+
+def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of training and validation images, disjoint; a smaller share is a prefix of a larger one."""
+    total, wanted = len(target.train), settings.images + settings.validation
+    if wanted > total:
+        raise KnowError(f"{target.name} has {total} training images, transfer.images + validation is {wanted}")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(stream(seed, "subset")))
+    return order[: round(share * settings.images)], order[-settings.validation :]
+
+
+def source_accuracy(weights: State, network: str, source: Dataset) -> dict[str, float]:
+    """Source test accuracy of weights as they are: with the running statistics they carry, and with these measured anew
+    on source training images (the same number where the network keeps none).
+    """
+    model = build(network, source.shape, len(source.classes))
+    model.load_state_dict(weights)
+    model.to(source.mean.device)
+    carried = accuracy(model, source, source.test)
+    measured = _measured_anew(model, source) if has_running_statistics(model) else carried
+    return {"source_accuracy": round(carried, 6), "source_accuracy_recalibrated": round(measured, 6)}
+
+
+def _measured_anew(model: nn.Module, source: Dataset) -> float:
+    order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(stream("calibration")))
+    recalibrate(model, source, source.train.take(order[:CALIBRATION]))
+    return accuracy(model, source, source.test)
+
+
+class Memory:
+    """Results by the content of what gave them, one JSON line each; a line cut short by a kill is ignored.
+
+    A file that other code, another torch or another number of threads wrote is emptied. tidy: whether to do that, and
+    to cut off a short line; not while other processes append to the file.
+    """
+
+    def __init__(self, path: Path, *, tidy: bool = True):
+        self.path, self.results = path, {}
+        head = json.dumps({"code": code_hash(__name__), "torch": torch.__version__, "threads": torch.get_num_threads()})
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if not whole or whole[0].strip() != head:
+            whole = [head + "\n"]
+        for line in whole[1:]:
+            entry = json.loads(line)
+            self.results[entry.pop("key")] = entry
+        if tidy and whole != lines:
+            write_text(path, "".join(whole))
+
+    def get(self, key: list[Any], compute: Any) -> dict[str, Any]:
+        """The result of `compute()`, a dict, unless it is known already."""
+        return self.get_all([key], lambda: [compute()])[0]
+
+    def get_all(self, keys: list[list[Any]], compute: Any) -> list[dict[str, Any]]:
+        """The results of `compute()`, one dict a key, unless all are known already."""
+        names = [digest(key) for key in keys]
+        if not all(name in self.results for name in names):
+            found = dict(zip(names, compute(), strict=True))
+            self.results |= found
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.writelines(json.dumps({"key": name, **result}) + "\n" for name, result in found.items())
+        return [self.results[name] for name in names]

@@ -1,0 +1,108 @@
+"""The plane of one trajectory: where snapshots, predictions and oracle lie, and the source loss around them.
+
+The plane is the principal one (PCA) of the snapshots, KNOWN's predictions at depth 1, 2, 3 and the oracle, over all
+scalars of the predicted roles. Norm parameters and buffers are theta_0's everywhere, as they are in a prediction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.data import load
+from benchmarks.networks import build
+from benchmarks.suite import LENGTH
+from benchmarks.training import logits
+from know.checkpoints import State
+from know.errors import KnowError
+from know.files import write_csv
+from know.known import Models
+from know.methods import predict
+from know.trajectory import PREDICTED, Trajectory, roles
+
+COLUMNS = ["kind", "label", "x", "y", "loss"]
+DEPTHS = (1, 2, 3)
+IMAGES = 2000
+"""Test images that the loss is the mean of: the plane is a picture, and a large set would take minutes."""
+MARGIN = 0.25
+"""Share of the longer side of the points' box that the grid adds on every side."""
+
+
+def make_landscape(
+    trajectory_folder: Path, known_folder: Path, *, length: int = LENGTH, out: Path, size: int = 25, device: str = "cpu"
+) -> None:
+    """Write the table `out` (csv) of the plane of one trajectory. Columns: kind, label, x, y, loss.
+
+    x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
+    `IMAGES` images of the source test set. One row per `snapshot` (theta_4 ... theta_0), `known` prediction (x2, ...:
+    r^-depth) and `oracle`, whose loss is of the weights themselves, which lie off the plane; size^2 rows `grid`, whose
+    loss is on the plane.
+    `variance`: the share of the points' variance along x and along y. `about`: what was drawn, in words.
+    """
+    trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
+    facts = trajectory.manifest
+    if missing := [key for key in ("source", "network", "track", "trajectory") if key not in facts]:
+        raise KnowError(f"{trajectory_folder} was not made by a suite: its manifest lacks {', '.join(missing)}")
+    theta_0 = trajectory.theta_0
+    names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
+    dataset = load(facts["source"], device=device)
+    seen = dataset.test.take(torch.arange(min(IMAGES, len(dataset.test))))
+    model = build(facts["network"], dataset.shape, len(dataset.classes)).to(device)
+
+    def flat(state: State) -> Tensor:  # (P,), float64
+        return torch.cat([state[name].flatten().double() for name in names])
+
+    @torch.no_grad()
+    def loss(point: Tensor) -> float:  # of weights (P,)
+        parts = point.split([theta_0[name].numel() for name in names])
+        replaced = {n: p.view_as(theta_0[n]).to(theta_0[n].dtype) for n, p in zip(names, parts, strict=True)}
+        model.load_state_dict({**theta_0, **replaced})
+        return float(F.cross_entropy(logits(model, dataset, seen), seen.labels))
+
+    rate = trajectory.fractions[-2]
+    last = len(trajectory.states) - 1
+    found = [("snapshot", f"theta_{last - k}", flat(state)) for k, state in enumerate(trajectory.states)]
+    for depth in DEPTHS:
+        answer = predict(trajectory, "known", depth, known=known)
+        found.append(("known", f"x{rate**-depth:.2g}", flat(answer)))
+    found.append(("oracle", "oracle", flat(trajectory.reference("oracle"))))
+    points = torch.stack([point for _, _, point in found])  # (points, P)
+    axes, shares = principal_plane(points)
+    places = (points - points[last]) @ axes.T  # (points, 2), theta_0 at (0, 0)
+    # theta_0 itself lies off the plane through the points' mean; the grid starts from its shadow on that plane
+    centre = points.mean(0)
+    shadow = centre + ((points[last] - centre) @ axes.T) @ axes
+
+    low, high = places.min(0).values, places.max(0).values
+    margin = MARGIN * (high - low).max()
+    xs, ys = (torch.linspace(float(low[i] - margin), float(high[i] + margin), size) for i in range(2))
+    xs, ys = xs.double(), ys.double()
+
+    about = f"{facts['source']}, {facts['network']}, {facts['track']} track, trajectory {facts['trajectory']}"
+    rows = [_row("about", f"{about}, {len(seen)} test images"), _row("variance", "share", *shares.tolist())]
+    for (kind, label, point), place in zip(found, places, strict=True):
+        rows.append(_row(kind, label, *place.tolist(), loss(point)))
+    for y in ys:
+        for x in xs:
+            rows.append(_row("grid", "", float(x), float(y), loss(shadow + x * axes[0] + y * axes[1])))
+    write_csv(out, rows, COLUMNS)
+
+
+def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The two unit directions of greatest variance, (2, P), of points (N, P), and their shares of the variance, (2,).
+
+    A direction's sign is such that its component of largest magnitude is positive: SVD leaves it open.
+    """
+    _, scale, directions = torch.linalg.svd(points - points.mean(0), full_matrices=False)
+    axes = directions[:2]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))  # (2, 1)
+    return axes * largest.sign(), scale[:2].square() / scale.square().sum()
+
+
+def _row(kind: str, label: str, *numbers: float) -> dict[str, str]:
+    """One row; numbers x, y, loss with 6 significant digits, those not given left empty; no -0."""
+    shown = [f"{number + 0.0:.6g}" for number in numbers] + [""] * (3 - len(numbers))
+    return dict(zip(COLUMNS, [kind, label, *shown], strict=True))

@@ -1,0 +1,1 @@
+"""From run records to pages: evidence, claims, tables, and the checks of a published run."""

@@ -1,0 +1,302 @@
+"""Publishing a run: gather its records into `results/<suite>/`, write the pages, and check committed ones.
+
+`results/<suite>/` holds the records of a run (runs.csv and its companions), `README.md` made from them
+(`benchmarks.report.pages`), and figures made by the scripts in paper_figures/. `provenance.json`, `cost.csv` and
+`cost_by_arm.csv` say where and at what price; they, and the pages made of them, alone differ between two runs of the
+same code on one machine.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.records import PilotRecord, RunRecord, read_records
+from benchmarks.report import claims, failures
+from benchmarks.report.pages import GROUPS, SNAPSHOT_COLUMNS, cost_page, index, load, page, suites
+from benchmarks.report.statistics import summarise
+from benchmarks.suite import Cell, Suite
+from know.errors import KnowError
+from know.files import (
+    PACKAGE,
+    PRETRAINED,
+    atomic,
+    code_hash,
+    digest,
+    read_json,
+    sha256_file,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+FIGURES = PACKAGE.parent / "paper_figures"
+UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
+
+
+def publish(
+    settings: Suite, name: str, work: Path, results: Path, *, incomplete: bool = False, device: str | None = None
+) -> None:
+    """Gather a finished run from `work` into `<results>/<name>/`, write its page and the index of all suites.
+
+    incomplete: publish what is there, where some is missing; `failed.csv` says what and why, and so does the page.
+    KnowError where no cell is finished. device: where its networks were trained, if not where the suite says.
+    """
+    folder = results / name
+    lacking = failures.missing(settings, work) if incomplete else []
+    lost = {row["job"] for row in lacking}
+    done = [cell for cell in settings.cells if f"transfer/{cell.slug}" not in lost]
+    if not done:
+        raise KnowError(f"no cell of {name} is finished; the first reason is: {lacking[0]['reason']}")
+    if lacking:
+        (work / "published.json").unlink(missing_ok=True)  # the workflow has yet to publish
+        write_csv(folder / "failed.csv", lacking, failures.COLUMNS)
+    else:
+        (folder / "failed.csv").unlink(missing_ok=True)
+    cells = [work / "transfers" / cell.slug for cell in done]
+    runs = read_records([cell / "runs.csv" for cell in cells], RunRecord)
+    read_records([cell / "pilots.csv" for cell in cells], PilotRecord)
+    for table in ("runs", "pilots"):
+        _concatenate([cell / f"{table}.csv" for cell in cells], folder / f"{table}.csv")
+    write_csv(folder / "trajectories.csv", _snapshots(settings, work, done), SNAPSHOT_COLUMNS)
+    learnt = {str(length): settings.known_folder(work, length) for length in sorted({cell.length for cell in done})}
+    for table in ("metatraining", "meta_linear", "held_out"):
+        file = {"metatraining": "history"}.get(table, table)
+        lengths = {length: known / f"{file}.csv" for length, known in learnt.items()}
+        _concatenate(list(lengths.values()), folder / f"{table}.csv", ("length", list(lengths)))
+    made = {"landscape.csv": "landscape", "cost_by_arm.csv": "cost"}
+    made |= {f"inspection/{table}.csv": "inspect" for table in ("steps", "movement", "responses")}
+    for table, job in made.items():
+        out = folder / Path(table).name
+        out.unlink(missing_ok=True) if job in lost else _copy(work / table, out)
+    about = {
+        "name": name,
+        "figures": figures_of(runs),
+        "learnt_from": settings.learnt_from,
+        **_arms(done, work),
+    }
+    write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
+    write_json(folder / "metrics.json", metrics(runs))
+    write_text(folder / "README.md", page(folder))
+    write_json(folder / "provenance.json", provenance(device or settings.device))
+    _write_cost(work, folder)
+    _write_front_pages(results)
+    if lacking:
+        return
+    networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
+    declared = [] if settings.known else networks
+    declared += [work / "landscape.csv", *sorted((work / "inspection").glob("*.csv"))]
+    declared += [work / "trajectories" / origin.slug / "manifest.json" for origin in settings.origins]
+    if settings.metatraining:
+        declared += [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.metatraining.shards)]
+    declared += [cell / file for cell in cells for file in ("runs.csv", "pilots.csv", "choice.json")]
+    published = sorted(path for path in folder.glob("*.*") if path.name not in UNVERSIONED)
+    hashes = {
+        "results": {path.name: sha256_file(path) for path in published},
+        "work": {path.relative_to(work).as_posix(): sha256_file(path) for path in declared},
+        "shipped": {p.relative_to(PRETRAINED).as_posix(): sha256_file(p) for p in (networks if settings.known else [])},
+    }
+    write_json(work / "published.json", hashes)
+
+
+def figures_of(runs: pd.DataFrame) -> list[str]:
+    """Names of the figures of a suite: all there are, but that of the ablations only where S or r varies."""
+    varied = runs["length"].nunique() > 1 or runs["rate"].nunique() > 1
+    left_out = {"style"} | (set() if varied else {"ablation"})
+    return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem not in left_out)
+
+
+def _arms(cells: list[Cell], work: Path) -> dict:
+    """What every arm is, in the order of the tables, and in which cells which are not available, and why."""
+    described, unavailable = {}, {}
+    for cell in cells:
+        for arm in read_json(work / "transfers" / cell.slug / "choice.json")["described"]:
+            reason = arm.pop("missing")
+            described.setdefault(arm["name"], arm)
+            if reason:
+                unavailable.setdefault(cell.slug, {})[arm["name"]] = reason
+    order = list(GROUPS)
+    rows = sorted(enumerate(described.values()), key=lambda pair: (order.index(pair[1]["group"]), pair[0]))
+    return {"described": [arm for _, arm in rows], "unavailable": unavailable}
+
+
+def check(results: Path) -> list[str]:
+    """Names of all pages, each of which equals what its records give; KnowError names the first that does not."""
+    found = []
+    for folder in suites(results):
+        _compare_page(folder / "README.md", page(folder))
+        if read_json(folder / "metrics.json") != metrics(load(folder)[1]):
+            raise KnowError(f"{folder / 'metrics.json'} does not fit its records; publish the suite again")
+        found.append(str(folder / "README.md"))
+    for name, text in _front_pages(results).items():
+        _compare_page(results / name, text)
+        found.append(str(results / name))
+    return found
+
+
+def _front_pages(results: Path) -> dict[str, str]:
+    """The pages that look at all suites together."""
+    judged = claims.summary(results)
+    return {
+        "README.md": index(results, judged, claims.CORE),
+        "CLAIMS.md": claims.page(results),
+        "COST.md": cost_page(results),
+    }
+
+
+def _write_front_pages(results: Path) -> None:
+    for name, text in _front_pages(results).items():
+        write_text(results / name, text)
+
+
+def write_pages(results: Path) -> None:
+    """Write the page of every published suite and the index anew, from the records beside them.
+
+    Figures that have been added or removed since are listed as they are now; `python -m paper_figures` draws them.
+    """
+    for folder in suites(results):
+        _, runs = load(folder)
+        write_json(folder / "suite.json", read_json(folder / "suite.json") | {"figures": figures_of(runs)})
+        write_text(folder / "README.md", page(folder))
+    _write_front_pages(results)
+
+
+def merge(source: Path, results: Path) -> list[str]:
+    """Take over every suite that another machine has published below `source`; returns their names.
+
+    Everything is checked before anything is written: records, and that they are of the code that is here. Where the
+    other machine had no git, the commit of this checkout stands in, as its code is the same. What is there already of
+    these suites is replaced.
+    """
+    if not source.is_dir():
+        raise KnowError(f"{source} is no folder; give the one that holds the suites that were published elsewhere")
+    names = [folder.relative_to(source).as_posix() for folder in suites(source)]
+    here = provenance()
+    for name in names:
+        folder = source / name
+        _, runs = load(folder)
+        code = code_hash("benchmarks.transfer")
+        if strange := sorted(set(runs["code"]) - {code}):
+            raise KnowError(
+                f"{folder} is of other code ({', '.join(strange)}, here {code}); check out its commit first"
+            )
+        if read_json(folder / "metrics.json") != metrics(runs):
+            raise KnowError(f"{folder / 'metrics.json'} does not fit its records; copy it again")
+    for name in names:
+        (results / name / "failed.csv").unlink(missing_ok=True)
+        for path in sorted(p for p in (source / name).glob("*.*") if p.suffix in (".csv", ".json")):
+            _copy(path, results / name / path.name)
+        about = read_json(source / name / "provenance.json")
+        if about["commit"] == "unknown":
+            about |= {key: here[key] for key in ("commit", "uncommitted_changes")}
+        write_json(results / name / "provenance.json", about)
+    write_pages(results)
+    return names
+
+
+def provenance(device: str = "cpu") -> dict:
+    """Commit and environment of this process; `environment` decides whether `know verify` demands equal bytes.
+
+    device: where networks were trained; a GPU is named.
+    """
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    outputs = (":!results", ":!dvc.lock")  # what a run itself rewrites is no change of the code
+    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "matplotlib", "safetensors", "scikit-learn")
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs)),
+        "environment": {
+            "processor": _processor(),
+            **_gpu(device),
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+    }
+
+
+def _gpu(device: str) -> dict[str, str]:
+    if not device.startswith("cuda"):
+        return {}
+    import torch  # here alone, since pages are made without it
+
+    if not torch.cuda.is_available():
+        return {"gpu": "none"}
+    return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in pairs}
+    fields = ("model name", "cpu family", "model", "stepping", "cache size")
+    named = [f"{key} {facts[key]}" for key in fields if key in facts]
+    # the instruction sets decide which kernels run, and a virtual machine may hide some of them
+    return ", ".join([*named, f"flags {digest(sorted(facts.get('flags', '').split()))}"])
+
+
+def _compare_page(path: Path, expected: str) -> None:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text != expected:
+        pairs = zip(text.splitlines(), expected.splitlines(), strict=False)
+        line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), "the end")
+        raise KnowError(f"{path} does not fit its records (line {line}); write it anew with `know report`")
+
+
+def metrics(runs: pd.DataFrame) -> dict:
+    """Mean accuracy in percent by cell, arm and recipe, for `dvc metrics`."""
+    found: dict = {}
+    for row in summarise(runs).to_dict("records"):
+        found.setdefault(row["cell"], {}).setdefault(row["arm"], {})[row["recipe"]] = round(row["accuracy"], 4)
+    return found
+
+
+def _snapshots(settings: Suite, work: Path, cells: list[Cell]) -> list[dict]:
+    rows = []
+    for origin in sorted({cell.origin for cell in cells}):
+        for trajectory in settings.trajectory_ids:
+            for track in settings.tracks(origin):
+                manifest = read_json(work / "trajectories" / origin.slug / trajectory / track / "manifest.json")
+                for k, snapshot in enumerate(reversed(manifest["snapshots"])):
+                    facts = {column: snapshot.get(column, "") for column in SNAPSHOT_COLUMNS[6:]}
+                    place = {"source": origin.source, "network": origin.network, "rate": origin.rate, "track": track}
+                    rows.append({**place, "trajectory": trajectory, "snapshot": k, **facts})
+    return rows
+
+
+def _concatenate(parts: list[Path], out: Path, key: tuple[str, list[str]] | None = None) -> None:
+    """One csv of several with the same columns; key: name and values, one a part, of a column to put before them."""
+    texts = [part.read_text(encoding="utf-8").splitlines(keepends=True) for part in parts]
+    name, values = (f"{key[0]},", [f"{value}," for value in key[1]]) if key else ("", [""] * len(parts))
+    lines = (value + line for value, text in zip(values, texts, strict=True) for line in text[1:])
+    write_text(out, "".join([name + texts[0][0], *lines]))
+
+
+def _copy(source: Path, out: Path) -> None:
+    with atomic(out) as temporary:
+        temporary.write_bytes(source.read_bytes())
+
+
+def _write_cost(work: Path, folder: Path) -> None:
+    """Time and memory of every job, from the workflow's own benchmark files (absent where a step was run by hand)."""
+    columns = ["job", "seconds", "cpu_seconds", "peak_memory_mb"]
+    rows = []
+    for path in sorted((work / "benchmarks").rglob("*.tsv")):
+        entry = pd.read_csv(path, sep="\t").iloc[-1]
+        job = path.relative_to(work / "benchmarks").with_suffix("").as_posix()
+        rows.append(dict(zip(columns, (job, entry["s"], entry["cpu_time"], entry["max_rss"]), strict=True)))
+    write_csv(folder / "cost.csv", rows, columns)

@@ -1,0 +1,532 @@
+"""A suite: what is run, as strictly validated YAML. Needs neither torch nor data, so the workflow reads it in no time.
+
+The settings below are also the arguments of the library's stages (a `Recipe` for `training.train`, and so on).
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from know.errors import KnowError, unknown
+from know.files import PACKAGE, PRETRAINED, read_json
+
+SUITES = Path("benchmarks/suites")
+SHIPPED = Path("benchmarks/metatraining.yaml")
+WORK = Path("work")
+RESULTS = Path("results")
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Track = Literal["overflow", "retrodiction"]
+Normalisation = Literal["carry", "reset", "recalibrate"]
+Reference = Literal[
+    "naive", "scratch", "oracle", "oracle_steps", "oracle_x4", "oracle_x8", "tail_average", "ema", "compute_matched"
+]
+
+RATE, LENGTH = 0.5, 5
+"""r and S of the paper's main experiments; names of cells mention them only where they differ."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Settings):
+    """One training run. `steps`, where given, replaces `epochs`."""
+
+    epochs: Positive
+    learning_rate: Rate
+    steps: Positive | None = None
+    batch_size: Positive = 128
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augment: Literal["none", "shift", "affine"] = "none"
+    """Of every image in every epoch: shifts of up to 1/8 of the side and, where a mirrored image is of the same class,
+    mirroring; or the affine maps of the authors' script (rotation, shift, zoom)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass in training (torch's autocast); weights and evaluation are always float32."""
+    compile: bool = False
+    """Whether the network is compiled (torch.compile): faster where it is large, worth nothing where it trains briefly;
+    sums may come out in another order."""
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs of a first phase that trains normalisation layers and head only."""
+    head_learning_rate: Rate = 1e-3
+
+
+class Forgetting(Settings):
+    """The structured forgetting of paper, section 3: fractions 1, r, r^2, ... of D0, S snapshots."""
+
+    d0: Annotated[float, Field(gt=0, le=0.5)] = 0.5
+    """Share of the source that is D0. At 0.5 the oracle of twice the data is trained on all of it; at 0.125 there
+    are oracles of four and eight times the data too (`oracle_x4`, `oracle_x8`)."""
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    length: Annotated[int, Field(ge=2)] = 5
+    smallest: Positive = 64
+    """Fewest images the smallest subset may have."""
+    step: Recipe
+    carry_optimizer: bool = True
+    """Whether the optimiser's state goes from one subset to the next, as in the released script."""
+
+
+class MetaTraining(Settings):
+    """The meta-set (small trajectories) and the training of KNOWN on its windows."""
+
+    datasets: list[str] = Field(min_length=1)
+    networks: list[str] = Field(min_length=1)
+    trajectories: Annotated[int, Field(ge=2)]
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of the trajectories that decide when to stop, and the same share again that the errors are reported on."""
+    shards: Positive = 2
+    together: Positive = 1
+    """How many trajectories are trained at once, stacked: a GPU's way. They share dataset, network, r, batch size and
+    epochs, and each draws its own subsets, learning rate and initialisation."""
+    images: Positive
+    """Size of the largest subset of a run."""
+    smallest: Positive = 64
+    pretraining_epochs: tuple[Positive, Positive]
+    forgetting_epochs: Positive = 1
+    rate: tuple[Share, Share] = (0.3, 0.9)
+    learning_rate: tuple[Rate, Rate] = (1e-5, 4e-3)
+    batch_size: Positive = 32
+    """Least batch size; the greatest is the smallest subset (paper: U(32, r^6 |D0|))."""
+    carry_optimizer: bool = True
+    windows: Positive = 4096
+    """At most this many windows per role from one trajectory."""
+    updates: Positive
+    window_batch: Positive = 1024
+    optimizer_rate: Rate = 1e-3
+    patience: Positive = 10
+    """Evaluations without improvement after which training of a role stops."""
+    evaluations: Positive = 40
+    bias_penalty: Annotated[float, Field(ge=0)] = 0.1
+    """L1 on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
+    beside: str | None = None
+    """A group of shipped networks whose errors on the same held-out trajectories are reported beside."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> MetaTraining:
+        if not 1 <= round(self.held_out * self.trajectories) < self.trajectories / 2:
+            raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one part empty")
+        for name in ("pretraining_epochs", "rate", "learning_rate"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} goes from {low} down to {high}; give the lower bound first")
+        return self
+
+
+class Group(Settings):
+    """One set of networks that ships with the package."""
+
+    without: list[str] = []
+    """Families of datasets that its meta-training leaves out, so that it can be judged on them."""
+    lengths: list[Annotated[int, Field(ge=2, le=6)]] = Field([LENGTH], min_length=1)
+    """Values of S."""
+
+
+class Shipped(Settings):
+    """Where the networks that ship come from: one meta-set, and groups of them; see benchmarks/metatraining.yaml."""
+
+    metatraining: MetaTraining
+    groups: dict[str, Group]
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Shipped:
+        known = {family(name) for name in self.metatraining.datasets}
+        for name, group in self.groups.items():
+            if lacking := set(group.without) - known:
+                raise ValueError(f"groups.{name}.without: {', '.join(sorted(lacking))} is not in the meta-set anyway")
+        return self
+
+
+class Transfer(Settings):
+    """Fine-tuning on the target: the same function and the same search for every arm."""
+
+    recipe: Recipe
+    images: Positive
+    """Target images at share 1."""
+    validation: Positive
+    """Further target-training images, disjoint from `images`; they alone choose the learning rate."""
+    shares: list[Share] = [1.0]
+    fine_tunes: Positive = 1
+    grid: list[Rate] = Field(min_length=6)
+    """Learning rates of the search, factor 2 apart, with the published one (`recipe.learning_rate`) among them."""
+    extensions: Annotated[int, Field(ge=0)] = 2
+    """How many points may be added, for all arms, where some arm's best rate lies on an edge of the grid."""
+    together: Positive = 1
+    """How many fine-tunes are trained at once, stacked: a GPU's way with small networks. The same to rounding."""
+    normalisation: Normalisation = "carry"
+    """Of all arms but those that are about it: carry the weights' own normalisation parameters and running statistics;
+    reset them to a fresh network's; or carry the parameters and measure the statistics anew on the target images."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Transfer:
+        ratios = [b / a for a, b in itertools.pairwise(self.grid)]
+        if any(abs(ratio - 2) > 1e-6 for ratio in ratios):
+            raise ValueError("grid must rise by factors of 2")
+        if self.recipe.learning_rate not in self.grid:
+            raise ValueError(f"grid must contain recipe.learning_rate {self.recipe.learning_rate:g}")
+        return self
+
+
+class PredictorArms(Settings):
+    """One line of arms: a predictor with options, at some depths."""
+
+    predictor: str | None = None
+    """Name of a file in know/methods/; by default the name of the entry."""
+    depths: list[Positive] | None = None
+    """By default those that the predictor's file declares."""
+    options: dict[str, float | int | str | bool] = {}
+
+
+class Arms(Settings):
+    """Which arms stand in the tables.
+
+    `predictors: all` takes every file in know/methods/ with the variants it declares, but those that need files from
+    outside the project (the authors' released weights), so that the tables are the same everywhere. An entry that
+    names such a predictor puts it in the tables, as "not available" where the files are missing.
+    """
+
+    references: list[Reference]
+    predictors: Literal["all"] | dict[str, PredictorArms | None] = "all"
+    also: dict[str, PredictorArms | None] = {}
+    """Entries beside `predictors`, such as the released weights beside all."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Arms:
+        if self.predictors != "all" and (twice := self.predictors.keys() & self.also.keys()):
+            raise ValueError(f"{', '.join(sorted(twice))} stands both in predictors and in also")
+        if "naive" not in self.references:
+            raise ValueError("references must contain naive: all differences are paired with it")
+        return self
+
+
+class Pair(Settings):
+    """A source and a target dataset, with the networks they are run on."""
+
+    source: str
+    target: str
+    networks: list[str] = Field(min_length=1)
+    tracks: list[Track] = ["overflow"]
+    rates: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Values of r, for an ablation; by default forgetting.rate."""
+    lengths: list[Annotated[int, Field(ge=2, le=6)]] | None = None
+    """Values of S, for an ablation; by default forgetting.length. A shorter history is the end of a longer one."""
+
+
+@dataclass(frozen=True, order=True)
+class Origin:
+    """What a set of trajectories belongs to: every cell with this source, network and r shares them."""
+
+    source: str
+    network: str
+    rate: float = RATE
+
+    @property
+    def slug(self) -> str:
+        return _slug(self.source, self.network, *([] if self.rate == RATE else [f"r{self.rate:g}"]))
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One comparison: every arm is run on every trajectory of a cell."""
+
+    track: Track
+    source: str
+    target: str
+    network: str
+    share: float
+    rate: float = RATE
+    length: int = LENGTH
+
+    @property
+    def slug(self) -> str:
+        parts = [self.track, self.source, self.target, self.network, f"{100 * self.share:g}"]
+        parts += [] if self.rate == RATE else [f"r{self.rate:g}"]
+        return _slug(*parts, *([] if self.length == LENGTH else [f"s{self.length}"]))
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.source, self.network, self.rate)
+
+
+class Suite(Settings):
+    """A whole benchmark run; see the files in benchmarks/suites/."""
+
+    title: str
+    evidence: bool
+    """False for suites that prove the machinery only; every table of theirs says so."""
+    remarks: list[str] = []
+    """Sentences printed above the tables, such as what is in-distribution."""
+    pairs: list[Pair] = Field(min_length=1)
+    trajectories: Positive
+    pilots: Positive
+    pretraining: Recipe
+    forgetting: Forgetting
+    metatraining: MetaTraining | None = None
+    """The suite's own KNOWN; or instead:"""
+    known: str | None = None
+    """A group of networks that ships with the package (folder in know/pretrained/)."""
+    transfer: Transfer
+    arms: Arms
+    processes: Positive = 1
+    """How many share one origin's trajectories or one cell's fine-tunes; changes no result."""
+    device: str = "cpu"
+    """Where networks are trained: a torch device, such as cuda. `--device` of a command overrides it."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Suite:
+        if self.forgetting.carry_optimizer and self.pretraining.optimizer != self.forgetting.step.optimizer:
+            raise ValueError("forgetting.carry_optimizer needs the same optimizer in pretraining and forgetting.step")
+        if self.pretraining.steps is not None:
+            raise ValueError("pretraining is given in epochs: the oracle has the same epochs, or the same steps")
+        if (self.metatraining is None) == (self.known is None):
+            raise ValueError("give either metatraining (the suite's own) or known (a group that ships)")
+        if self.evidence and (seen := {family(d) for d in self.evaluated} & {family(d) for d in self.learnt_from}):
+            raise ValueError(f"evidence needs a KNOWN that was not meta-trained on {', '.join(sorted(seen))}")
+        for name, factor in {"oracle": 2, "oracle_x4": 4, "oracle_x8": 8}.items():
+            if name in self.arms.references and factor * self.forgetting.d0 > 1:
+                raise ValueError(f"arms.references: {name} needs a forgetting.d0 of at most {1 / factor:g}")
+        if self.forgetting.d0 != 0.5 and any("retrodiction" in pair.tracks for pair in self.pairs):
+            raise ValueError("forgetting.d0 is 0.5 on the retrodiction track: theta_{-1} has twice the data of theta_0")
+        if self.lengths[-1] > 6:
+            raise ValueError("forgetting.length is at most 6: the meta-set has 7 snapshots, one of them the target")
+        return self
+
+    @pydantic.field_validator("trajectories")
+    @classmethod
+    def _at_least_two(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError("an interval over trajectories needs at least 2")
+        return value
+
+    @property
+    def origins(self) -> list[Origin]:
+        return sorted({cell.origin for cell in self.cells})
+
+    @property
+    def cells(self) -> list[Cell]:
+        cells = {
+            Cell(track, pair.source, pair.target, network, share, rate, length)
+            for pair in self.pairs
+            for track, network, share, rate, length in itertools.product(
+                pair.tracks,
+                pair.networks,
+                self.transfer.shares,
+                pair.rates or [self.forgetting.rate],
+                pair.lengths or [self.forgetting.length],
+            )
+        }
+        return sorted(cells)
+
+    @property
+    def datasets(self) -> list[str]:
+        return sorted(self.evaluated | set(self.metatraining.datasets if self.metatraining else ()))
+
+    @property
+    def evaluated(self) -> set[str]:
+        """Sources and targets."""
+        return {name for pair in self.pairs for name in (pair.source, pair.target)}
+
+    @property
+    def learnt_from(self) -> list[str]:
+        """Datasets that any KNOWN of the suite was meta-trained on: its own, and those that ship, asked by its arms."""
+        named = {} if self.arms.predictors == "all" else self.arms.predictors
+        lines = [(name, entry or PredictorArms()) for name, entry in {**named, **self.arms.also}.items()]
+        groups = {str(e.options.get("group", "general")) for name, e in lines if (e.predictor or name) == "shipped"}
+        groups |= {self.known} if self.known else set()
+        found = {d for group in groups for length in self.lengths for d in read_json(_facts(group, length))["data"]}
+        return sorted(found | set(self.metatraining.datasets if self.metatraining else ()))
+
+    def known_folder(self, work: Path, length: int) -> Path:
+        """Where the networks for histories of S = `length` are."""
+        return _facts(self.known, length).parent if self.known else work / "known" / str(length)
+
+    def tracks(self, origin: Origin) -> list[Track]:
+        return sorted({cell.track for cell in self.cells if cell.origin == origin})
+
+    @property
+    def lengths(self) -> list[int]:
+        """Every S of the suite: each has a KNOWN of its own."""
+        return sorted({cell.length for cell in self.cells})
+
+    def forgetting_of(self, origin: Origin) -> Forgetting:
+        """The settings of an origin's trajectories: its r, and as many snapshots as any of its cells takes."""
+        length = max(cell.length for cell in self.cells if cell.origin == origin)
+        return self.forgetting.model_copy(update={"rate": origin.rate, "length": length})
+
+    @property
+    def trajectory_ids(self) -> list[str]:
+        """Pilots p0, p1, ... (for the learning rates, never evaluated), then t0, t1, ..."""
+        return [f"p{i}" for i in range(self.pilots)] + [f"t{i}" for i in range(self.trajectories)]
+
+    def origin(self, slug: str) -> Origin:
+        return _by_slug("origin", slug, self.origins)
+
+    def cell(self, slug: str) -> Cell:
+        return _by_slug("cell", slug, self.cells)
+
+
+def _facts(group: str, length: int) -> Path:
+    """The facts of shipped networks; KnowError if there are none for that group and S."""
+    found = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
+    if group not in found:
+        raise unknown("group of shipped networks", group, found or ["(none)"])
+    path = PRETRAINED / group / str(length) / "facts.json"
+    if not path.is_file():
+        raise KnowError(f"know/pretrained/{group} has no networks for S = {length}")
+    return path
+
+
+def family(dataset: str) -> str:
+    """What counts as the same data: CIFAR-10 and CIFAR-100, in whatever part, are one."""
+    name = dataset.partition(":")[0]
+    return "cifar" if name.startswith("cifar") else name
+
+
+def load_shipped() -> Shipped:
+    """How the networks that ship are made (benchmarks/metatraining.yaml); errors as `load_suite`."""
+    if not SHIPPED.is_file():
+        raise KnowError(f"there is no {SHIPPED} here; run this from the repository's top folder, or name a suite")
+    return _validated(SHIPPED, _parsed(SHIPPED, SHIPPED.read_text(encoding="utf-8")), Shipped)
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of that name in benchmarks/suites/, or of a path to a .yaml file.
+
+    A file may name another as its `base`: whole top-level keys that it gives replace those of the base.
+
+    Raises KnowError for an unknown suite, invalid YAML, an unknown key (names the nearest one) or a wrong value.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    suite = _validated(path, _settings(path, name), Suite)
+    predictors = [file.stem for file in (PACKAGE / "methods").glob("[!_]*.py")]
+    named = {} if suite.arms.predictors == "all" else suite.arms.predictors
+    for name, entry in {**named, **suite.arms.also}.items():
+        predictor = (entry and entry.predictor) or name
+        if predictor not in predictors:
+            raise KnowError(f"{path}: {unknown('predictor', predictor, predictors)}")
+    return suite
+
+
+def suite_name(suite: str) -> str:
+    """What a suite's folders in work/ and results/ are called: its name, or that of the file."""
+    return Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite
+
+
+def _settings(path: Path, name: str, above: tuple[Path, ...] = ()) -> typing.Any:
+    """What a suite's file gives, over what its base gives. above: the files whose base it is."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        if SUITES not in path.parents:
+            raise KnowError(f"suite file {path} does not exist") from error
+        if not SUITES.is_dir():
+            raise KnowError(f"there is no folder {SUITES} here; run suites from the repository's top folder") from error
+        names = sorted(file.relative_to(SUITES).with_suffix("").as_posix() for file in SUITES.rglob("*.yaml"))
+        raise unknown("suite", name, names) from error
+    except UnicodeDecodeError as error:
+        raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
+    found = _parsed(path, text)
+    if not isinstance(found, dict) or "base" not in found:
+        return found
+    base = found.pop("base")
+    above = (*above, path)
+    if not isinstance(base, str) or SUITES / f"{base}.yaml" in above:
+        raise KnowError(f"{path}: base must be the name of another suite")
+    return {**_settings(SUITES / f"{base}.yaml", base, above), **found}
+
+
+def _parsed(path: Path, text: str) -> typing.Any:
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise KnowError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _validated(path: Path, found: typing.Any, model: type[Settings]) -> typing.Any:
+    try:
+        return model.model_validate(found)
+    except pydantic.ValidationError as error:
+        raise KnowError(f"{path}: {'; '.join(_explain(e, model) for e in _relevant(error.errors()))}") from error
+    except KnowError as error:
+        raise KnowError(f"{path}: {error}") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (plain YAML silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _relevant(errors: list[dict]) -> list[dict]:
+    """Without pydantic's names for the members of a union, and without the members that were not meant."""
+    deeper = {error["loc"][:-1] for error in errors if error["type"] != "literal_error"}
+    kept = []
+    for error in errors:
+        *parents, last = error["loc"] or ("",)
+        if str(last).startswith("literal[") and any(place[: len(parents)] == tuple(parents) for place in deeper):
+            continue
+        kept.append({**error, "loc": tuple(part for part in error["loc"] if "[" not in str(part))})
+    return kept
+
+
+def _explain(error: dict, model: type[Settings]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        near = difflib.get_close_matches(str(key), _fields_at(parents, model), n=1, cutoff=0.4)
+        return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"key {place!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _fields_at(parents: list, model: type[Settings]) -> list[str]:
+    """Names of the settings that exist at a place in a suite, for the hint at an unknown key."""
+    here: object = model
+    for part in parents:
+        if not isinstance(part, int) and isinstance(here, type) and issubclass(here, Settings):
+            here = _settings_in(here.model_fields[part].annotation) if part in here.model_fields else here
+    return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, Settings) else []
+
+
+def _settings_in(annotation: object) -> object:
+    """The settings class inside list[X], X | None, dict[str, X] or X itself."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    if isinstance(annotation, types.GenericAlias | types.UnionType) or typing.get_origin(annotation):
+        return next((found for arg in typing.get_args(annotation) if (found := _settings_in(arg))), None)
+    return None
+
+
+def _slug(*parts: str) -> str:
+    """A name that is safe in paths and in the workflow's wildcards."""
+    return ".".join(re.sub(r"[^\w+-]+", "_", part) for part in parts)
+
+
+def _by_slug(kind: str, slug: str, items: list) -> typing.Any:
+    for item in items:
+        if item.slug == slug:
+            return item
+    raise unknown(kind, slug, [item.slug for item in items])

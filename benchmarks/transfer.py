@@ -1,0 +1,404 @@
+"""Downstream evaluation: every arm through the same fine-tuning function and the same learning-rate search.
+
+Paired by construction: subset, head initialisation, batch order and augmentation come from streams in which neither arm
+nor learning rate nor recipe appears (`know.seeds`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.data import load
+from benchmarks.finetune import (
+    FineTune,
+    Memory,
+    Result,
+    Start,
+    fine_tune,
+    fine_tune_stacked,
+    source_accuracy,
+    target_split,
+)
+from benchmarks.progress import progress
+from benchmarks.records import PilotRecord, RunRecord, write_records
+from benchmarks.suite import Arms, Cell, Normalisation, Transfer
+from benchmarks.workers import workers
+from know import keras as released
+from know import methods as predictors
+from know.checkpoints import State
+from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
+from know.known import Models
+from know.seeds import stream
+from know.trajectory import PREDICTED, Trajectory, roles
+
+REFERENCES = {
+    "naive": ("theta_0 itself, fine-tuned as always.", "paper, naive transfer"),
+    "scratch": ("The network's own random initialisation, never trained on the source.", "reference"),
+    "oracle": (
+        "Really trained on twice the source data, for as many epochs (twice the steps); on the retrodiction track "
+        "theta_{-1}, from which theta_0 was made.",
+        "reference",
+    ),
+    "oracle_steps": ("Really trained on twice the source data, with as many steps as theta_0.", "reference"),
+    "oracle_x4": ("Really trained on four times the source data, for as many epochs.", "reference"),
+    "oracle_x8": ("Really trained on eight times the source data, for as many epochs.", "reference"),
+    "tail_average": (
+        "Mean of the weights over the last quarter of the steps that made theta_0.",
+        "Izmailov et al. 2018, arXiv 1803.05407",
+    ),
+    "ema": (
+        "Exponential moving average over the run that made theta_0, with a time constant of a tenth of its steps.",
+        "Polyak & Juditsky 1992",
+    ),
+    "compute_matched": (
+        "Naive, but theta_0 was trained on D0 for as many further steps as the forgetting trajectory took.",
+        "control, this project",
+    ),
+}
+"""What each reference arm is, and where it comes from."""
+GROUPS = {"tail_average": "average", "ema": "average", "compute_matched": "control"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to get the weights that are fine-tuned."""
+
+    name: str
+    summary: str
+    reference: str
+    group: str
+    predictor: str = ""
+    depth: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    normalisation: Normalisation = "carry"
+    missing: str | None = None
+    """Why it is not available here."""
+
+    def start(self, trajectory: Trajectory, models: Models, seed: int) -> Start:
+        """What it hands to fine-tuning. naive: theta_0; the other references are kept with the trajectory.
+
+        Raises `predictors.Overflow` where a predictor's answer is not finite.
+        """
+        if not self.predictor:
+            weights = trajectory.theta_0 if self.name == "naive" else trajectory.reference(self.name)
+            return Start(weights, normalisation=self.normalisation)
+        asked = {"known": models, "seed": stream(seed, "arm", self.name), **self.options}
+        depth = max(1, self.depth)
+        if predictors.get(self.predictor).answers == "rate":
+            return Start(
+                trajectory.theta_0, predictors.rates(trajectory, self.predictor, depth, **asked), self.normalisation
+            )
+        return Start(predictors.predict(trajectory, self.predictor, depth, **asked), normalisation=self.normalisation)
+
+
+def arms_of(settings: Arms, cell: Cell, normalisation: Normalisation = "carry") -> list[Arm]:
+    """The arms of a cell: references first, then predictors by name and depth, as `known_x8` (r^-depth = 8).
+
+    On the retrodiction track theta_{-1} is the only oracle; the others exist on the overflow track alone. Arms
+    that need more snapshots than the cell has, or models that are not here, say so in `missing`.
+    """
+    arms = [
+        Arm(name, *REFERENCES[name], GROUPS.get(name, "reference"), normalisation=normalisation)
+        for name in settings.references
+        if cell.track == "overflow" or not name.startswith("oracle_")
+    ]
+    for line in predictors.lines(settings):
+        found, options = line.predictor, line.options
+        missing = found.missing(options, cell.length)
+        for depth in line.depths or (0,):
+            arms.append(
+                Arm(
+                    f"{line.name}_x{cell.rate**-depth:.2g}" if depth else line.name,
+                    found.summary,
+                    found.reference,
+                    found.group,
+                    found.name,
+                    depth,
+                    options,
+                    found.normalisation or normalisation,
+                    missing,
+                )
+            )
+    return arms
+
+
+Task = tuple[str, Arm, int, float]
+"""One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
+Evaluate = Callable[[list[Task]], list[Result]]
+
+
+def choose_rates(
+    arms: list[Arm], pilots: list[str], settings: Transfer, evaluate: Evaluate
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The learning-rate protocol: one grid for all arms, the best mean validation accuracy over the pilots, frozen.
+
+    While some arm's best rate lies on an edge, the grid grows by one point there, for ALL arms, up to
+    `settings.extensions` points. Ties go to the lower validation loss, then to the lower rate.
+
+    Returns the choice (grid, and per arm rate and whether it is still on an edge) and all pilot runs (see PilotRecord).
+    """
+    grid, runs = list(settings.grid), {}
+
+    def cover(rates: list[float]) -> None:
+        repeats = range(settings.fine_tunes)
+        tasks = [(t, arm, repeat, rate) for t, arm, rate, repeat in itertools.product(pilots, arms, rates, repeats)]
+        for (trajectory, arm, repeat, rate), run in zip(tasks, evaluate(tasks), strict=True):
+            runs[trajectory, arm.name, repeat, rate] = run
+
+    def best(arm: Arm) -> float:
+        def score(rate: float) -> tuple[float, float, float]:
+            found = [run for key, run in runs.items() if key[1] == arm.name and key[3] == rate]
+            losses = [math.inf if run.validation_loss is None else run.validation_loss for run in found]
+            return -sum(run.validation_accuracy for run in found) / len(found), sum(losses) / len(found), rate
+
+        return min(grid, key=score)
+
+    cover(grid)
+    for _ in range(settings.extensions):
+        rates = {best(arm) for arm in arms}
+        if grid[-1] in rates:
+            grid.append(2 * grid[-1])
+            cover(grid[-1:])
+        elif grid[0] in rates:
+            grid.insert(0, grid[0] / 2)
+            cover(grid[:1])
+        else:
+            break
+    chosen = {arm.name: best(arm) for arm in arms}
+    choice = {
+        "grid": grid,
+        "pilots": pilots,
+        "rule": "highest mean validation accuracy over the pilots, then lowest validation loss, then lowest rate",
+        "arms": {name: {"learning_rate": r, "on_edge": r in (grid[0], grid[-1])} for name, r in chosen.items()},
+    }
+    columns = ("trajectory", "arm", "fine_tune", "learning_rate")
+    outcome = ("status", "validation_accuracy", "validation_loss")
+    rows = [
+        {**dict(zip(columns, key, strict=True)), **{name: getattr(run, name) for name in outcome}}
+        for key, run in runs.items()
+    ]
+    return choice, rows
+
+
+def run_cell(
+    cell: Cell,
+    trajectories: list[str],
+    settings: Transfer,
+    arms: Arms,
+    *,
+    origin: Path,
+    known: Path,
+    memory: Path,
+    out: Path,
+    device: str = "cpu",
+    processes: int = 1,
+) -> None:
+    """Search on the pilots (p0, ...), freeze, evaluate on the others (t0, ...): `<out>/{pilots,runs}.csv`, choice.json.
+
+    origin: folder that `know.forgetting.make_origin` made. known: folder of the meta-training that predictors ask.
+    memory: file of finished fine-tunes; what it holds is not computed again, be the cell killed or an arm added.
+    processes: how many share the work; the result is the same.
+    """
+    every = arms_of(arms, cell, settings.normalisation)
+    chosen = [arm for arm in every if not arm.missing]
+    pilots = [t for t in trajectories if t.startswith("p")]
+    evaluated = [t for t in trajectories if t not in pilots]
+    code = code_hash(__name__)
+    bench = Bench(cell, settings, origin, known, memory, device)
+    here = _Worker(bench, tidy=True)
+    target_split(here.target, settings, cell.share, 0)  # too few images: say so before training
+    seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}
+    described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), code, torch.__version__]
+    inputs = [here.target.sha256, here.source.sha256, released.hashes()]
+    inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
+    # without the points that the grid may grow by
+    total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
+    bar = progress(desc=cell.slug, total=total, unit="run")
+    with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs])) as folder:
+        run = here.run if processes == 1 else functools.partial(_run, bench)
+        facts: dict[tuple[str, str], dict] = {}
+
+        def evaluate(tasks: list[Task]) -> list[Result]:
+            results = []
+            for found, about in each(run, _portions(tasks, settings.together)):
+                results += found
+                facts.update(about)
+                bar.update(len(found))
+            return results
+
+        choice, searched = choose_rates(chosen, pilots, settings, evaluate)
+        about = ("name", "summary", "reference", "group", "predictor", "depth", "options", "normalisation", "missing")
+        choice["described"] = [{key: getattr(arm, key) for key in about} for arm in every]
+        write_json(folder / "choice.json", choice)
+        write_records(folder / "pilots.csv", (PilotRecord(cell=cell.slug, **run) for run in searched), PilotRecord)
+
+        def rate(recipe: str, arm: Arm) -> float:
+            tuned = choice["arms"][arm.name]["learning_rate"]
+            return tuned if recipe == "tuned" else settings.recipe.learning_rate
+
+        rows = list(itertools.product(evaluated, chosen, ("published", "tuned"), range(settings.fine_tunes)))
+        results = evaluate([(trajectory, arm, repeat, rate(recipe, arm)) for trajectory, arm, recipe, repeat in rows])
+        records = [
+            RunRecord(
+                cell=cell.slug,
+                **dataclasses.asdict(cell),
+                trajectory=trajectory,
+                arm=arm.name,
+                predictor=arm.predictor,
+                depth=arm.depth,
+                recipe=recipe,
+                fine_tune=repeat,
+                learning_rate=rate(recipe, arm),
+                on_edge=recipe == "tuned" and choice["arms"][arm.name]["on_edge"],
+                status=result.status,
+                accuracy=result.accuracy,
+                validation_accuracy=result.validation_accuracy,
+                **facts[trajectory, arm.name],
+                source_seed=seeds[trajectory],
+                target_seed=stream(seeds[trajectory], "target", cell.target, repeat),
+                source_data=here.source.sha256,
+                target_data=here.target.sha256,
+                code=code,
+            )
+            for (trajectory, arm, recipe, repeat), result in zip(rows, results, strict=True)
+        ]
+        write_records(folder / "runs.csv", records, RunRecord)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the fine-tunes of a cell get everything from; see `run_cell`."""
+
+    cell: Cell
+    settings: Transfer = field(hash=False)
+    origin: Path
+    known: Path
+    memory: Path
+    device: str
+
+
+class _Worker:
+    """What one process keeps of a cell while it runs: data, models, and one trajectory."""
+
+    def __init__(self, bench: Bench, *, tidy: bool):
+        self.bench, cell = bench, bench.cell
+        self.target, self.source = (load(name, device=bench.device) for name in (cell.target, cell.source))
+        self.models, self.memory = Models(bench.known), Memory(bench.memory, tidy=tidy)
+        self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
+
+    def run(self, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
+        """Fine-tune, or remember, some arms' weights on some trajectories; with what a record says, by trajectory and
+        arm, of the weights before fine-tuning (not of pilots).
+        """
+        facts, lost = {}, Result("diverged", 0.0, None, None)
+        prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the memory; None where there is none
+        for (trajectory, _), group in _by_start(tasks):
+            about, found = self._prepare(group)
+            prepared += found
+            if not trajectory.startswith("p"):
+                facts[trajectory, group[0][1].name] = about
+        made = [entry for entry in prepared if entry]
+        together = self.bench.settings.together
+        portions = [made] if together > 1 and made else [[entry] for entry in made]
+        # a portion is computed as a whole: what a stacked fine-tune gives may depend, in rounding, on its neighbours
+        results = iter([result for portion in portions for result in self._results(portion, together > 1)])
+        return [
+            next(results) if entry else dataclasses.replace(lost, accuracy=None if task[0].startswith("p") else 0.0)
+            for entry, task in zip(prepared, tasks, strict=True)
+        ], facts
+
+    def _prepare(self, tasks: list[Task]) -> tuple[dict[str, Any], list[tuple[FineTune, list[Any]] | None]]:
+        """One arm on one trajectory: what its record says, and each fine-tune with its key in the memory."""
+        (trajectory, arm, *_), cell, settings = tasks[0], self.bench.cell, self.bench.settings
+        seen, pilot = self.trajectory(trajectory), trajectory.startswith("p")
+        source_seed = seen.manifest["source_seed"]
+        try:
+            start = arm.start(seen, self.models, source_seed)
+        except predictors.Overflow:
+            nothing = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
+            return nothing, [None] * len(tasks)
+        fingerprint, stacked = start.fingerprint(), settings.together > 1
+        recipe = settings.model_dump(
+            exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares", "together"}
+        )
+        prepared = []
+        for _, _, repeat, learning_rate in tasks:
+            seed = stream(source_seed, "target", cell.target, repeat)
+            facts = {"share": cell.share, "learning_rate": learning_rate, "seed": seed, "test": not pilot}
+            key = [fingerprint, cell.network, self.target.sha256, cell.share, recipe, facts, stacked]
+            prepared.append((FineTune(start, **facts), key))
+        if pilot:
+            return {}, prepared
+        accuracies = self.memory.get(
+            ["source", fingerprint, cell.network, self.source.sha256],
+            lambda: source_accuracy(start.weights, cell.network, self.source),
+        )
+        return describe(start.weights, seen, cell.track) | accuracies, prepared
+
+    def _results(self, portion: list[tuple[FineTune, list[Any]]], stacked: bool) -> list[Result]:
+        """Remembered, or computed: one fine-tune, or many stacked ones (the same weights at the same rate once)."""
+        place = (self.bench.cell.network, self.target, self.bench.settings)
+        unique = {digest(key): (request, key) for request, key in portion}
+        requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
+
+        def compute() -> list[dict[str, Any]]:
+            made = fine_tune_stacked(requests, *place) if stacked else [fine_tune(requests[0], *place)]
+            return [vars(one) for one in made]
+
+        found = dict(zip(unique, self.memory.get_all(keys, compute), strict=True))
+        return [Result(**found[digest(key)]) for _, key in portion]
+
+    def _trajectory(self, trajectory: str) -> Trajectory:
+        cell = self.bench.cell
+        return Trajectory.load(self.bench.origin / trajectory / cell.track).last(cell.length)
+
+
+def _by_start(tasks: list[Task]) -> Iterator[tuple[tuple[str, str], list[Task]]]:
+    """Neighbours that begin from the same weights: one arm's on one trajectory, which are then predicted once."""
+    for key, group in itertools.groupby(tasks, lambda task: (task[0], task[1].name)):
+        yield key, list(group)
+
+
+def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
+    """What goes to one process at a time: whole groups (`_by_start`), until at least `together` fine-tunes are in."""
+    portions: list[list[Task]] = []
+    for _, group in _by_start(tasks):
+        if portions and len(portions[-1]) < together:
+            portions[-1] += group
+        else:
+            portions.append(group)
+    return portions
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(bench: Bench) -> _Worker:
+    return _Worker(bench, tidy=False)
+
+
+def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
+    return _worker(bench).run(tasks)
+
+
+def describe(weights: State, trajectory: Trajectory, track: str) -> dict[str, float | None]:
+    """How far an arm's weights are from theta_0 and, where it exists, from the truth (see `RunRecord`)."""
+    theta_0 = trajectory.theta_0
+    names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
+
+    def distance(a: State, b: State | None = None) -> float:
+        squares = [(a[n].double() - (b[n].double() if b else 0)).square().sum() for n in names]
+        return float(torch.stack(squares).sum().sqrt())
+
+    error = None
+    if track == "retrodiction":
+        truth = trajectory.reference("oracle")
+        error = float(f"{distance(weights, truth) / distance(theta_0, truth):.6g}")
+    return {"step": float(f"{distance(weights, theta_0) / distance(theta_0):.6g}"), "weight_error": error}

@@ -1,0 +1,322 @@
+"""From checkpoint files to a checkpoint file: `know predict`, in memory that the size of the model does not change.
+
+A prediction is made in a temporary folder and renamed when complete: weights in the layout of theta_0's, the settings
+that make it again (know_config.yml), and a model card.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import know
+from know.checkpoints import SINGLE, Checkpoint, SafetensorsFile, SafetensorsWriter, TorchWriter
+from know.errors import KnowError
+from know.files import PRETRAINED, new_folder, sha256_file, write_text
+from know.known import Models
+from know.methods import Piece, get, pieces, predicted
+from know.trajectory import PREDICTED, Role, Trajectory
+
+_COPIED = 1 << 22  # values copied at once
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf")
+"""Endings of weights: what else lies in theta_0's folder (config.json, a tokenizer) is copied."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What happens to one tensor."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    action: str
+
+
+@dataclass
+class Changes:
+    """What a prediction did to the weights that it was made for, summed over tensors."""
+
+    weights: int = 0
+    changed: int = 0
+    """How many differ from theta_0 in its own dtype."""
+    step_squared: float = 0.0
+    theta_0_squared: float = 0.0
+
+    def add(self, piece: Piece) -> None:
+        step = piece.answer.float() - piece.theta_0
+        self.weights += len(step)
+        self.changed += int(step.count_nonzero())
+        self.step_squared += float(step @ step)
+        self.theta_0_squared += float(piece.theta_0 @ piece.theta_0)
+
+    @property
+    def step(self) -> float | None:
+        """|theta - theta_0| / |theta_0|; None where theta_0 is zero."""
+        return (self.step_squared / self.theta_0_squared) ** 0.5 if self.theta_0_squared else None
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides a prediction besides the snapshots; see `know.predict`."""
+
+    predictor: str = "known"
+    depth: int = 1
+    scale: float = 1.0
+    known: Path | None = None
+    seed: int = 0
+    roles: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def plan(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> list[Planned]:
+    """What a prediction would do to every tensor, in the order of the file; reads no values."""
+    tied = trajectory.checkpoints[-1].tied
+    reasons = {"norm": "copied: normalisation", "buffer": "copied: buffer", "skip": "copied: skipped"}
+    rows = []
+    for name, role in trajectory.roles(given).items():
+        tensor = trajectory.meta[name]
+        action = f"predicted as {role}" if role in PREDICTED else reasons[role]
+        action = f"same as {tied[name]}" if name in tied else action if tensor.numel() else "copied: empty"
+        rows.append(Planned(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), role, action))
+    return rows
+
+
+def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> tuple[Path, Changes, Models]:
+    """Predict piece by piece into files in `folder`, which exists, in the layout of theta_0's checkpoint.
+
+    Returns the checkpoint (file, or folder where theta_0's is one), what changed, and the models that were asked.
+    """
+    last, changes, models = trajectory.checkpoints[-1], Changes(), Models(request.known)
+    asked = {"known": models, "seed": request.seed, "scale": request.scale, "roles": dict(request.roles)}
+    answers = pieces(trajectory, request.predictor, request.depth, **asked, **dict(request.options))
+    expected = predicted(trajectory, dict(request.roles))
+    followers: dict[str, list[str]] = {}
+    for name, other in last.tied.items():
+        if other in expected:
+            followers.setdefault(other, []).append(name)
+    following = {name for names in followers.values() for name in names}
+    with contextlib.ExitStack() as stack:
+        writers = {part: stack.enter_context(contextlib.closing(writer)) for part, writer in _writers(last, folder)}
+
+        def write(name: str, start: int, values: Tensor) -> None:
+            writers[last.place(name)].write(name, start, values)
+
+        for name, tensor in trajectory.meta.items():
+            done, numel = 0, tensor.numel()
+            while name in expected and done < numel:
+                piece = next(answers)
+                for one in (name, *followers.get(name, ())):
+                    write(one, piece.start, piece.answer)
+                changes.add(piece)
+                done += len(piece.answer)
+            while name not in following and done < numel:
+                values = last.read(name, done, done + _COPIED)
+                write(name, done, values)
+                done += len(values)
+    trajectory.verify()
+    return (folder if last.path.is_dir() else next(folder.iterdir())), changes, models
+
+
+def _writers(last: Checkpoint, folder: Path) -> Iterator[tuple[Path, SafetensorsWriter | TorchWriter]]:
+    """One writer for each file of theta_0, by that file; further small files of its folder are copied."""
+    single = not last.path.is_dir()
+    for part in last.parts:
+        if isinstance(part, SafetensorsFile):
+            names = {name: stored for name, stored in last.stored.items() if last.place(name) == part.path}
+            yield part.path, SafetensorsWriter(folder / (SINGLE if single else part.path.name), part, names)
+        else:
+            yield part.path, TorchWriter(folder / f"model{part.path.suffix}", last)
+    for path in [] if single else sorted(last.path.iterdir()):
+        theirs = path.name in ("README.md", "know_config.yml") or path.suffix in WEIGHTS
+        if path.is_file() and not path.name.startswith(".") and not theirs:
+            shutil.copyfile(path, folder / path.name)
+
+
+def predict_files(
+    trajectory: Trajectory,
+    request: Request,
+    out: Path | str,
+    *,
+    validate: str | None = None,
+    scales: Sequence[float] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, Any], Changes]:
+    """Make the folder `out` from a trajectory: weights, know_config.yml, README.md. It must not exist.
+
+    validate: "SCRIPT.py:function": function(checkpoint path) -> number, the higher the better. It is asked about
+        theta_0 itself (scale 0) and about each of `scales`; the best one is kept, theta_0 where none is better.
+    say: gets one line for each candidate.
+
+    Returns what know_config.yml says, and what changed. KnowError for whatever is wrong with the inputs; then nothing
+    stands at `out`.
+    """
+    out, _ = Path(out), trajectory.checkpoints  # opened, so that most of what is wrong is said before anything is made
+    function = _function(validate) if validate else None
+    with new_folder(out) as folder:
+        values: dict[float, float] = {}
+        if function:
+            best: float | None = None
+            for scale in dict.fromkeys((0.0, *scales)):
+                candidate = folder / f"candidate{len(values)}"
+                candidate.mkdir()
+                checkpoint, changes, models = write_prediction(trajectory, _scaled(request, scale), candidate)
+                values[scale] = _score(function, validate, checkpoint)
+                say(f"scale {scale:g}: {values[scale]:g}" + (" (theta_0)" if scale == 0 else ""))
+                if best is None or values[scale] > values[best]:  # a draw keeps the shorter step, theta_0 first
+                    best, kept = scale, (candidate, changes, models)
+                else:
+                    shutil.rmtree(candidate)
+            for stale in folder.iterdir():
+                if stale != kept[0]:
+                    shutil.rmtree(stale)
+            for path in kept[0].iterdir():
+                path.rename(folder / path.name)
+            kept[0].rmdir()
+            request, (_, changes, models) = _scaled(request, best), kept
+        else:
+            _, changes, models = write_prediction(trajectory, request, folder)
+        config = describe(trajectory, request, models)
+        if function:
+            script = Path(validate.rpartition(":")[0])
+            config["validate"] = {"function": f"{script.name}:{validate.rpartition(':')[2]}", "values": values}
+            config["validate"]["sha256"] = sha256_file(script)
+        write_text(folder / "know_config.yml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
+        write_text(folder / "README.md", card(trajectory, request, config, changes))
+    return config, changes
+
+
+def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[str, Any]:
+    """Everything that is needed to make the same prediction again, with hashes; plain values."""
+    has_depth = bool(get(request.predictor).depths)
+    factor = round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** request.depth, 6)
+    inputs = []
+    for path, checkpoint in zip(trajectory.paths, trajectory.checkpoints, strict=True):
+        hashes = checkpoint.hashes
+        inputs.append({"file": path.name, "sha256": hashes.get(path.name, hashes)})
+    shipped = request.known is None and any(PRETRAINED in files[0].parents for files in models.files.values())
+    reading = {"key": trajectory.key, "strip": trajectory.strip}
+    return {
+        "predictor": request.predictor,
+        "depth": request.depth,
+        "options": dict(request.options),
+        "scale": request.scale,
+        "seed": request.seed,
+        "roles": [list(pair) for pair in request.roles],
+        "fractions": list(trajectory.fractions),
+        "virtual_data": factor if has_depth else None,
+        "inputs": inputs,
+        "learnt_from": know.Known.pretrained().facts["data"] if shipped else None,
+        "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},
+        "know": know.__version__,
+        "torch": str(torch.__version__),
+        **{name: value for name, value in reading.items() if value},
+    }
+
+
+def card(trajectory: Trajectory, request: Request, config: Mapping[str, Any], changes: Changes) -> str:
+    """The model card, Markdown: what this is, how it was made, what it did to the weights, what is known of it."""
+    rows = plan(trajectory, dict(request.roles))
+    counts = {role: sum(row.role == role for row in rows) for role in ("conv", "fc", "bias", "norm", "buffer", "skip")}
+    numel = sum(trajectory.meta[row.tensor].numel() for row in rows)
+    share = f"{changes.changed / changes.weights:.1%}" if changes.weights else "none"
+    step = "none" if changes.step is None else f"{changes.step:.4g}"
+    factor = config["virtual_data"]
+    meant = f", meant as weights trained on {factor:g} times the data" if factor and request.scale == 1 else ""
+    snapshots = ", ".join(f"`{entry['file']}`" for entry in config["inputs"])
+    lines = [
+        "---",
+        "tags: [know-prediction, weight-prediction]",
+        "---",
+        "",
+        "# Predicted weights",
+        "",
+        f"Made by `know` {config['know']}, not by training: predictor **{request.predictor}**"
+        + (f" at depth {request.depth}" if factor else "")
+        + f"{meant}, from {len(trajectory.fractions)} snapshots of a forgetting trajectory ({snapshots}; fractions of"
+        f" the data {', '.join(f'{fraction:g}' for fraction in trajectory.fractions)}). `know_config.yml` holds all"
+        " settings, and the hashes of snapshots and networks.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| weights | {numel:,}, of which {changes.weights:,} were predicted |",
+        f"| tensors by role | {', '.join(f'{count} {role}' for role, count in counts.items() if count)} |",
+        f"| length of the step, relative to theta_0 | {step} |",
+        f"| scale of the step | {request.scale:g} |",
+        f"| predicted weights that differ from theta_0 in its dtype | {share} |",
+    ]
+    if "validate" in config:
+        tried = ", ".join(f"{scale:g}: {value:g}" for scale, value in config["validate"]["values"].items())
+        lines += [
+            f"| tried on `{config['validate']['function']}`, scale: value | {tried} |",
+            "",
+            "The scale was chosen as the best of those, so its value is optimistic: judge it on other data.",
+        ]
+    lines += [
+        "",
+        "**Use.** It has the names, shapes and dtypes of theta_0: load it in its place and fine-tune as you would have"
+        " fine-tuned that. Normalisation parameters, buffers and skipped tensors are theta_0's, bit for bit.",
+        "",
+        "**Limits.** That it is better than theta_0 is not known. In this project's benchmark most of the method's gain"
+        " at a fixed learning rate is what a larger learning rate gives too, and little is left where the rate is tuned"
+        " for both. So tune the learning rate of theta_0 as well, and compare with that.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scaled(request: Request, scale: float) -> Request:
+    return replace(request, scale=scale)
+
+
+def _function(spec: str) -> Callable[[Path], float]:
+    """The user's function; KnowError if it is not there or its script fails."""
+    script, colon, name = spec.rpartition(":")
+    path = Path(script)
+    if not colon or not path.is_file():
+        raise KnowError(f"--validate {spec!r}: write it as SCRIPT.py:function, with a script that exists")
+    found = importlib.util.spec_from_file_location(f"know_validate_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise KnowError(f"--validate {spec!r}: {path} is no Python script")
+    module = importlib.util.module_from_spec(found)
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[module.__name__] = module  # where dataclasses, pickles and worker processes look for it
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _theirs(spec, error) from error
+    if not callable(getattr(module, name, None)):
+        raise KnowError(f"--validate {spec!r}: {path} has no function {name!r}")
+    return getattr(module, name)
+
+
+def _score(function: Callable[[Path], float], spec: str, checkpoint: Path) -> float:
+    try:
+        value = float(function(checkpoint))
+    except (Exception, SystemExit) as error:
+        raise _theirs(spec, error) from error
+    if not math.isfinite(value):
+        raise KnowError(f"--validate {spec!r}: the function answered {value}, which is no number to compare")
+    return value
+
+
+def _theirs(spec: str, error: Exception) -> KnowError:
+    """An error in the user's script, with the last line of that script it passed."""
+    line, trace = None, error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename.endswith(Path(spec.rpartition(":")[0]).name):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    place = f" in line {line}" if line else ""
+    return KnowError(f"--validate {spec!r} failed{place}: {type(error).__name__}: {error}")

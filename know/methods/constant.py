@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.methods import Hyper, TensorInfo, predictor
+
+
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
+def constant(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
+    """Constant: KNOWN's answer to a trajectory that stands still at theta_0, as if nothing had been forgotten.
+
+    Needs no forgetting; a KNOWN that gains no more than this has read nothing from it. of: "known" or "released".
+    """
+    return tensor.answer_of(of, window[:, -1:].expand_as(window))

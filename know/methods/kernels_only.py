@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.methods import Hyper, TensorInfo, predictor
+
+
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
+def kernels_only(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
+    """Kernels only: KNOWN's answer for kernels and matrices; biases stay as they are in theta_0.
+
+    of: "known" (ours) or "released".
+    """
+    return window[:, -1].clone() if tensor.role == "bias" else tensor.answer_of(of, window)

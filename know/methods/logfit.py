@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from know.methods import TensorInfo, predictor
+from know.methods._numerics import extrapolate
+
+
+@predictor(reference="paper, baseline LogFit", recursive=False, depths=(1, 3), elementwise=True)
+def logfit(window: Tensor, tensor: TensorInfo) -> Tensor:
+    """LogFit: least-squares a + b log(fraction) of every weight, evaluated at the fraction r^-depth.
+
+    Exact on logarithmic histories. Left open by the paper: the fit's weighting (equal here) and whether it is
+    recursive; here one fit is evaluated further out, which is the same where it is exact.
+    """
+    fractions = torch.tensor(tensor.fractions, dtype=torch.float64)
+    return extrapolate(window, fractions.log(), tensor.depth * (fractions[-1] / fractions[-2]).log())

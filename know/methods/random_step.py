@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from know.methods import Hyper, TensorInfo, predictor
+
+
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+def random_step(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
+    """Random step: theta_0 plus a random Gaussian direction with the norm of KNOWN's step, tensor by tensor.
+
+    Keeps how far KNOWN moves and loses where to. Whatever it gains comes from moving at all. of: "known" or "released".
+    """
+    theta_0 = window[:, -1]
+    length = (tensor.answer_of(of, window) - theta_0).norm()
+    direction = torch.randn(len(theta_0), generator=tensor.generator())
+    return theta_0 + direction * (length / direction.norm().clamp_min(1e-12))

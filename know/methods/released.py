@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.methods import TensorInfo, predictor
+
+
+@predictor(
+    reference="paper; weights of github.com/jjh6297/KNOW",
+    group="known",
+    depths=(1, 2, 3),
+    needs="released",
+    elementwise=True,
+)
+def released(window: Tensor, tensor: TensorInfo) -> Tensor:
+    """KNOWN with the authors' released weights, read from the folder in KNOW_REFERENCE.
+
+    Kernels of every size go to its conv network, as in the released prediction script. It was meta-trained on MNIST,
+    Fashion-MNIST and CIFAR-10.
+    """
+    return window[:, -1] + tensor.step_of("released", window)

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.methods import Hyper, TensorInfo, predictor
+
+
+@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+def renorm(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
+    """Renorm: KNOWN's answer scaled back to the norm of theta_0, tensor by tensor.
+
+    Keeps the direction of KNOWN's answer without its size: with naive, shrink and KNOWN a 2 x 2 of norm and direction.
+    of: "known" (ours) or "released".
+    """
+    answer = tensor.answer_of(of, window)
+    return answer * (window[:, -1].norm() / answer.norm().clamp_min(1e-12))

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from know.methods import TensorInfo, predictor
+from know.methods._numerics import extrapolate
+
+
+@predictor(reference="Richardson 1911", recursive=False, depths=(1, 3), elementwise=True)
+def richardson(window: Tensor, tensor: TensorInfo) -> Tensor:
+    """Richardson extrapolation: least-squares a + b / fraction of every weight, evaluated at the fraction r^-depth.
+
+    Exact where a weight approaches its limit as 1 / (amount of data). The smallest subset weighs most in the fit.
+    """
+    fractions = torch.tensor(tensor.fractions, dtype=torch.float64)
+    return extrapolate(window, 1 / fractions, (fractions[-2] / fractions[-1]) ** tensor.depth)

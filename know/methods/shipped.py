@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.methods import TensorInfo, predictor
+
+
+@predictor(reference="paper, section 3", group="known", depths=(1, 3), needs="shipped", elementwise=True)
+def shipped(window: Tensor, tensor: TensorInfo, *, group: str = "general") -> Tensor:
+    """KNOWN as the package ships it, beside the one that a suite meta-trains itself.
+
+    group: folder in know/pretrained/; a suite that is evidence needs one that has not seen its data.
+    """
+    return window[:, -1] + tensor.step_of(f"shipped/{group}/{window.shape[1]}", window)

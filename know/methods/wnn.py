@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from know.methods import TensorInfo, predictor
+
+
+@predictor(
+    reference="Jang et al., ICML 2023; weights of github.com/jjh6297/WNN", depths=(1, 3), needs="wnn", elementwise=True
+)
+def wnn(window: Tensor, tensor: TensorInfo) -> Tensor:
+    """WNN, the earlier weight nowcaster, with its released weights and its own scaling of every history.
+
+    A baseline of the paper. It was trained to look ahead along a training run, not back along forgetting. Left open by
+    the release: its function for biases adds the answer to the unscaled value; here it is added to the scaled one.
+    """
+    return window[:, -1] + tensor.step_of("wnn", window)

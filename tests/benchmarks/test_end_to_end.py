@@ -1,0 +1,374 @@
+"""The workflow as a user runs it, on a suite of seconds: what it makes, what it makes again, and what a kill leaves."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.records import PilotRecord, RunRecord, read_records
+from benchmarks.report.publish import check
+from benchmarks.suite import Reference
+from know.cli import main
+from know.files import sha256_file
+
+REPOSITORY = Path(__file__).parents[2]
+CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
+NOTHING = "Nothing to be done"
+MADE_BY = ("forget", "metaset", "metatrain", "transfer", "landscape", "inspect", "cost", "publish", "figures")
+
+
+def copy(folder: Path) -> Path:
+    """What the workflow reads, with the tiny suite, in a folder of its own."""
+    for name in ("workflow", "profiles", "benchmarks", "paper_figures", "know"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copy(REPOSITORY / "tests" / "suites" / "tiny.yaml", folder / "benchmarks" / "suites")
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    program = Path(sys.executable).with_name("snakemake")
+    if not program.is_file():
+        pytest.skip("Snakemake is not installed beside this Python")
+    return [str(program), "--cores", "2", "--config", "suite=tiny", "--", *arguments]
+
+
+def snakemake(folder: Path, *arguments: str) -> str:
+    """Run the workflow to its end; what it says."""
+    options = [argument for argument in arguments if argument.startswith("-")]
+    line = command(*(argument for argument in arguments if argument not in options))
+    line[1:1] = options
+    done = subprocess.run(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def wanted(folder: Path) -> set[str]:
+    """The rules that a run would start now."""
+    said = snakemake(folder, "-n")
+    found = {rule for rule in MADE_BY if f"\nrule {rule}:" in said or f"\nlocalrule {rule}:" in said}
+    assert bool(found) != (NOTHING in said), said
+    return found
+
+
+@contextlib.contextmanager
+def replaced(path: Path, old: str, new: str) -> Iterator[None]:
+    """The file with `new` for the first `old`, and as it was afterwards."""
+    before = path.read_bytes()
+    text = before.decode()
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Relative path to bytes of all that is to be the same in two runs."""
+    unversioned = {"logs", "benchmarks", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (folder / path).read_bytes() for path in paths if not unversioned & set(path.parts)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A checkout in which the workflow has run once, and what it made is committed."""
+    folder = copy(tmp_path_factory.mktemp("end_to_end") / "checkout")
+    snakemake(folder)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "--quiet"], ["add", "results"], ["commit", "--quiet", "--message", "Results"]):
+        subprocess.run([*git, *arguments], cwd=folder, check=True)
+    return folder
+
+
+# what it makes
+
+
+def test_the_tables_are_complete_and_valid(finished):
+    results = finished / "results" / "tiny"
+    runs = read_records([results / "runs.csv"], RunRecord)
+    references = set(typing.get_args(Reference)) - {"oracle_x4", "oracle_x8"}  # D0 is half of the source
+    predictors = {path.stem for path in (finished / "know" / "predictors").glob("[!_]*.py")} - {
+        "released",
+        "shipped",
+        "wnn",
+    }
+    assert references <= set(runs["arm"])
+    assert set(runs["predictor"]) == predictors | {""}
+    assert not runs.duplicated(["cell", "trajectory", "arm", "recipe", "fine_tune"]).any()
+    assert len(runs) == runs["arm"].nunique() * 2 * 2  # two trajectories, two recipes
+    pilots = read_records([results / "pilots.csv"], PilotRecord)
+    assert set(pilots["trajectory"]) == {"p0"}
+    assert set(pilots["arm"]) == set(runs["arm"])
+    snapshots = pd.read_csv(results / "trajectories.csv")
+    assert len(snapshots) == 3 * 5
+    assert set(pd.read_csv(results / "metatraining.csv")["role"]) == {"conv", "fc", "bias"}
+    steps = pd.read_csv(results / "steps.csv")
+    assert set(steps["role"]) == {"fc", "bias", "all"}
+    taken = steps.dropna(subset="shrink")
+    assert taken[["shrink", "linear", "neither"]].sum(axis=1).to_numpy() == pytest.approx(1, abs=2e-3)
+    assert set(taken["predictor"]) >= {"known", "linear", "shrink", "meta_linear_theta0", "rre_global"}
+    assert len(pd.read_csv(results / "movement.csv")) == 2 * 3 * 4  # trajectories, roles with `all`, differences
+    assert set(pd.read_csv(results / "landscape.csv")["kind"]) >= {"snapshot", "known", "oracle", "grid"}
+
+
+def test_the_metrics_are_the_means_of_the_records(finished):
+    results = finished / "results" / "tiny"
+    runs = read_records([results / "runs.csv"], RunRecord)
+    metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+    means = (100 * runs.groupby(["cell", "arm", "recipe"])["accuracy"].mean()).to_dict()
+    flat = {(c, a, r): value for c, arms in metrics.items() for a, found in arms.items() for r, value in found.items()}
+    assert flat == pytest.approx(means, abs=1e-3)
+
+
+def test_the_pages_fit_and_say_that_they_are_no_evidence(finished):
+    assert len(check(finished / "results")) >= 2
+    assert "**Not evidence.**" in (finished / "results" / "tiny" / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_picture_on_the_page_is_there(finished):
+    results = finished / "results" / "tiny"
+    pictures = {path.stem for path in (results / "figures").glob("*.png")}
+    assert pictures == {path.stem for path in (results / "figures").glob("*.svg")}
+    assert pictures == {path.stem for path in (finished / "paper_figures").glob("[!_]*.py")} - {"ablation", "style"}
+    page = (results / "README.md").read_text(encoding="utf-8")
+    assert all(f"](figures/{name}.png)" in page for name in pictures)
+
+
+def test_the_cost_of_every_job_is_kept_beside_the_results(finished):
+    cost = pd.read_csv(finished / "results" / "tiny" / "cost.csv")
+    assert {job.partition("/")[0] for job in cost["job"]} == {"data", *MADE_BY} - {"publish", "figures"}
+    assert (cost["seconds"] > 0).all()
+
+
+def test_a_report_to_browse_is_made_by_one_command_with_every_figure(finished, tmp_path):
+    line = [command()[0], "--report", str(tmp_path / "report.html"), "--config", "suite=tiny"]
+    done = subprocess.run(line, cwd=finished, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    names = {path.name for path in (finished / "results" / "tiny" / "figures").iterdir()}
+    assert {name for name in names if f"Adding {name} " in done.stdout} == names
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+def test_no_work_is_left_half_done(finished):
+    left = [path for path in finished.rglob("*") if path.name.endswith((".partial", ".tmp", ".old"))]
+    assert [path for path in left if ".snakemake" not in path.parts] == []
+
+
+def test_publishing_does_without_torch(finished):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from benchmarks.report.publish import publish\n"
+        "from benchmarks.suite import load_suite\n"
+        "publish(load_suite('tiny'), 'tiny', Path('work/tiny'), Path('results'))\n"
+        "print('torch' in sys.modules)\n"
+    )
+    before = content(finished / "results")
+    done = subprocess.run([sys.executable, "-c", code], cwd=finished, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert content(finished / "results") == before
+
+
+# what it makes again
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    before = content(finished / "results")
+    assert NOTHING in snakemake(finished)
+    assert content(finished / "results") == before
+
+
+def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
+    for path in (finished / "work").rglob("*"):
+        os.utime(path)
+    with (
+        replaced(finished / "know" / "transfer.py", '"""', '"""Other words. '),
+        replaced(finished / "know" / "data.py", "import hashlib\n", "# another remark\nimport hashlib\n"),
+    ):
+        assert wanted(finished) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "rules"),
+    [
+        (
+            "benchmarks/transfer.py",
+            '"rule": "highest',
+            '"rule": "the highest',
+            {"transfer", "cost", "publish", "figures"},
+        ),
+        ("paper_figures/headline.py", "ROW = 0.19", "ROW = 0.2", {"figures"}),
+        ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
+    ],
+)
+def test_a_change_makes_again_what_it_can_reach_and_no_more(finished, file, old, new, rules):
+    with replaced(finished / file, old, new):
+        assert wanted(finished) == rules
+
+
+def test_a_lost_table_comes_back_as_it_was(finished):
+    results = finished / "results" / "tiny"
+    before = content(finished / "results")
+    for name in ("runs.csv", "README.md"):
+        (results / name).unlink()
+    snakemake(finished, "results/tiny/README.md")
+    assert content(finished / "results") == before
+
+
+def test_what_is_there_is_published_with_what_is_missing_and_the_rest_comes_back_as_it_was(finished):
+    def report(*options: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, "-m", "know", "report", "--suite", "tiny", *options]
+        return subprocess.run(line, cwd=finished, capture_output=True, text=True, check=False)
+
+    work, results = finished / "work" / "tiny", finished / "results" / "tiny"
+    before = {folder: content(finished / folder) for folder in ("work", "results")}
+    os.replace(work / "inspection", work / "elsewhere")
+    try:
+        assert report("--incomplete").returncode == 0
+        assert pd.read_csv(results / "failed.csv")["job"].to_list() == ["inspect"]
+        assert not (results / "steps.csv").exists()
+        assert "**Incomplete.**" in (results / "README.md").read_text(encoding="utf-8")
+        assert str(results / "README.md") in check(finished / "results")
+        assert (results / "runs.csv").read_bytes() == before["results"]["tiny/runs.csv"]
+        assert "publish" in wanted(finished)
+        os.replace(work / "transfers" / CELL, work / "cell")
+        refused = report("--incomplete")
+        os.replace(work / "cell", work / "transfers" / CELL)
+        assert (refused.returncode, "no cell of tiny is finished" in refused.stderr) == (2, True)
+    finally:
+        os.replace(work / "elsewhere", work / "inspection")
+    assert report("--incomplete").returncode == 0  # nothing is missing
+    assert {folder: content(finished / folder) for folder in ("work", "results")} == before
+
+
+# verify
+
+
+@pytest.fixture
+def verify(finished, monkeypatch, capsys):
+    """Function that runs `know verify` on the finished run; exit code, output and error."""
+
+    def run() -> tuple[int, str, str]:
+        monkeypatch.chdir(finished)
+        monkeypatch.setattr("sys.argv", ["know", "verify", "--suite", "tiny"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_finished_run_is_verified(verify):
+    code, output, error = verify()
+    assert (code, error) == (0, "")
+    assert output.splitlines()[0].startswith("files: ")
+    assert output.splitlines()[-1] == "results: the records equal those of HEAD, byte for byte"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "work/tiny/trajectories/digits_0-4.mlp/t1/overflow/s3.safetensors",
+        "work/tiny/trajectories/digits_0-4.mlp/p0/overflow/oracle.safetensors",
+        "work/tiny/metaset/0/00003.safetensors",
+        "work/tiny/known/5/known.safetensors",
+        f"work/tiny/transfers/{CELL}/choice.json",
+        "results/tiny/metrics.json",
+        "results/tiny/README.md",
+    ],
+)
+def test_one_changed_byte_is_found(finished, verify, file):
+    path = finished / file
+    before = path.read_bytes()
+    path.write_bytes(before[:-7] + bytes([before[-7] ^ 1]) + before[-6:])
+    try:
+        code, _, error = verify()
+    finally:
+        path.write_bytes(before)
+    assert code == 2
+    assert error == f"know: error: {file} has changed since it was made; restore it or run the suite again\n"
+
+
+def test_a_lost_file_is_found(finished, verify):
+    path = finished / "work/tiny/metaset/0/00003.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    try:
+        code, _, error = verify()
+    finally:
+        path.write_bytes(before)
+    assert code == 2
+    assert "work/tiny/metaset/0/00003.safetensors is missing" in error
+
+
+def test_other_records_than_the_committed_ones_are_found(finished, verify):
+    runs, published = finished / "results/tiny/runs.csv", finished / "work/tiny/published.json"
+    recorded = sha256_file(runs)
+    with replaced(runs, ",ok,0.", ",ok,0.1"), replaced(published, recorded, "0" * 64):
+        published.write_text(published.read_text(encoding="utf-8").replace("0" * 64, sha256_file(runs)))
+        code, _, error = verify()
+    assert code == 2
+    assert "results/tiny/runs.csv differs from HEAD" in error
+
+
+# a kill
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Processes whose working folder is `folder`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(entry / "cwd")) == folder:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc to find the processes")
+def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
+    folder = tmp_path / "checkout"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".git"))
+    done = folder / "work" / "tiny" / "transfers" / CELL
+    shutil.rmtree(done)
+    partial, target = done.with_name(f"{CELL}.partial"), f"work/tiny/transfers/{CELL}/runs.csv"
+    memory = folder / "work" / "tiny" / "memory" / f"{CELL}.jsonl"
+    memory.unlink()
+
+    def finished_fine_tunes() -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return memory.read_text(encoding="utf-8").count("\n") - 1  # after its head
+        return 0
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen(command(target), cwd=folder, start_new_session=True, **quiet)
+    deadline = time.monotonic() + 120
+    while finished_fine_tunes() < 20:  # of more than a hundred
+        assert running.poll() is None, "ended before it was killed"
+        assert time.monotonic() < deadline, "no fine-tune was finished"
+        time.sleep(0.002)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    for process in processes_in(folder):  # jobs that have a group of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    assert finished_fine_tunes() >= 20, "killed too late to prove anything"
+    (partial / "mark").touch()
+
+    kept = memory.read_text(encoding="utf-8").rpartition("\n")[0]  # but a line that the kill cut short
+    snakemake(folder, target)
+    assert memory.read_text(encoding="utf-8").startswith(kept)
+    (done / "mark").unlink()  # it went on in the folder that the kill had left
+    assert content(folder / "work" / "tiny") == content(finished / "work" / "tiny")

@@ -1,0 +1,68 @@
+"""Held against what git has: the same records, those of other code, those of another machine, and others."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import records, write_results
+
+from benchmarks.report.publish import provenance
+from benchmarks.report.verify import _compare_with_git
+from know.errors import KnowError
+from know.files import read_json, write_json
+
+GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """Function that commits results, changes their runs.csv by a function of its text, and compares."""
+    monkeypatch.chdir(tmp_path)
+    folder = write_results(tmp_path / "results" / "one", records(trajectories=5))
+
+    def run(change=lambda text: text, **environment) -> str:
+        about = provenance()
+        write_json(folder / "provenance.json", {**about, "environment": {**about["environment"], **environment}})
+        for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Results"]):
+            subprocess.run([*GIT, *arguments], check=True)
+        path = folder / "runs.csv"
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return _compare_with_git("one", pd.read_csv(path), Path("results"), "HEAD", "cpu")
+
+    assert read_json(folder / "suite.json")["name"] == "one"
+    return run
+
+
+def shifted(points: float):
+    """All accuracies of naive at the tuned rate moved."""
+
+    def change(text: str) -> str:
+        return re.sub(
+            r"(,naive,.*,tuned,.*?,ok,)(0\.\d+)", lambda found: f"{found[1]}{float(found[2]) + points / 100:.4f}", text
+        )
+
+    return change
+
+
+def test_the_same_records_are_the_same_byte_for_byte(compare):
+    assert compare().endswith("byte for byte")
+
+
+def test_the_same_records_of_other_code_are_called_so(compare):
+    assert compare(lambda text: text.replace("c0de", "0ther")).endswith("which other code had made")
+
+
+def test_other_records_of_the_same_environment_are_an_error(compare):
+    with pytest.raises(KnowError, match="differs from HEAD"):
+        compare(shifted(0.1))
+
+
+def test_in_another_environment_a_small_difference_is_chance_and_a_large_one_is_not(compare):
+    assert "lie within the combined intervals" in compare(shifted(0.1), torch="other")
+
+
+def test_in_another_environment_a_large_difference_is_an_error(compare):
+    with pytest.raises(KnowError, match="further apart than chance allows"):
+        compare(shifted(-60), torch="other")

@@ -1,0 +1,344 @@
+"""What a prediction does to the weights: steps taken apart, the trajectory's movement, response curves."""
+
+import csv
+
+import pytest
+import torch
+
+from benchmarks.suite import Arms, Cell, PredictorArms
+from know.checkpoints import save_state
+from know.errors import KnowError
+from know.inspection import (
+    MOVEMENT,
+    PARTS,
+    REACH,
+    RESPONSES,
+    decompose,
+    histories,
+    inspect_suite,
+    inspect_trajectory,
+    movement,
+    responses,
+    steps,
+)
+from know.known import Known, KnownNet
+from know.methods import predict
+from know.trajectory import PREDICTED, roles
+
+SHAPES = {
+    "a.weight": (4, 2, 3, 3),
+    "a.bias": (4,),
+    "b.weight": (5, 8),
+    "b.bias": (5,),
+    "n.weight": (4,),
+    "n.bias": (4,),
+}
+
+
+def random_state(seed: int) -> dict[str, torch.Tensor]:
+    dice = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=dice) for name, shape in SHAPES.items()}
+
+
+def moved(state, *others, by: tuple[float, ...]):
+    return {name: t + sum(b * o[name] for b, o in zip(by, others, strict=True)) for name, t in state.items()}
+
+
+@pytest.fixture
+def walk(write_trajectory):
+    return write_trajectory([random_state(k) for k in range(5)])
+
+
+# steps taken apart
+
+
+def vectors(seed: int, count: int = 50) -> tuple[torch.Tensor, ...]:
+    dice = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(count, generator=dice, dtype=torch.float64) for _ in range(3))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, -0.999])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_parts_add_up_and_the_rest_is_orthogonal(correlation, size):
+    step, theta_0, other = vectors(0)
+    last = size * (correlation * theta_0 + (1 - correlation**2) ** 0.5 * other)
+    parts, coefficients = decompose(step, theta_0, last)
+    torch.testing.assert_close(parts.sum(0), step, atol=1e-14, rtol=1e-14)
+    torch.testing.assert_close(parts[0], -coefficients[0] * theta_0)
+    torch.testing.assert_close(parts[1], coefficients[1] * last)
+    for direction in (theta_0, last):
+        assert abs(float(parts[2] @ direction / (direction.norm() * step.norm()))) < 1e-10
+
+
+@pytest.mark.parametrize("by", [(0.3, 0.0), (0.0, -2.0), (0.25, 1.5)])
+def test_a_step_made_of_both_directions_is_found_again(by):
+    _, theta_0, last = vectors(1)
+    parts, coefficients = decompose(-by[0] * theta_0 + by[1] * last, theta_0, last)
+    assert coefficients.tolist() == pytest.approx(by, abs=1e-12)
+    assert float(parts[2].norm()) < 1e-12
+
+
+def test_it_is_the_least_squares_solution():
+    step, theta_0, last = vectors(2)
+    expected = torch.linalg.lstsq(torch.stack([-theta_0, last], dim=1), step[:, None]).solution[:, 0]
+    torch.testing.assert_close(decompose(step, theta_0, last)[1], expected)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_one_direction_is_shared(sign):
+    """theta_0 - theta_1 along theta_0: shrinking and extrapolation are the same, and nothing explodes."""
+    step, theta_0, _ = vectors(3)
+    parts, coefficients = decompose(step, theta_0, sign * 0.1 * theta_0)
+    assert bool(coefficients.isfinite().all())
+    torch.testing.assert_close(parts[0], parts[1])
+    torch.testing.assert_close(parts.sum(0), step)
+    assert abs(float(parts[2] @ theta_0)) < 1e-10
+
+
+@pytest.mark.parametrize("zero", [{0}, {1}, {2}, {1, 2}, {0, 1, 2}])
+def test_zeros_are_finite(zero):
+    step, theta_0, last = (0 * v if i in zero else v for i, v in enumerate(vectors(4)))
+    parts, coefficients = decompose(step, theta_0, last)
+    assert bool(parts.isfinite().all())
+    assert bool(coefficients.isfinite().all())
+    torch.testing.assert_close(parts.sum(0), step)
+    for place, direction in enumerate((theta_0, last)):
+        assert bool(parts[place].any()) == bool(direction.any() and step.any())
+
+
+def test_the_rows_are_tensors_then_roles_then_all(walk):
+    rows = steps(walk, random_state(9))
+    predicted = {name: role for name, role in roles(walk.theta_0).items() if role in PREDICTED}
+    assert [(row.tensor, row.role) for row in rows] == [
+        *predicted.items(),
+        *(("", role) for role in (*PREDICTED, "all")),
+    ]
+    assert {row.tensor: row.weights for row in rows if row.tensor} == {n: walk.theta_0[n].numel() for n in predicted}
+    for row in rows:
+        assert row.shrink + row.linear + row.neither == pytest.approx(1, abs=1e-12)
+        assert (row.shrink_by is None) == (row.linear_by is None) == (row.tensor == "")
+
+
+def test_a_role_pools_its_tensors(walk):
+    """Shares of |step|^2 add up weighted by it; the role bias has two tensors here."""
+    weights = random_state(9)
+    rows = steps(walk, weights)
+    for role in (*PREDICTED, "all"):
+        pooled = next(row for row in rows if not row.tensor and row.role == role)
+        own = [row for row in rows if row.tensor and role in (row.role, "all")]
+        squares = [float((weights[r.tensor].double() - walk.theta_0[r.tensor]).square().sum()) for r in own]
+        norms = [float(walk.theta_0[r.tensor].double().square().sum()) for r in own]
+        assert pooled.weights == sum(row.weights for row in own)
+        assert pooled.step == pytest.approx((sum(squares) / sum(norms)) ** 0.5)
+        for part in ("shrink", "linear", "neither"):
+            expected = sum(getattr(row, part) * square for row, square in zip(own, squares, strict=True)) / sum(squares)
+            assert getattr(pooled, part) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_pure_shrink_is_all_shrink(walk):
+    for row in steps(walk, {name: 0.7 * t for name, t in walk.theta_0.items()}):
+        assert row.step == pytest.approx(0.3, rel=1e-5)
+        assert (row.shrink, row.linear, row.neither) == pytest.approx((1, 0, 0), abs=1e-5)
+        if row.tensor:
+            assert (row.shrink_by, row.linear_by) == pytest.approx((0.3, 0), abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "by"), [("linear", 1), ("linear_reverse", -1)])
+def test_a_linear_step_is_all_linear(name, by, walk):
+    for row in steps(walk, predict(walk, name)):
+        assert (row.shrink, row.linear, row.neither) == pytest.approx((0, 1, 0), abs=1e-5)
+        if row.tensor:
+            assert (row.shrink_by, row.linear_by) == pytest.approx((0, by), abs=1e-5)
+
+
+def test_what_is_orthogonal_to_both_is_neither(write_trajectory):
+    basis = torch.eye(4)
+    states = [{"weight": basis[k].reshape(2, 2)} for k in (0, 1)]
+    walk = write_trajectory(states)
+    for row in steps(walk, {"weight": walk.theta_0["weight"] + basis[2].reshape(2, 2)}):
+        assert (row.shrink, row.linear, row.neither) == pytest.approx((0, 0, 1))
+        assert row.step == pytest.approx(1)
+
+
+def test_no_step_has_no_shares(walk):
+    for row in steps(walk, walk.theta_0):
+        assert row.step == 0
+        assert (row.shrink, row.linear, row.neither) == (None, None, None)
+
+
+def test_a_tensor_of_zeros_has_no_relative_step(write_trajectory):
+    zeros = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
+    rows = steps(write_trajectory([zeros] * 3), {"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
+    found = {row.tensor or row.role: row for row in rows}
+    assert {row.step for row in rows} == {None}
+    assert found["weight"].neither == found["all"].neither == 1
+    assert found["bias"].neither is None
+
+
+# the trajectory's movement
+
+
+def test_a_straight_trajectory_keeps_its_direction(write_trajectory):
+    start, way = random_state(0), random_state(1)
+    walk = write_trajectory([moved(start, way, by=(0.1 * k,)) for k in range(5)])
+    rows = movement(walk)
+    assert [(row["role"], row["difference"]) for row in rows] == [
+        (role, k) for role in (*PREDICTED, "all") for k in range(4)
+    ]
+    for row in rows:
+        assert row["cosine"] == (None if row["difference"] == 0 else pytest.approx(1, abs=1e-5))
+
+
+def test_a_zigzag_turns_back_each_time(write_trajectory):
+    here, there = random_state(0), random_state(1)
+    rows = movement(write_trajectory([here, there, here, there, here]))
+    assert [row["cosine"] for row in rows if row["difference"]] == 12 * [pytest.approx(-1)]
+
+
+def test_differences_are_counted_from_theta_0_and_relative_to_it(write_trajectory):
+    basis = torch.eye(9)
+    values = [9 * basis[0], 9 * basis[0] + 3 * basis[1], 9 * basis[0] + 3 * basis[1] + 4 * basis[2]]
+    walk = write_trajectory([{"weight": value.reshape(3, 3)} for value in values])
+    size = float(values[-1].norm())
+    rows = [row for row in movement(walk) if row["role"] == "fc"]
+    assert [row["size"] for row in rows] == pytest.approx([4 / size, 3 / size])
+    assert rows[1]["cosine"] == pytest.approx(0, abs=1e-7)
+
+
+def test_a_trajectory_that_stands_still_has_finite_movement(write_trajectory):
+    rows = movement(write_trajectory([random_state(0)] * 3))
+    assert {row["size"] for row in rows} == {0.0}
+    assert {row["cosine"] for row in rows} == {None, 0.0}
+    zeros = {name: 0 * tensor for name, tensor in random_state(0).items()}
+    assert {row["size"] for row in movement(write_trajectory([zeros] * 3, name="zeros"))} == {None}
+
+
+# responses
+
+
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_histories_end_at_theta_0(length):
+    theta_0 = torch.tensor([-0.5, -0.1, 0.0, 0.3])
+    found = histories(theta_0, length)
+    assert set(found) == {"constant", "rising", "saturating", "noisy"}
+    for windows in found.values():
+        assert windows.shape[1:] == (4, length)
+        assert torch.equal(windows[..., -1], theta_0.expand(len(windows), -1))
+    assert torch.equal(found["constant"][0], theta_0[:, None].expand(4, length))
+    torch.testing.assert_close(found["rising"][0, :, 0], 0.8 * theta_0)
+    torch.testing.assert_close(found["saturating"][0, :, 0], 0.8 * theta_0)
+
+
+def test_rising_is_even_saturating_halves_and_noise_has_its_size():
+    found = histories(torch.ones(1))
+    rising, saturating = found["rising"][0, 0].diff(), found["saturating"][0, 0].diff()
+    torch.testing.assert_close(rising, torch.full((4,), 0.05))
+    torch.testing.assert_close(saturating[1:], saturating[:-1] / 2)
+    assert float((found["noisy"][..., :-1] - 1).std()) == pytest.approx(0.05, rel=0.2)
+    assert torch.equal(found["noisy"], histories(torch.ones(1))["noisy"])
+
+
+def test_responses_are_complete_and_those_of_the_network(models):
+    rows = list(responses({"known": models["known"], "other": models["scaled"]}))
+    keys = {(row["model"], row["role"], row["history"], row["theta_0"]) for row in rows}
+    assert len(keys) == len(rows) == 2 * 3 * 4 * 33
+    assert all(list(row) == RESPONSES for row in rows)
+    values = sorted({row["theta_0"] for row in rows})
+    assert (values[0], values[-1]) == (-REACH, REACH)
+    for row in rows[::97]:
+        if row["history"] == "constant":
+            window = torch.full((1, 5), row["theta_0"])
+            model = models["known" if row["model"] == "known" else "scaled"]
+            assert row["step"] == pytest.approx(float(model.residual(window, row["role"])), abs=1e-6)
+        assert (row["spread"] > 0) <= (row["history"] == "noisy")
+
+
+# whole trajectories and suites
+
+
+def table(path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_inspecting_a_trajectory_writes_its_three_tables(walk, models, tmp_path):
+    rows = inspect_trajectory(walk, "shrink", 3, known=models, out=tmp_path / "out", of="released")
+    assert rows == steps(walk, predict(walk, "shrink", 3, known=models, of="released"))
+    written = {path.stem: table(path) for path in (tmp_path / "out").iterdir()}
+    assert {name: list(found[0]) for name, found in written.items()} == {
+        "steps": PARTS,
+        "movement": MOVEMENT,
+        "responses": RESPONSES,
+    }
+    assert [row["tensor"] for row in written["steps"]] == [row.tensor for row in rows]
+    assert float(written["steps"][0]["step"]) == pytest.approx(rows[0].step, rel=1e-3)
+    assert inspect_trajectory(walk, "shrink", 3, known=models, of="released") == rows
+
+
+def test_what_changes_no_weights_cannot_be_inspected(walk, models):
+    with pytest.raises(KnowError, match="changes no weights"):
+        inspect_trajectory(walk, "matched_rate", known=models)
+
+
+@pytest.fixture
+def work(tmp_path, trajectory, models):
+    """Function that makes a suite's folder of one real trajectory, and networks for S = `length`: both, by S."""
+
+    def make(length: int):
+        folder = tmp_path / f"work-{length}"
+        origin = folder / "trajectories" / Cell("overflow", "digits", "mnist", "mlp", 1.0).origin.slug
+        for name in ("p0", "t0"):
+            (origin / name).mkdir(parents=True)
+            (origin / name / "overflow").symlink_to(trajectory.paths[0].parent)
+        torch.manual_seed(0)
+        for name, scaling in (("known", "none"), ("scaled", "range")):
+            known = Known({role: KnownNet(length) for role in PREDICTED}, {"scaling": scaling})
+            known.save(folder / "known" / str(length) / f"{name}.safetensors")
+        terms = {f"{role}{end}": torch.ones(length - 1 + bool(end)) for role in PREDICTED for end in ("", ".theta_0")}
+        save_state(folder / "known" / str(length) / "meta_linear.safetensors", terms)
+        return folder, {length: folder / "known" / str(length)}
+
+    return make
+
+
+def test_inspecting_a_suite_covers_every_predictor_that_moves_weights(work, monkeypatch):
+    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
+    cells = [Cell("overflow", "digits", target, "mlp", 1.0, length=5) for target in ("mnist", "cifar10")]
+    folder = work(5)
+    inspect_suite(cells, ["p0", "t0"], Arms(references=["naive"]), *folder)
+    found = {name: table(folder[0] / "inspection" / f"{name}.csv") for name in ("steps", "movement", "responses")}
+    assert {row["trajectory"] for row in found["steps"] + found["movement"]} == {"t0"}  # no pilot
+    depths: dict[str, set[str]] = {}
+    for row in found["steps"]:
+        depths.setdefault(row["predictor"], set()).add(row["depth"])
+    assert not depths.keys() & {"matched_rate", "recalibrate", "reset", "released", "wnn"}
+    assert {"known", "scaled_known", "meta_linear_theta0", "rre_global", "mixture"} <= depths.keys()
+    assert depths["logfit"] == {"1", "2", "3"}
+    assert depths["rre"] == {"0"}
+    keys = [tuple(row[column] for column in ("predictor", "depth", "role")) for row in found["steps"]]
+    assert len(set(keys)) == len(keys)  # two targets of one source are one place
+    assert {row["model"] for row in found["responses"]} == {"known, S = 5", "scaled, S = 5"}
+    linear = next(r for r in found["steps"] if (r["predictor"], r["depth"], r["role"]) == ("linear", "1", "all"))
+    assert float(linear["linear"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_short_histories_leave_out_what_needs_more(work):
+    folder = work(2)
+    arms = Arms(references=["naive"], predictors={"known": None, "rre": None, "dmd": None})
+    inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=2)], ["t0"], arms, *folder)
+    assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == {"known"}
+
+
+@pytest.mark.parametrize(
+    "entry", [PredictorArms(predictor="released"), PredictorArms(predictor="shrink", options={"of": "released"})]
+)
+def test_released_networks_are_left_out_at_other_lengths(work, entry, monkeypatch, models, tmp_path):
+    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
+    for role in ("Conv", "FC", "Bias"):
+        (tmp_path / f"KNOWN_{role}.h5").touch()
+    monkeypatch.setattr(Known, "from_keras", lambda folder, model: models[model])
+    arms = Arms(references=["naive"], predictors={"linear": None, "mine": entry})
+    for length, expected in ((3, {"linear"}), (5, {"linear", "mine"})):
+        folder = work(length)
+        inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=length)], ["t0"], arms, *folder)
+        assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == expected

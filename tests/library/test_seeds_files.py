@@ -1,0 +1,272 @@
+"""Seeds are the same everywhere; files are written whole or not at all; the code fingerprint sees only code."""
+
+import ast
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from know import files
+from know.errors import KnowError
+from know.files import atomic, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
+from know.seeds import stream
+
+
+def run_python(repository, code: str, **environment: str) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(repository), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    ).stdout
+
+
+# seeds
+
+
+def test_stream_is_the_same_in_every_process(repository):
+    code = "from know.seeds import stream; print(stream('source', 'digits', 0, 0.5, None))"
+    printed = {run_python(repository, code, PYTHONHASHSEED=seed) for seed in ("0", "1", "random")}
+    assert printed == {f"{stream('source', 'digits', 0, 0.5, None)}\n"}
+
+
+def test_stream_is_what_committed_results_were_made_with():
+    assert stream("source", "digits", 0) == 1886807458465333142
+
+
+def test_streams_of_different_names_differ():
+    words = ["source", "target", "digits", "digits:0-4", "", "t1", "t11", "1", "11"]
+    names = [(a,) for a in words] + [(a, b) for a in words for b in words]
+    names += [(a, b, c) for a in words for b in words for c in words]
+    assert len({stream(*n) for n in names}) == len(names)  # ("t1", "1") is neither ("t11",) nor ("t", "11")
+
+
+def test_stream_depends_on_the_order_of_names_and_fits_a_torch_seed():
+    assert stream("a", "b") != stream("b", "a")
+    assert all(0 <= stream("x", i) < 2**63 for i in range(200))
+
+
+# atomic writes
+
+
+def test_atomic_keeps_the_old_content_if_the_block_raises(tmp_path):
+    path = tmp_path / "table.csv"
+    write_text(path, "old")
+    with contextlib.suppress(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_shows_readers_the_old_content_until_the_end(tmp_path):
+    path = tmp_path / "sub" / "table.csv"
+    write_text(path, "old")
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent  # a rename across file systems would not be atomic
+        assert str(os.getpid()) in temporary.name
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_removes_a_temporary_folder_too(tmp_path):
+    with contextlib.suppress(RuntimeError), atomic(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "file").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    write_text(tmp_path / "file", "")
+    with pytest.raises(KnowError, match=r"cannot write .*file/below"):
+        write_text(tmp_path / "file" / "below", "text")
+
+
+# resumable folders
+
+
+def interrupt(out, fingerprint, name):
+    with contextlib.suppress(KeyboardInterrupt), resumable_folder(out, fingerprint) as folder:
+        (folder / name).write_text(name)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_folder_continues_with_the_same_fingerprint(tmp_path):
+    out = tmp_path / "out"
+    interrupt(out, "same", "first")
+    assert not out.exists()
+    with resumable_folder(out, "same") as folder:
+        assert (folder / "first").read_text() == "first"
+        (folder / "second").touch()
+    assert sorted(p.name for p in out.iterdir()) == ["first", "second"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_interrupted_folder_starts_over_with_another_fingerprint(tmp_path):
+    out = tmp_path / "out"
+    interrupt(out, "old settings", "first")
+    with resumable_folder(out, "new settings") as folder:
+        assert not (folder / "first").exists()
+        (folder / "second").touch()
+    assert [p.name for p in out.iterdir()] == ["second"]
+
+
+def test_an_old_result_stays_intact_until_the_new_one_is_whole(tmp_path):
+    out = tmp_path / "out"
+    with resumable_folder(out, "old") as folder:
+        (folder / "old").touch()
+    interrupt(out, "new", "half")
+    assert [p.name for p in out.iterdir()] == ["old"]
+    with resumable_folder(out, "new") as folder:
+        (folder / "new").touch()
+        assert [p.name for p in out.iterdir()] == ["old"]
+    assert sorted(p.name for p in out.iterdir()) == ["half", "new"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_a_killed_process_was_writing_does_not_reach_the_result(tmp_path):
+    out = tmp_path / "out"
+    interrupt(out, "same", "first")
+    (tmp_path / "out.partial" / ".second.99999.tmp").write_text("half")  # a kill -9 inside `atomic`
+    with resumable_folder(out, "same"):
+        pass
+    assert [p.name for p in out.iterdir()] == ["first"]
+
+
+# formats
+
+
+def test_json_has_the_same_bytes_whatever_the_order_of_keys(tmp_path):
+    write_json(tmp_path / "a", {"x": 1, "y": {"p": [0.1], "q": None}})
+    write_json(tmp_path / "b", {"y": {"q": None, "p": [0.1]}, "x": 1})
+    assert sha256_file(tmp_path / "a") == sha256_file(tmp_path / "b")
+    assert read_json(tmp_path / "a") == {"x": 1, "y": {"p": [0.1], "q": None}}
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    write_json(tmp_path / "a", {"x": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a", {"x": float("nan")})
+    assert read_json(tmp_path / "a") == {"x": 1}
+
+
+def test_csv_has_the_same_bytes_whatever_the_order_of_keys(tmp_path):
+    write_csv(tmp_path / "a", [{"x": 1, "y": 0.5}, {"x": 2, "y": None}], ["x", "y"])
+    write_csv(tmp_path / "b", [{"y": 0.5, "x": 1}, {"y": None, "x": 2}], ["x", "y"])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"x,y\n1,0.5\n2,\n"
+    with pytest.raises(ValueError, match="z"):
+        write_csv(tmp_path / "a", [{"x": 1, "z": 3}], ["x", "y"])
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
+def test_damaged_json_is_named(tmp_path, content):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(KnowError, match=r"manifest\.json"):
+        read_json(path)
+
+
+# the code fingerprint
+
+PACKAGE = {
+    "__init__": "",
+    "stage": '"""Words."""\n\ndef run(x):\n    """More words."""\n    from pkg.helper import add\n    return add(x)\n',
+    "helper": "from pkg import plugins\n\ndef add(x):\n    return x + 1  # one\n",
+    "unrelated": "from pkg.stage import run\nVALUE = 1\n",
+    "plugins/__init__": "LIST = []\n",
+    "plugins/one": "from pkg import deep\n",
+    "deep": "",
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A small package in place of know; the function changes one of its modules and gives the hash of pkg.stage."""
+    folder = tmp_path / "pkg"
+    monkeypatch.setattr(files, "PACKAGE", folder)
+
+    def forget_hashes():
+        files.code_closure.cache_clear()
+        files.code_hash.cache_clear()
+
+    def write(**changes: str) -> str:
+        for name, text in {**PACKAGE, **{k.replace("__in__", "/"): v for k, v in changes.items()}}.items():
+            write_text(folder / f"{name}.py", text)
+        forget_hashes()
+        return files.code_hash("pkg.stage")
+
+    yield write
+    forget_hashes()
+
+
+def test_closure_is_exactly_what_can_be_reached(package):
+    package()
+    reached = ("pkg.deep", "pkg.helper", "pkg.plugins", "pkg.plugins.one", "pkg.stage")
+    assert files.code_closure("pkg.stage") == reached
+    assert files.code_closure("pkg.deep") == ("pkg.deep",)
+    assert set(files.code_closure("pkg.unrelated")) == {*reached, "pkg.unrelated"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def run(x):\n    from pkg.helper import add\n    return add(x)\n",
+        '"""Other."""\n# a remark\ndef run(x):\n\n    from pkg.helper import (\n        add)\n    return add( x )',
+    ],
+    ids=["no docstrings", "other words and layout"],
+)
+def test_wording_and_layout_change_no_hash(package, text):
+    assert package() == package(stage=text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": PACKAGE["stage"].replace("add(x)", "add(-x)")},
+        {"helper": PACKAGE["helper"].replace("+ 1", "+ 2")},
+        {"deep": "VALUE = 1"},
+        {"plugins__in__one": "from pkg import deep\nX = 1\n"},
+        {"plugins__in__two": ""},
+    ],
+    ids=["own code", "an import inside a function", "a far import", "a plugin", "a new plugin"],
+)
+def test_code_changes_the_hash(package, change):
+    assert package() != package(**change)
+
+
+def test_code_that_cannot_be_reached_changes_nothing(package):
+    assert package() == package(unrelated="VALUE = 2", new_module="VALUE = 3")
+
+
+def test_stages_depend_on_what_they_use_and_not_on_what_comes_after():
+    files.code_closure.cache_clear()
+    metatrain, transfer = files.code_closure("benchmarks.metatraining"), files.code_closure("benchmarks.transfer")
+    assert {"benchmarks.training", "benchmarks.data", "benchmarks.networks", "know.known"} <= set(metatrain)
+    assert not {
+        "benchmarks.transfer",
+        "benchmarks.report.publish",
+        "benchmarks.report.statistics",
+        "know.cli",
+        "know.methods",
+    } & set(metatrain)
+    assert {"know.methods.known", "know.methods.shrink", "benchmarks.records"} <= set(transfer)
+    assert not {
+        "benchmarks.report.publish",
+        "benchmarks.report.statistics",
+        "know.cli",
+        "benchmarks.metatraining",
+    } & set(transfer)
+
+
+def test_closure_has_every_module_that_a_stage_really_loads(repository):
+    code = "import sys, benchmarks.transfer; print(*(m for m in sys.modules if m.startswith('know.')))"
+    assert set(run_python(repository, code).split()) <= set(files.code_closure("benchmarks.transfer"))
+
+
+def test_the_package_has_no_relative_imports_which_the_fingerprint_would_miss():
+    for path in files.PACKAGE.rglob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level for node in imports), path
