@@ -60,4 +60,4 @@ rule all:
 onerror:
     said = [Path(file).read_text(encoding="utf-8") for file in ([log] if isinstance(log, str) else log or [])]
     if ASK.site["publish_incomplete"] and any("\nError in " in text for text in said):  # no mere Ctrl-C
-        shell("python -m know report --suite {NAME} --incomplete || true")
+        shell("python -m benchmarks publish --suite {NAME} --incomplete || true")

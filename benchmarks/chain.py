@@ -33,7 +33,7 @@ class Step:
 
 def steps(settings: Suite, suite: str, work: Path, device: str | None, threads: int) -> Iterator[Step]:
     """All steps of a suite but the publishing, each after those that it needs."""
-    from know import cli  # the commands, which the workflow calls too
+    from benchmarks import __main__ as cli  # the commands, which the workflow calls too
     from know import keras as released
 
     place = {"suite": suite, "device": device, "threads": threads}
@@ -43,7 +43,7 @@ def steps(settings: Suite, suite: str, work: Path, device: str | None, threads: 
         made = [settings.forgetting_of(origin).model_dump_json(), settings.pretraining.model_dump_json()]
         yield Step(
             f"forget/{origin.slug}",
-            "know.forgetting",
+            "benchmarks.trajectories",
             [made, every, settings.tracks(origin)],
             work / "trajectories" / origin.slug / "manifest.json",
             partial(cli.forget, origin=origin.slug, processes=settings.processes, **place),
@@ -68,7 +68,7 @@ def steps(settings: Suite, suite: str, work: Path, device: str | None, threads: 
         )
     yield Step("landscape", "benchmarks.landscape", None, work / "landscape.csv", partial(cli.landscape, **place))
     inspected = partial(cli.inspect_, suite=suite, threads=threads)
-    yield Step("inspect", "know.inspection", arms, work / "inspection" / "steps.csv", inspected)
+    yield Step("inspect", "benchmarks.inspection", arms, work / "inspection" / "steps.csv", inspected)
     yield Step("cost", "benchmarks.cost", arms, work / "cost_by_arm.csv", partial(cli.cost, **place))
 
 

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import REFERENCES, Arm, arms_of
 from benchmarks.data import Dataset, Split
 from benchmarks.networks import build
 from benchmarks.suite import Cell, Suite
 from benchmarks.training import train
-from benchmarks.transfer import Arm, arms_of
 from know.checkpoints import save_state
 from know.files import read_json, write_csv
 from know.known import Models
+from know.roles import PREDICTED, roles
 from know.seeds import stream
-from know.trajectory import PREDICTED, Trajectory, roles
+from know.trajectory import Trajectory
 
 COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
 COLUMNS += ["memory_mb"]
@@ -44,7 +45,7 @@ def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path
     trained; prediction is the processor's.
     """
     data, rows = read_json(work / "data.json"), []
-    seen = {(c.source, c.network, c.track, c.rate, c.length): c for c in settings.cells}
+    seen = {(c.source, c.network, c.track, c.ratio, c.length): c for c in settings.cells}
     for place, cell in sorted(seen.items()):
         found = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]), device)
         rows += [dict(zip(COLUMNS, [*place, *entries], strict=True)) for entries in found]
@@ -74,19 +75,36 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
 def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
     """Source images that training shows, by reference, and for `trajectory`: theta_0 and all forgetting steps.
 
-    size: images of D0. On the retrodiction track theta_0 is made by a forgetting step from theta_{-1}, the oracle.
+    size: images of D0.
     """
-    step, epochs = settings.forgetting.step, settings.pretraining.epochs
+    run = _Counted(settings, cell, size)
+    found = {r.name: r.function(run) for r in REFERENCES.values()}
+    return {**found, "trajectory": run.train_on()}
 
-    def forgetting(shown: float) -> float:
+
+class _Counted:
+    """A `benchmarks.arms.SourceRun` that trains nothing: in place of weights it gives the images that were shown."""
+
+    initial = 0.0
+
+    def __init__(self, settings: Suite, cell: Cell, size: int):
+        self.settings, self.cell, self.size = settings, cell, size
+        own = settings.pretraining.epochs * size
+        # on the retrodiction track theta_0 is made by a forgetting step from theta_{-1}, the oracle
+        self.theta_0 = own if cell.track == "overflow" else 2 * own + self._step(size)
+
+    def _step(self, shown: float) -> float:
+        step = self.settings.forgetting.step
         return step.steps * step.batch_size if step.steps else step.epochs * shown
 
-    steps = sum(forgetting(size * cell.rate**k) for k in range(1, cell.length))
-    oracles = {f"oracle{ending}": factor * epochs * size for ending, factor in (("", 2), ("_x4", 4), ("_x8", 8))}
-    theta_0 = epochs * size if cell.track == "overflow" else oracles["oracle"] + forgetting(size)
-    found = {"scratch": 0.0, **oracles, "oracle_steps": theta_0, "trajectory": theta_0 + steps}
-    same = dict.fromkeys(("naive", "tail_average", "ema"), theta_0)
-    return {**found, **same, "compute_matched": theta_0 + steps}
+    def pretrain(self, factor: int, *, same_steps: bool = False) -> float:
+        return self.theta_0 if same_steps else factor * self.settings.pretraining.epochs * self.size
+
+    def average(self, kind: str) -> float:
+        return self.theta_0
+
+    def train_on(self) -> float:
+        return self.theta_0 + sum(self._step(self.size * self.cell.ratio**k) for k in range(1, self.cell.length))
 
 
 def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path, seed: int) -> Trajectory:
@@ -102,7 +120,7 @@ def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path,
             for name, tensor in state.items()
         }
         save_state(path, moved)
-    trajectory = Trajectory.from_checkpoints(paths, [cell.rate**k for k in reversed(range(cell.length))])
+    trajectory = Trajectory.from_checkpoints(paths, [cell.ratio**k for k in reversed(range(cell.length))])
     trajectory.states  # noqa: B018  read now: reading is no part of the time
     return trajectory
 

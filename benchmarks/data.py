@@ -149,18 +149,6 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
     return dataset.to(device)
 
 
-def nested_subsets(
-    n: int, rate: float = 0.5, length: int = 5, seed: int = 0, *, fractions: Sequence[float] | None = None
-) -> list[list[int]]:
-    """Indices of nested subsets of n items, smallest first: prefixes of ONE seeded permutation.
-
-    S = `length` subsets of 1, r, r^2, ... of the items, or those of `fractions`, in their order. A fraction f gives
-    round(f n) indices; a smaller fraction's subset lies inside a larger one's.
-    """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    return [order[: round(f * n)] for f in fractions or [rate**k for k in reversed(range(length))]]
-
-
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
     """uint8 or float (B, C, H, W) of 0 to 255 to float32, each channel with mean 0 and deviation 1 in training."""
     scale = 1 / (255 * dataset.std)

@@ -20,8 +20,9 @@ from know.checkpoints import State
 from know.errors import KnowError
 from know.files import write_csv
 from know.known import Models
-from know.methods import predict
-from know.trajectory import PREDICTED, Trajectory, roles
+from know.prediction import predict
+from know.roles import PREDICTED, roles
+from know.trajectory import Trajectory
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 DEPTHS = (1, 2, 3)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import Dataset, load, nested_subsets
+from benchmarks.data import Dataset, load
 from benchmarks.networks import build
 from benchmarks.progress import progress
 from benchmarks.stacked import Stacked
@@ -29,8 +29,9 @@ from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import code_hash, digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
 from know.known import Known, KnownNet, Scaling, scale_windows
+from know.roles import PREDICTED, roles
 from know.seeds import stream
-from know.trajectory import PREDICTED, roles
+from know.trajectory import nested_subsets
 
 SNAPSHOTS = 7
 WINDOWS = 2
@@ -64,17 +65,17 @@ def draw_run(run: int, settings: MetaTraining) -> dict:
 
 def _dice(run: int, settings: MetaTraining) -> dict:
     dice = random.Random(stream("metaset", run))
-    low, high = settings.rate
+    low, high = settings.ratio
     low = max(low, (settings.smallest / settings.images) ** (1 / (SNAPSHOTS - 1)))
     if low > high:
         raise KnowError(
             f"metatraining: {settings.images} images keep {settings.smallest} in the smallest of {SNAPSHOTS} subsets "
-            f"only with a rate above {low:.2f}, but rate ends at {high:g}"
+            f"only with a ratio above {low:.2f}, but ratio ends at {high:g}"
         )
-    rate = dice.uniform(low, high)
-    smallest = round(settings.images * rate ** (SNAPSHOTS - 1))
+    ratio = dice.uniform(low, high)
+    smallest = round(settings.images * ratio ** (SNAPSHOTS - 1))
     return {
-        "rate": rate,
+        "ratio": ratio,
         "learning_rate": dice.uniform(*settings.learning_rate),
         "batch_size": dice.randint(*sorted((settings.batch_size, smallest))),
         "pretraining_epochs": dice.randint(*settings.pretraining_epochs),
@@ -182,7 +183,7 @@ def _meta_trajectories(drawn: list[dict], dataset: Dataset, settings: MetaTraini
 
 def _start(facts: dict, dataset: Dataset, settings: MetaTraining) -> tuple[nn.Module, list[list[int]]]:
     """A run's network, freshly initialised, and its nested subsets, largest first."""
-    fractions = [settings.images / len(dataset.train) * facts["rate"] ** k for k in range(SNAPSHOTS)]
+    fractions = [settings.images / len(dataset.train) * facts["ratio"] ** k for k in range(SNAPSHOTS)]
     seed = stream(facts["seed"], "initialisation")
     model = build(facts["network"], dataset.shape, len(dataset.classes), seed=seed).to(dataset.mean.device)
     return model, nested_subsets(len(dataset.train), seed=stream(facts["seed"], "subsets"), fractions=fractions)
@@ -341,7 +342,7 @@ def card(known: Known) -> str:
         for role, own in ((role, facts["held_out"][role]) for role in PREDICTED)
     ]
     size = sum(parameter.numel() for parameter in known.nets["conv"].parameters())
-    ranges = {key: " to ".join(f"{bound:g}" for bound in settings[key]) for key in ("rate", "learning_rate")}
+    ranges = {key: " to ".join(f"{bound:g}" for bound in settings[key]) for key in ("ratio", "learning_rate")}
     return f"""# KNOWN, meta-trained on {", ".join(facts["data"])}
 
 Three networks (conv, fc, bias) of {size:,} parameters each, for histories of S = {known.length} snapshots; see
@@ -350,8 +351,8 @@ Three networks (conv, fc, bias) of {size:,} parameters each, for histories of S 
 - Trained on {counts["training"]} forgetting trajectories of {", ".join(facts["networks"])}; {counts["selection"]} \
 others chose the update that is kept,
   {counts["held_out"]} others gave the errors below, {counts["diverged"]} more diverged.
-- Rates drawn from {ranges["rate"]}, learning rates from {ranges["learning_rate"]}; {settings["images"]} images in the \
-largest subset, at least {settings["smallest"]} in the smallest.
+- Ratios drawn from {ranges["ratio"]}, learning rates from {ranges["learning_rate"]}; {settings["images"]} images in \
+the largest subset, at least {settings["smallest"]} in the smallest.
 - Seeds are hashes of names (`know/seeds.py`): of the run's number in the meta-set, and of model and role in the \
 training.
 - In-distribution wherever the source or target is one of {", ".join(facts["data"])}: results there are no evidence.

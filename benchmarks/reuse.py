@@ -15,7 +15,7 @@ from know.files import code_hash, digest, read_json, resumable_folder, write_jso
 
 
 def adopt_origin(settings: Suite, origin: Origin, work: Path, *, everywhere: Path, torch: str) -> Path | None:
-    """Put trajectories that another suite has finished where `know.forgetting.make_origin` would make them.
+    """Put trajectories that another suite has finished where `benchmarks.trajectories.make_origin` would make them.
 
     work: the suite's own folder, with the `data.json` of its data; everywhere: the folder of all suites' work.
     torch: its version. Files are linked where the file system can, else copied. Returns where they came from, or None
@@ -26,7 +26,7 @@ def adopt_origin(settings: Suite, origin: Origin, work: Path, *, everywhere: Pat
         return None
     wanted = [f"{one}/{track}/manifest.json" for one in settings.trajectory_ids for track in settings.tracks(origin)]
     expected = {
-        "code": code_hash("know.forgetting"),
+        "code": code_hash("benchmarks.trajectories"),
         "source": origin.source,
         "network": origin.network,
         "data": read_json(work / "data.json")[origin.source]["sha256"],

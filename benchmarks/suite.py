@@ -18,6 +18,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.arms import ARMS, REFERENCES
 from know.errors import KnowError, unknown
 from know.files import PACKAGE, PRETRAINED, read_json
 
@@ -31,11 +32,8 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Track = Literal["overflow", "retrodiction"]
 Normalisation = Literal["carry", "reset", "recalibrate"]
-Reference = Literal[
-    "naive", "scratch", "oracle", "oracle_steps", "oracle_x4", "oracle_x8", "tail_average", "ema", "compute_matched"
-]
 
-RATE, LENGTH = 0.5, 5
+RATIO, LENGTH = 0.5, 5
 """r and S of the paper's main experiments; names of cells mention them only where they differ."""
 
 
@@ -72,7 +70,7 @@ class Forgetting(Settings):
     d0: Annotated[float, Field(gt=0, le=0.5)] = 0.5
     """Share of the source that is D0. At 0.5 the oracle of twice the data is trained on all of it; at 0.125 there
     are oracles of four and eight times the data too (`oracle_x4`, `oracle_x8`)."""
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     length: Annotated[int, Field(ge=2)] = 5
     smallest: Positive = 64
     """Fewest images the smallest subset may have."""
@@ -98,7 +96,7 @@ class MetaTraining(Settings):
     smallest: Positive = 64
     pretraining_epochs: tuple[Positive, Positive]
     forgetting_epochs: Positive = 1
-    rate: tuple[Share, Share] = (0.3, 0.9)
+    ratio: tuple[Share, Share] = (0.3, 0.9)
     learning_rate: tuple[Rate, Rate] = (1e-5, 4e-3)
     batch_size: Positive = 32
     """Least batch size; the greatest is the smallest subset (paper: U(32, r^6 |D0|))."""
@@ -120,7 +118,7 @@ class MetaTraining(Settings):
     def _check(self) -> MetaTraining:
         if not 1 <= round(self.held_out * self.trajectories) < self.trajectories / 2:
             raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one part empty")
-        for name in ("pretraining_epochs", "rate", "learning_rate"):
+        for name in ("pretraining_epochs", "ratio", "learning_rate"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} goes from {low} down to {high}; give the lower bound first")
@@ -181,33 +179,37 @@ class Transfer(Settings):
         return self
 
 
-class PredictorArms(Settings):
-    """One line of arms: a predictor with options, at some depths."""
+class LineOfArms(Settings):
+    """One line of arms: a method, or an arm of benchmarks/arms.py, with options, at some depths."""
 
-    predictor: str | None = None
-    """Name of a file in know/methods/; by default the name of the entry."""
+    method: str | None = None
+    """Name of a file in know/methods/, or of an arm; by default the name of the entry."""
     depths: list[Positive] | None = None
-    """By default those that the predictor's file declares."""
+    """By default those that it declares."""
     options: dict[str, float | int | str | bool] = {}
 
 
 class Arms(Settings):
     """Which arms stand in the tables.
 
-    `predictors: all` takes every file in know/methods/ with the variants it declares, but those that need files from
-    outside the project (the authors' released weights), so that the tables are the same everywhere. An entry that
-    names such a predictor puts it in the tables, as "not available" where the files are missing.
+    `methods: all` takes every file in know/methods/ and every arm of benchmarks/arms.py, with their variants, except
+    the methods that need files from outside the project (the authors' released weights), so that the tables are the
+    same everywhere. An entry that names such a method puts it in the tables, as "not available" where the files are
+    missing.
     """
 
-    references: list[Reference]
-    predictors: Literal["all"] | dict[str, PredictorArms | None] = "all"
-    also: dict[str, PredictorArms | None] = {}
-    """Entries beside `predictors`, such as the released weights beside all."""
+    references: list[str]
+    methods: Literal["all"] | dict[str, LineOfArms | None] = "all"
+    also: dict[str, LineOfArms | None] = {}
+    """Entries beside `methods`, such as the released weights beside all."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Arms:
-        if self.predictors != "all" and (twice := self.predictors.keys() & self.also.keys()):
-            raise ValueError(f"{', '.join(sorted(twice))} stands both in predictors and in also")
+        if self.methods != "all" and (twice := self.methods.keys() & self.also.keys()):
+            raise ValueError(f"{', '.join(sorted(twice))} stands both in methods and in also")
+        for name in self.references:
+            if name not in REFERENCES:
+                raise KnowError(f"arms.references: {unknown('reference', name, REFERENCES)}")
         if "naive" not in self.references:
             raise ValueError("references must contain naive: all differences are paired with it")
         return self
@@ -220,8 +222,8 @@ class Pair(Settings):
     target: str
     networks: list[str] = Field(min_length=1)
     tracks: list[Track] = ["overflow"]
-    rates: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    """Values of r, for an ablation; by default forgetting.rate."""
+    ratios: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Values of r, for an ablation; by default forgetting.ratio."""
     lengths: list[Annotated[int, Field(ge=2, le=6)]] | None = None
     """Values of S, for an ablation; by default forgetting.length. A shorter history is the end of a longer one."""
 
@@ -232,11 +234,11 @@ class Origin:
 
     source: str
     network: str
-    rate: float = RATE
+    ratio: float = RATIO
 
     @property
     def slug(self) -> str:
-        return _slug(self.source, self.network, *([] if self.rate == RATE else [f"r{self.rate:g}"]))
+        return _slug(self.source, self.network, *([] if self.ratio == RATIO else [f"r{self.ratio:g}"]))
 
 
 @dataclass(frozen=True, order=True)
@@ -248,18 +250,18 @@ class Cell:
     target: str
     network: str
     share: float
-    rate: float = RATE
+    ratio: float = RATIO
     length: int = LENGTH
 
     @property
     def slug(self) -> str:
         parts = [self.track, self.source, self.target, self.network, f"{100 * self.share:g}"]
-        parts += [] if self.rate == RATE else [f"r{self.rate:g}"]
+        parts += [] if self.ratio == RATIO else [f"r{self.ratio:g}"]
         return _slug(*parts, *([] if self.length == LENGTH else [f"s{self.length}"]))
 
     @property
     def origin(self) -> Origin:
-        return Origin(self.source, self.network, self.rate)
+        return Origin(self.source, self.network, self.ratio)
 
 
 class Suite(Settings):
@@ -296,8 +298,8 @@ class Suite(Settings):
             raise ValueError("give either metatraining (the suite's own) or known (a group that ships)")
         if self.evidence and (seen := {family(d) for d in self.evaluated} & {family(d) for d in self.learnt_from}):
             raise ValueError(f"evidence needs a KNOWN that was not meta-trained on {', '.join(sorted(seen))}")
-        for name, factor in {"oracle": 2, "oracle_x4": 4, "oracle_x8": 8}.items():
-            if name in self.arms.references and factor * self.forgetting.d0 > 1:
+        for name in self.arms.references:
+            if (factor := REFERENCES[name].factor) * self.forgetting.d0 > 1:
                 raise ValueError(f"arms.references: {name} needs a forgetting.d0 of at most {1 / factor:g}")
         if self.forgetting.d0 != 0.5 and any("retrodiction" in pair.tracks for pair in self.pairs):
             raise ValueError("forgetting.d0 is 0.5 on the retrodiction track: theta_{-1} has twice the data of theta_0")
@@ -319,13 +321,13 @@ class Suite(Settings):
     @property
     def cells(self) -> list[Cell]:
         cells = {
-            Cell(track, pair.source, pair.target, network, share, rate, length)
+            Cell(track, pair.source, pair.target, network, share, ratio, length)
             for pair in self.pairs
-            for track, network, share, rate, length in itertools.product(
+            for track, network, share, ratio, length in itertools.product(
                 pair.tracks,
                 pair.networks,
                 self.transfer.shares,
-                pair.rates or [self.forgetting.rate],
+                pair.ratios or [self.forgetting.ratio],
                 pair.lengths or [self.forgetting.length],
             )
         }
@@ -343,9 +345,9 @@ class Suite(Settings):
     @property
     def learnt_from(self) -> list[str]:
         """Datasets that any KNOWN of the suite was meta-trained on: its own, and those that ship, asked by its arms."""
-        named = {} if self.arms.predictors == "all" else self.arms.predictors
-        lines = [(name, entry or PredictorArms()) for name, entry in {**named, **self.arms.also}.items()]
-        groups = {str(e.options.get("group", "general")) for name, e in lines if (e.predictor or name) == "shipped"}
+        named = {} if self.arms.methods == "all" else self.arms.methods
+        lines = [(name, entry or LineOfArms()) for name, entry in {**named, **self.arms.also}.items()]
+        groups = {str(e.options.get("group", "general")) for name, e in lines if (e.method or name) == "shipped"}
         groups |= {self.known} if self.known else set()
         found = {d for group in groups for length in self.lengths for d in read_json(_facts(group, length))["data"]}
         return sorted(found | set(self.metatraining.datasets if self.metatraining else ()))
@@ -365,7 +367,7 @@ class Suite(Settings):
     def forgetting_of(self, origin: Origin) -> Forgetting:
         """The settings of an origin's trajectories: its r, and as many snapshots as any of its cells takes."""
         length = max(cell.length for cell in self.cells if cell.origin == origin)
-        return self.forgetting.model_copy(update={"rate": origin.rate, "length": length})
+        return self.forgetting.model_copy(update={"ratio": origin.ratio, "length": length})
 
     @property
     def trajectory_ids(self) -> list[str]:
@@ -412,12 +414,12 @@ def load_suite(name: str) -> Suite:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
     suite = _validated(path, _settings(path, name), Suite)
-    predictors = [file.stem for file in (PACKAGE / "methods").glob("[!_]*.py")]
-    named = {} if suite.arms.predictors == "all" else suite.arms.predictors
+    names = [*(file.stem for file in (PACKAGE / "methods").glob("[!_]*.py")), *ARMS]
+    named = {} if suite.arms.methods == "all" else suite.arms.methods
     for name, entry in {**named, **suite.arms.also}.items():
-        predictor = (entry and entry.predictor) or name
-        if predictor not in predictors:
-            raise KnowError(f"{path}: {unknown('predictor', predictor, predictors)}")
+        method = (entry and entry.method) or name
+        if method not in names:
+            raise KnowError(f"{path}: {unknown('method or arm', method, names)}")
     return suite
 
 

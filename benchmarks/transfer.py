@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import Arm, arms_of
 from benchmarks.data import load
 from benchmarks.finetune import (
     FineTune,
     Memory,
     Result,
-    Start,
     fine_tune,
     fine_tune_stacked,
     source_accuracy,
@@ -30,106 +30,16 @@ from benchmarks.finetune import (
 )
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
-from benchmarks.suite import Arms, Cell, Normalisation, Transfer
+from benchmarks.suite import Arms, Cell, Transfer
 from benchmarks.workers import workers
 from know import keras as released
-from know import methods as predictors
 from know.checkpoints import State
 from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
 from know.known import Models
+from know.prediction import Overflow
+from know.roles import PREDICTED, roles
 from know.seeds import stream
-from know.trajectory import PREDICTED, Trajectory, roles
-
-REFERENCES = {
-    "naive": ("theta_0 itself, fine-tuned as always.", "paper, naive transfer"),
-    "scratch": ("The network's own random initialisation, never trained on the source.", "reference"),
-    "oracle": (
-        "Really trained on twice the source data, for as many epochs (twice the steps); on the retrodiction track "
-        "theta_{-1}, from which theta_0 was made.",
-        "reference",
-    ),
-    "oracle_steps": ("Really trained on twice the source data, with as many steps as theta_0.", "reference"),
-    "oracle_x4": ("Really trained on four times the source data, for as many epochs.", "reference"),
-    "oracle_x8": ("Really trained on eight times the source data, for as many epochs.", "reference"),
-    "tail_average": (
-        "Mean of the weights over the last quarter of the steps that made theta_0.",
-        "Izmailov et al. 2018, arXiv 1803.05407",
-    ),
-    "ema": (
-        "Exponential moving average over the run that made theta_0, with a time constant of a tenth of its steps.",
-        "Polyak & Juditsky 1992",
-    ),
-    "compute_matched": (
-        "Naive, but theta_0 was trained on D0 for as many further steps as the forgetting trajectory took.",
-        "control, this project",
-    ),
-}
-"""What each reference arm is, and where it comes from."""
-GROUPS = {"tail_average": "average", "ema": "average", "compute_matched": "control"}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to get the weights that are fine-tuned."""
-
-    name: str
-    summary: str
-    reference: str
-    group: str
-    predictor: str = ""
-    depth: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    normalisation: Normalisation = "carry"
-    missing: str | None = None
-    """Why it is not available here."""
-
-    def start(self, trajectory: Trajectory, models: Models, seed: int) -> Start:
-        """What it hands to fine-tuning. naive: theta_0; the other references are kept with the trajectory.
-
-        Raises `predictors.Overflow` where a predictor's answer is not finite.
-        """
-        if not self.predictor:
-            weights = trajectory.theta_0 if self.name == "naive" else trajectory.reference(self.name)
-            return Start(weights, normalisation=self.normalisation)
-        asked = {"known": models, "seed": stream(seed, "arm", self.name), **self.options}
-        depth = max(1, self.depth)
-        if predictors.get(self.predictor).answers == "rate":
-            return Start(
-                trajectory.theta_0, predictors.rates(trajectory, self.predictor, depth, **asked), self.normalisation
-            )
-        return Start(predictors.predict(trajectory, self.predictor, depth, **asked), normalisation=self.normalisation)
-
-
-def arms_of(settings: Arms, cell: Cell, normalisation: Normalisation = "carry") -> list[Arm]:
-    """The arms of a cell: references first, then predictors by name and depth, as `known_x8` (r^-depth = 8).
-
-    On the retrodiction track theta_{-1} is the only oracle; the others exist on the overflow track alone. Arms
-    that need more snapshots than the cell has, or models that are not here, say so in `missing`.
-    """
-    arms = [
-        Arm(name, *REFERENCES[name], GROUPS.get(name, "reference"), normalisation=normalisation)
-        for name in settings.references
-        if cell.track == "overflow" or not name.startswith("oracle_")
-    ]
-    for line in predictors.lines(settings):
-        found, options = line.predictor, line.options
-        missing = found.missing(options, cell.length)
-        for depth in line.depths or (0,):
-            arms.append(
-                Arm(
-                    f"{line.name}_x{cell.rate**-depth:.2g}" if depth else line.name,
-                    found.summary,
-                    found.reference,
-                    found.group,
-                    found.name,
-                    depth,
-                    options,
-                    found.normalisation or normalisation,
-                    missing,
-                )
-            )
-    return arms
-
+from know.trajectory import Trajectory
 
 Task = tuple[str, Arm, int, float]
 """One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
@@ -250,7 +160,7 @@ def run_cell(
         records = [
             RunRecord(
                 cell=cell.slug,
-                **dataclasses.asdict(cell),
+                **{"rate" if name == "ratio" else name: value for name, value in dataclasses.asdict(cell).items()},
                 trajectory=trajectory,
                 arm=arm.name,
                 predictor=arm.predictor,
@@ -323,7 +233,7 @@ class _Worker:
         source_seed = seen.manifest["source_seed"]
         try:
             start = arm.start(seen, self.models, source_seed)
-        except predictors.Overflow:
+        except Overflow:
             nothing = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
             return nothing, [None] * len(tasks)
         fingerprint, stacked = start.fingerprint(), settings.together > 1

@@ -13,11 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.data import nested_subsets
     from know.errors import KnowError
-    from know.forgetting import forget
+    from know.forgetting import forget, nested_subsets
     from know.known import Known
-    from know.methods import predict
+    from know.prediction import predict
     from know.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -28,8 +27,8 @@ _HOME = {
     "KnowError": "know.errors",
     "Trajectory": "know.trajectory",
     "forget": "know.forgetting",
-    "nested_subsets": "benchmarks.data",
-    "predict": "know.methods",
+    "nested_subsets": "know.trajectory",
+    "predict": "know.prediction",
 }
 
 

@@ -13,10 +13,9 @@ import json
 import pickle
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -222,67 +221,6 @@ class _TorchFile:
 
     def sha256(self) -> str:
         return sha256_file(self.path)
-
-
-class SafetensorsWriter:
-    """Writes one .safetensors file in the layout of another: the same names, shapes, dtypes and order.
-
-    path: where to; it must not exist. like: the file whose layout is kept, without what we noted in its metadata.
-    names: names to write, to those in that file.
-    """
-
-    def __init__(self, path: Path, like: SafetensorsFile, names: Mapping[str, str]):
-        metadata = {key: value for key, value in sorted(like.metadata.items()) if key != "know"}
-        given = {stored: name for name, stored in names.items()}
-        if like.tied:  # stays true
-            tied = {given[one]: given[other] for one, other in like.tied.items()}
-            metadata["know"] = json.dumps({"tied": tied}, sort_keys=True)
-        self._entries = {given[stored]: entry for stored, entry in like.entries.items()}
-        header = json.dumps(({"__metadata__": metadata} if metadata else {}) | self._entries, separators=(",", ":"))
-        content = header.encode()
-        content += b" " * (-len(content) % 8)  # the data begin at a multiple of 8, as the library has it
-        self.start = 8 + len(content)
-        self._file: BinaryIO = path.open("xb")
-        self._file.write(len(content).to_bytes(8, "little") + content)
-
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        """Put values (N,) of the tensor's dtype at its element `start`."""
-        offset = self._entries[name]["data_offsets"][0] + start * values.dtype.itemsize
-        self._file.seek(self.start + offset)
-        plain = values.contiguous().as_strided(values.shape, (1,))  # one value alone may keep any other stride
-        self._file.write(memoryview(plain.view(torch.uint8).numpy()))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TorchWriter:
-    """Writes one file of `torch.save` when closed; holds all of it in memory until then.
-
-    like: the checkpoint whose names, shapes, dtypes, and entry with the weights are kept.
-    """
-
-    def __init__(self, path: Path, like: Checkpoint):
-        self.path, self.route, self.tied = path, like.parts[0].route, like.tied
-        named_alike = all(name == stored for name, stored in like.stored.items())
-        self.versions = like.parts[0].versions if named_alike else None
-        try:
-            self.state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in like.meta.items()}
-        except RuntimeError as error:  # torch's way to say that memory is short
-            raise KnowError(f"{like.path} does not fit into memory, as this format must; use safetensors") from error
-
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        self.state[name].view(-1)[start : start + len(values)] = values
-
-    def close(self) -> None:
-        content: Any = self.state | {name: self.state[other] for name, other in self.tied.items()}
-        if self.versions is not None:
-            content = OrderedDict(content)
-            content._metadata = self.versions  # as torch has it; some modules do not load without
-        for part in reversed(self.route):
-            content = {part: content}
-        with self.path.open("xb") as handle:  # given a path, torch writes its name into the file
-            torch.save(content, handle)
 
 
 def _by_offset(entry: tuple[str, dict[str, Any]]) -> tuple[list[int], str]:

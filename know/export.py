@@ -7,10 +7,8 @@ that make it again (know_config.yml), and a model card.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +19,16 @@ import yaml
 from torch import Tensor
 
 import know
-from know.checkpoints import SINGLE, Checkpoint, SafetensorsFile, SafetensorsWriter, TorchWriter
+from know.checkpoints import SINGLE, Checkpoint, SafetensorsFile
 from know.errors import KnowError
 from know.files import PRETRAINED, new_folder, sha256_file, write_text
 from know.known import Models
-from know.methods import Piece, get, pieces, predicted
-from know.trajectory import PREDICTED, Role, Trajectory
+from know.layout import SafetensorsWriter, TorchWriter
+from know.methods import get
+from know.prediction import Piece, pieces, predicted
+from know.roles import PREDICTED, Role
+from know.scripts import call, function_of
+from know.trajectory import Trajectory
 
 _COPIED = 1 << 22  # values copied at once
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf")
@@ -71,7 +73,7 @@ class Changes:
 class Request:
     """All that decides a prediction besides the snapshots; see `know.predict`."""
 
-    predictor: str = "known"
+    method: str = "known"
     depth: int = 1
     scale: float = 1.0
     known: Path | None = None
@@ -100,7 +102,7 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
     """
     last, changes, models = trajectory.checkpoints[-1], Changes(), Models(request.known)
     asked = {"known": models, "seed": request.seed, "scale": request.scale, "roles": dict(request.roles)}
-    answers = pieces(trajectory, request.predictor, request.depth, **asked, **dict(request.options))
+    answers = pieces(trajectory, request.method, request.depth, **asked, **dict(request.options))
     expected = predicted(trajectory, dict(request.roles))
     followers: dict[str, list[str]] = {}
     for name, other in last.tied.items():
@@ -163,7 +165,7 @@ def predict_files(
     stands at `out`.
     """
     out, _ = Path(out), trajectory.checkpoints  # opened, so that most of what is wrong is said before anything is made
-    function = _function(validate) if validate else None
+    function = function_of(validate, "--validate") if validate else None
     with new_folder(out) as folder:
         values: dict[float, float] = {}
         if function:
@@ -199,7 +201,7 @@ def predict_files(
 
 def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[str, Any]:
     """Everything that is needed to make the same prediction again, with hashes; plain values."""
-    has_depth = bool(get(request.predictor).depths)
+    has_depth = bool(get(request.method).depths)
     factor = round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** request.depth, 6)
     inputs = []
     for path, checkpoint in zip(trajectory.paths, trajectory.checkpoints, strict=True):
@@ -208,7 +210,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
     shipped = request.known is None and any(PRETRAINED in files[0].parents for files in models.files.values())
     reading = {"key": trajectory.key, "strip": trajectory.strip}
     return {
-        "predictor": request.predictor,
+        "method": request.method,
         "depth": request.depth,
         "options": dict(request.options),
         "scale": request.scale,
@@ -242,7 +244,7 @@ def card(trajectory: Trajectory, request: Request, config: Mapping[str, Any], ch
         "",
         "# Predicted weights",
         "",
-        f"Made by `know` {config['know']}, not by training: predictor **{request.predictor}**"
+        f"Made by `know` {config['know']}, not by training: method **{request.method}**"
         + (f" at depth {request.depth}" if factor else "")
         + f"{meant}, from {len(trajectory.fractions)} snapshots of a forgetting trajectory ({snapshots}; fractions of"
         f" the data {', '.join(f'{fraction:g}' for fraction in trajectory.fractions)}). `know_config.yml` holds all"
@@ -280,43 +282,9 @@ def _scaled(request: Request, scale: float) -> Request:
     return replace(request, scale=scale)
 
 
-def _function(spec: str) -> Callable[[Path], float]:
-    """The user's function; KnowError if it is not there or its script fails."""
-    script, colon, name = spec.rpartition(":")
-    path = Path(script)
-    if not colon or not path.is_file():
-        raise KnowError(f"--validate {spec!r}: write it as SCRIPT.py:function, with a script that exists")
-    found = importlib.util.spec_from_file_location(f"know_validate_{path.stem}", path)
-    if found is None or found.loader is None:
-        raise KnowError(f"--validate {spec!r}: {path} is no Python script")
-    module = importlib.util.module_from_spec(found)
-    sys.path.insert(0, str(path.parent.resolve()))
-    sys.modules[module.__name__] = module  # where dataclasses, pickles and worker processes look for it
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise _theirs(spec, error) from error
-    if not callable(getattr(module, name, None)):
-        raise KnowError(f"--validate {spec!r}: {path} has no function {name!r}")
-    return getattr(module, name)
-
-
 def _score(function: Callable[[Path], float], spec: str, checkpoint: Path) -> float:
-    try:
-        value = float(function(checkpoint))
-    except (Exception, SystemExit) as error:
-        raise _theirs(spec, error) from error
+    """The user's number for a checkpoint; KnowError where it is none."""
+    value = call(lambda: float(function(checkpoint)), spec, "--validate")
     if not math.isfinite(value):
         raise KnowError(f"--validate {spec!r}: the function answered {value}, which is no number to compare")
     return value
-
-
-def _theirs(spec: str, error: Exception) -> KnowError:
-    """An error in the user's script, with the last line of that script it passed."""
-    line, trace = None, error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename.endswith(Path(spec.rpartition(":")[0]).name):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    place = f" in line {line}" if line else ""
-    return KnowError(f"--validate {spec!r} failed{place}: {type(error).__name__}: {error}")

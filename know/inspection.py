@@ -1,32 +1,30 @@
 """What a prediction does to the weights: how much of its step shrinks, how much extrapolates, how much is neither.
 
-Three tables: the step of every predictor taken apart, the movement of the trajectory itself (is there anything to
+Three tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything to
 extrapolate?), and the answers of the networks to histories made by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.suite import LENGTH, Arms, Cell
-from know import keras as released
-from know import methods as predictors
 from know.checkpoints import State
 from know.files import resumable_folder, write_csv
+from know.keras import LENGTH
 from know.known import Known, Models
+from know.methods import differences_gram
+from know.prediction import predict
+from know.roles import PREDICTED, roles
 from know.seeds import stream
-from know.trajectory import PREDICTED, Trajectory, roles
+from know.trajectory import Trajectory
 
-PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 PARTS = ["tensor", "role", "weights", "step", "shrink", "linear", "neither", "shrink_by", "linear_by"]
-STEPS = [*PLACE, "predictor", "depth", *PARTS]
 MOVEMENT = ["role", "difference", "size", "cosine"]
 RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
 AMPLITUDES = 33
@@ -103,7 +101,7 @@ def movement(trajectory: Trajectory) -> list[dict[str, Any]]:
         names = [n for n, r in role_of.items() if r == role or (role == "all" and r in PREDICTED)]
         if not names:
             continue
-        gram = torch.stack([predictors.differences_gram(trajectory.window(name)) for name in names]).sum(0)
+        gram = torch.stack([differences_gram(trajectory.window(name)) for name in names]).sum(0)
         size = torch.stack([trajectory.theta_0[name].double().square().sum() for name in names]).sum().sqrt()
         lengths, last = gram.diagonal().sqrt(), len(gram) - 1  # the column of theta_0 - theta_1
         for k in range(len(gram)):
@@ -144,7 +142,7 @@ def responses(networks: dict[str, Known]) -> Iterator[dict[str, Any]]:
 
 def inspect_trajectory(
     trajectory: Trajectory,
-    predictor: str = "known",
+    method: str = "known",
     depth: int = 1,
     *,
     known: Known | Models | Path | str | None = None,
@@ -157,70 +155,20 @@ def inspect_trajectory(
     out: folder for steps.csv, movement.csv and responses.csv (of the KNOWN that is asked).
     """
     models = Models(known)
-    weights = predictors.predict(trajectory, predictor, depth, known=models, seed=seed, **options)
+    weights = predict(trajectory, method, depth, known=models, seed=seed, **options)
     found = steps(trajectory, weights)
     if out:
         with resumable_folder(out, "") as folder:
-            _write(folder / "steps.csv", map(asdict, found), PARTS)
-            _write(folder / "movement.csv", movement(trajectory), MOVEMENT)
-            model = predictor if predictor in ("released", "wnn") else "known"
-            _write(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
+            write_table(folder / "steps.csv", map(asdict, found), PARTS)
+            write_table(folder / "movement.csv", movement(trajectory), MOVEMENT)
+            model = method if method in ("released", "wnn") else "known"
+            write_table(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
     return found
 
 
-def inspect_suite(
-    cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path, known: Mapping[int, Path]
-) -> None:
-    """The three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
+def write_table(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
+    """Rows as csv, floats with four significant digits, nothing where there is no value."""
 
-    Every predictor of the suite's arms, at the depths 1, 2 and 3 where it has a depth, on every evaluated trajectory.
-    known: folder of the networks by S.
-    """
-    lines, taken, moved, networks = predictors.lines(arms), [], [], {}
-    # several targets or shares of one source have the same trajectories
-    places = sorted({(cell.origin, cell.track, cell.length) for cell in cells})
-    evaluated = [t for t in trajectories if not t.startswith("p")]
-    bar = tqdm(total=len(places) * len(evaluated) * len(lines), desc="inspection", disable=None)
-    for origin, track, length in places:
-        models = Models(known[length])
-        for name in ("known", "scaled"):
-            networks[f"{name}, S = {length}"] = models[name]
-        for trajectory in evaluated:
-            seen = Trajectory.load(work / "trajectories" / origin.slug / trajectory / track).last(length)
-            facts = (origin.source, origin.network, track, origin.rate, length, trajectory)
-            place = dict(zip(PLACE, facts, strict=True))
-            moved += [{**place, **row} for row in movement(seen)]
-            for line in lines:
-                bar.update()
-                for depth in (1, 2, 3) if line.predictor.depths else (0,):
-                    taken += [
-                        {**place, "predictor": line.name, "depth": depth, **asdict(parts)}
-                        for parts in _steps_of(line, seen, depth, models)
-                        if not parts.tensor
-                    ]
-    asked = {line.predictor.needs for line in lines} & set(released.MODELS)
-    networks |= {f"{name}, S = {LENGTH}": Models()[name] for name in sorted(asked) if not released.missing(name)}
-    out = work / "inspection"
-    _write(out / "steps.csv", taken, [column for column in STEPS if column not in ("tensor", "shrink_by", "linear_by")])
-    _write(out / "movement.csv", moved, [*PLACE, *MOVEMENT])
-    _write(out / "responses.csv", responses(networks), RESPONSES)
-
-
-def _steps_of(line: predictors.Line, trajectory: Trajectory, depth: int, models: Models) -> list[Parts]:
-    """Nothing where the predictor changes no weights, is not available, or overflows."""
-    found = line.predictor
-    if found.answers != "weights" or found.same_weights == "naive":
-        return []
-    if found.missing(line.options, len(trajectory.paths)):
-        return []
-    asked = {"known": models, "seed": stream("inspection", line.name), **line.options}
-    try:
-        return steps(trajectory, predictors.predict(trajectory, found.name, max(1, depth), **asked))
-    except predictors.Overflow:
-        return []
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
     def shown(value: Any) -> Any:
         if value is None:
             return ""

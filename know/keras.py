@@ -11,6 +11,8 @@ from pathlib import Path
 
 from know.files import sha256_file
 
+LENGTH = 5
+"""S of the paper and of the released networks: the snapshots that KNOWN takes."""
 MODELS = {"released": "KNOWN", "wnn": "WNN"}
 """Name of a model here, and how its files begin."""
 ROLES = {"conv": "Conv", "fc": "FC", "bias": "Bias"}

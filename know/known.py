@@ -20,7 +20,8 @@ from know import kernel
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError, unknown
 from know.files import PRETRAINED
-from know.trajectory import LARGE, PREDICTED
+from know.roles import PREDICTED
+from know.trajectory import LARGE
 
 Scaling = Literal["none", "range", "wnn"]
 

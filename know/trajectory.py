@@ -7,73 +7,25 @@ and hashes. The order is that of the paper's window: smallest subset first, the 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import functools
 import math
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import nested_subsets
 from know.checkpoints import Checkpoint, State, load_facts, load_state, save_state
-from know.errors import KnowError, unknown
+from know.errors import KnowError
 from know.files import digest, read_json, resumable_folder, sha256_file, write_json
-
-Role = Literal["conv", "fc", "bias", "norm", "buffer", "skip"]
-
-PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
-"""Roles that predictors answer for. The released script predicts no normalisation parameter, nor do we."""
-
+from know.roles import Role, roles
 
 LARGE = 1 << 18
 """Windows from which speed decides how they lie in memory, and who answers: the compiled KNOWN, where it is installed.
 Smaller ones, all that the suites' networks have, keep the bits that published results were computed with."""
-
-
-def roles(
-    state: Mapping[str, Tensor], given: Mapping[str, str] | None = None, *, buffers: Sequence[str] = ()
-) -> dict[str, Role]:
-    """Role of every tensor by shape and name: the paper's rule, for any architecture.
-
-    conv: kernels of 3x3. fc: every other tensor with two axes or more (linear, 1x1 and 7x7 kernels, embeddings).
-    norm: the 1-D weight of a layer without a matrix, with its bias. bias: other 1-D tensors. buffer: integers, running
-    statistics, single numbers, and those named in `buffers`.
-
-    given: pattern of names (as in a shell: head.*) to role, instead of the rule; "skip" leaves a tensor alone. The last
-    pattern that fits counts. KnowError for a pattern that fits nothing, and for what cannot be predicted.
-    """
-    found: dict[str, Role] = {}
-    for name, tensor in state.items():
-        layer, _, attribute = name.rpartition(".")
-        weight = state.get(f"{layer}.weight" if layer else "weight")
-        statistics = name in buffers or attribute in ("running_mean", "running_var")
-        if not tensor.is_floating_point() or tensor.ndim == 0 or statistics:
-            found[name] = "buffer"
-        elif tensor.ndim == 4 and tuple(tensor.shape[2:]) == (3, 3):
-            found[name] = "conv"
-        elif tensor.ndim >= 2:
-            found[name] = "fc"
-        elif attribute in ("weight", "bias") and weight is not None and weight.ndim == 1:
-            found[name] = "norm"
-        else:
-            found[name] = "bias"
-    for pattern, role in (given or {}).items():
-        if role not in typing.get_args(Role):
-            raise unknown(f"role of {pattern!r}", role, typing.get_args(Role))
-        names = fnmatch.filter(found, pattern)
-        if not names:
-            raise KnowError(f"no tensor fits the pattern {pattern!r}; --dry-run lists them")
-        for name in names:
-            if role in PREDICTED and not state[name].is_floating_point():
-                raise KnowError(f"tensor {name!r} holds {state[name].dtype}, which no predictor takes")
-            found[name] = role
-    return found
 
 
 def finite(values: Tensor) -> bool:
@@ -95,6 +47,18 @@ def check_fractions(fractions: Sequence[float], count: int | None = None) -> tup
     if abs(values[-1] - 1) > 1e-9:
         raise KnowError(f"fractions ({shown}) must end at 1, the full set")
     return values
+
+
+def nested_subsets(
+    n: int, ratio: float = 0.5, length: int = 5, seed: int = 0, *, fractions: Sequence[float] | None = None
+) -> list[list[int]]:
+    """Indices of nested subsets of n items, smallest first: prefixes of ONE seeded permutation.
+
+    S = `length` subsets of 1, r, r^2, ... of the items, or those of `fractions`, in their order. A fraction f gives
+    round(f n) indices; a smaller fraction's subset lies inside a larger one's.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [order[: round(f * n)] for f in fractions or [ratio**k for k in reversed(range(length))]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +105,7 @@ class Trajectory:
         out: Path | str,
         fractions: Sequence[float] | None = None,
         *,
-        rate: float = 0.5,
+        ratio: float = 0.5,
         length: int = 5,
         settings: Mapping[str, Any] | None = None,
     ) -> Iterator[Recorder]:
@@ -158,7 +122,7 @@ class Trajectory:
 
         A finished folder of the same settings is taken as it is; another one is an error.
         """
-        out, fractions = Path(out), check_fractions(fractions or [rate**k for k in reversed(range(length))])
+        out, fractions = Path(out), check_fractions(fractions or [ratio**k for k in reversed(range(length))])
         fingerprint = digest({"fractions": fractions, "settings": settings or {}})
         if (out / "manifest.json").is_file():
             if cls.load(out).manifest.get("fingerprint") != fingerprint:

@@ -13,7 +13,8 @@ from benchmarks.suite import Recipe
 from benchmarks.training import deterministic, train
 from know.checkpoints import save_state
 from know.known import Known, KnownNet, Models
-from know.trajectory import PREDICTED, Trajectory
+from know.roles import PREDICTED
+from know.trajectory import Trajectory
 
 REPOSITORY = Path(__file__).parents[1]
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

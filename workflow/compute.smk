@@ -4,7 +4,7 @@ INSPECTED = ("steps", "movement", "responses")
 LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
 LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 # what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
-RELEASED = hashes() if SUITE.arms.predictors != "all" or SUITE.arms.also else {}
+RELEASED = hashes() if SUITE.arms.methods != "all" or SUITE.arms.also else {}
 learnt = functools.cache(
     lambda length: [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for file in LEARNT]
 )
@@ -35,7 +35,7 @@ rule data:
     conda:
         "../environment.yml"
     shell:
-        "python -m know data --suite {params.suite} > {log} 2>&1"
+        "python -m benchmarks data --suite {params.suite} > {log} 2>&1"
 
 
 rule forget:
@@ -45,7 +45,7 @@ rule forget:
         f"{WORK}/trajectories/{{origin}}/manifest.json",
     params:
         suite=NAME,
-        code=code_hash("know.forgetting"),
+        code=code_hash("benchmarks.trajectories"),
         settings=lambda wildcards: of_origin(Suite.forgetting_of, wildcards.origin).model_dump(mode="json"),
         pretraining=SUITE.pretraining.model_dump(mode="json"),
         trajectories=lambda wildcards: SUITE.trajectory_ids + of_origin(Suite.tracks, wildcards.origin),
@@ -61,7 +61,7 @@ rule forget:
     conda:
         "../environment.yml"
     shell:
-        "python -m know forget --suite {params.suite} --origin {wildcards.origin} --processes {threads} > {log} 2>&1"
+        "python -m benchmarks forget --suite {params.suite} --origin {wildcards.origin} --processes {threads} > {log} 2>&1"
 
 
 rule metaset:
@@ -85,7 +85,7 @@ rule metaset:
     conda:
         "../environment.yml"
     shell:
-        "python -m know metaset --suite {params.suite} --shard {wildcards.shard} > {log} 2>&1"
+        "python -m benchmarks metaset --suite {params.suite} --shard {wildcards.shard} > {log} 2>&1"
 
 
 rule metatrain:
@@ -109,7 +109,7 @@ rule metatrain:
     conda:
         "../environment.yml"
     shell:
-        "python -m know metatrain --suite {params.suite} --length {wildcards.length} > {log} 2>&1"
+        "python -m benchmarks metatrain --suite {params.suite} --length {wildcards.length} > {log} 2>&1"
 
 
 rule transfer:
@@ -139,7 +139,7 @@ rule transfer:
     conda:
         "../environment.yml"
     shell:
-        "python -m know transfer --suite {params.suite} --cell {wildcards.cell} --processes {threads} > {log} 2>&1"
+        "python -m benchmarks transfer --suite {params.suite} --cell {wildcards.cell} --processes {threads} > {log} 2>&1"
 
 
 rule landscape:
@@ -162,7 +162,7 @@ rule landscape:
     conda:
         "../environment.yml"
     shell:
-        "python -m know landscape --suite {params.suite} > {log} 2>&1"
+        "python -m benchmarks landscape --suite {params.suite} > {log} 2>&1"
 
 
 rule inspect:
@@ -173,7 +173,7 @@ rule inspect:
         expand(f"{WORK}/inspection/{{table}}.csv", table=INSPECTED),
     params:
         suite=NAME,
-        code=code_hash("know.inspection"),
+        code=code_hash("benchmarks.inspection"),
         settings=SUITE.arms.model_dump(mode="json"),
         trajectories=SUITE.trajectory_ids,
         released=RELEASED,
@@ -188,7 +188,7 @@ rule inspect:
     conda:
         "../environment.yml"
     shell:
-        "python -m know inspect --suite {params.suite} > {log} 2>&1"
+        "python -m benchmarks inspect --suite {params.suite} > {log} 2>&1"
 
 
 # Alone on the machine, since it measures times; see `benchmarks.cost`.
@@ -213,4 +213,4 @@ rule cost:
     conda:
         "../environment.yml"
     shell:
-        "python -m know cost --suite {params.suite} > {log} 2>&1"
+        "python -m benchmarks cost --suite {params.suite} > {log} 2>&1"

@@ -46,7 +46,7 @@ rule metaset:
     conda:
         "../environment.yml"
     shell:
-        "python -m know metaset --shard {wildcards.shard} > {log} 2>&1"
+        "python -m benchmarks pretrained-metaset --shard {wildcards.shard} > {log} 2>&1"
 
 
 rule metatrain:
@@ -65,4 +65,4 @@ rule metatrain:
     conda:
         "../environment.yml"
     shell:
-        "python -m know metatrain --group {wildcards.group} --length {wildcards.length} > {log} 2>&1"
+        "python -m benchmarks pretrained --group {wildcards.group} --length {wildcards.length} > {log} 2>&1"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks.report.pages import COST, gates, in_distribution, informative, load, load_table, signed, suites
 from benchmarks.report.statistics import Interval, compare, holm, paired_t, pooled_t, trajectory_means
-from benchmarks.suite import LENGTH, RATE, SUITES, load_suite
+from benchmarks.suite import LENGTH, RATIO, SUITES, load_suite
 
 MARGIN = 0.5
 """Points of test accuracy under which a gain counts as none."""
@@ -184,7 +184,7 @@ class Evidence:
         if self.runs.empty:
             return {}
         rows = self.runs[(self.runs["recipe"] == recipe) & (self.runs["track"] == "overflow")]
-        rows = rows[(rows["rate"] == RATE) & (rows["suite"].isin(among) if among else True)]
+        rows = rows[(rows["rate"] == RATIO) & (rows["suite"].isin(among) if among else True)]
         keys = ["source", "network", "trajectory", "target", "suite"]
         better, worse = (
             rows[(rows["arm"] == side.arm) & (rows["share"] == side.share) & (rows["length"] == side.length)]
@@ -219,7 +219,7 @@ class Evidence:
             means = 100 * trajectory_means(rows[rows["recipe"] == recipe])
             if not {contrast.better.arm, contrast.worse.arm} <= set(means):
                 continue
-            own = (first["share"], first["length"], first["rate"], first["track"]) == (1, LENGTH, RATE, "overflow")
+            own = (first["share"], first["length"], first["rate"], first["track"]) == (1, LENGTH, RATIO, "overflow")
             key = (first["source"], first["target"], first["network"])
             counts = own and self.settings[suite] == usual
             if not counts or key not in counted:

@@ -22,7 +22,7 @@ from benchmarks.report.statistics import (
     summarise,
     trajectory_means,
 )
-from benchmarks.suite import LENGTH, RATE, Suite
+from benchmarks.suite import LENGTH, RATIO, Suite
 from know.errors import KnowError
 from know.files import read_json
 
@@ -550,7 +550,7 @@ def signed(interval: Interval) -> str:
 
 def axes_of(row: pd.Series) -> str:
     """What a cell's name says of r and S: nothing where they are the paper's."""
-    axes = [f"r = {row['rate']:g}"] if row["rate"] != RATE else []
+    axes = [f"r = {row['rate']:g}"] if row["rate"] != RATIO else []
     return "".join(f", {axis}" for axis in [*axes, *([f"S = {row['length']}"] if row["length"] != LENGTH else [])])
 
 

@@ -273,7 +273,7 @@ def _snapshots(settings: Suite, work: Path, cells: list[Cell]) -> list[dict]:
                 manifest = read_json(work / "trajectories" / origin.slug / trajectory / track / "manifest.json")
                 for k, snapshot in enumerate(reversed(manifest["snapshots"])):
                     facts = {column: snapshot.get(column, "") for column in SNAPSHOT_COLUMNS[6:]}
-                    place = {"source": origin.source, "network": origin.network, "rate": origin.rate, "track": track}
+                    place = {"source": origin.source, "network": origin.network, "rate": origin.ratio, "track": track}
                     rows.append({**place, "trajectory": trajectory, "snapshot": k, **facts})
     return rows
 

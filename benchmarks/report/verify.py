@@ -43,7 +43,7 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
             count += _check_hashes((folder / manifest).parent, {e["file"]: e["sha256"] for e in entries})
     yield f"files: {count} have their recorded hashes"
 
-    made = {work / "trajectories" / o.slug / "manifest.json": "know.forgetting" for o in settings.origins}
+    made = {work / "trajectories" / o.slug / "manifest.json": "benchmarks.trajectories" for o in settings.origins}
     made |= {work / "metaset" / str(shard) / "manifest.json": "benchmarks.metatraining" for shard in shards}
     recorded = {str(path): (read_json(path)["code"], module) for path, module in made.items()}
     for length in settings.lengths if settings.metatraining else ():

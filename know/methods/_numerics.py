@@ -1,4 +1,4 @@
-"""Formulas that several predictors share."""
+"""Formulas that several methods share."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import Scope, TensorInfo, differences_gram, predictor
+from know.methods import Scope, TensorInfo, differences_gram, method
 from know.methods._numerics import ridge
 
 
-@predictor(reference="Schmid 2010; a linear reversible dynamical system", recursive=False, depths=(1, 3), least=3)
+@method(reference="Schmid 2010; a linear reversible dynamical system", recursive=False, depths=(1, 3), least=3)
 def dmd(window: Tensor, tensor: TensorInfo, *, scope: Scope = "model", regularisation: float = 1e-3) -> Tensor:
     """DMD: linear dynamics fitted to the snapshots' differences by ridge regression, run one step further per depth.
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import Hyper, TensorInfo, predictor
+from know.methods import Hyper, TensorInfo, method
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
 def kernels_only(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Kernels only: KNOWN's answer for kernels and matrices; biases stay as they are in theta_0.
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="paper, section 3", group="known", depths=(1, 2, 3), elementwise=True)
+@method(reference="paper, section 3", group="known", depths=(1, 2, 3), elementwise=True)
 def known(window: Tensor, tensor: TensorInfo) -> Tensor:
     """KNOWN, the paper's meta-learned hyper-model: theta_0 plus its residual.
 

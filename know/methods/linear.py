@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="paper, baseline TaskVector", depths=(1, 3), elementwise=True)
+@method(reference="paper, baseline TaskVector", depths=(1, 3), elementwise=True)
 def linear(window: Tensor, tensor: TensorInfo, *, step: float = 1.0) -> Tensor:
     """Linear step: theta_0 + step (theta_0 - theta_1), the direct extrapolation.
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
 def linear_reverse(window: Tensor, tensor: TensorInfo, *, step: float = 1.0) -> Tensor:
     """Reverse linear step: theta_0 - step (theta_0 - theta_1) per depth, on into forgetting; theta_1 itself at depth 1.
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 from know.methods._numerics import extrapolate
 
 
-@predictor(reference="paper, baseline LogFit", recursive=False, depths=(1, 3), elementwise=True)
+@method(reference="paper, baseline LogFit", recursive=False, depths=(1, 3), elementwise=True)
 def logfit(window: Tensor, tensor: TensorInfo) -> Tensor:
     """LogFit: least-squares a + b log(fraction) of every weight, evaluated at the fraction r^-depth.
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from know.errors import KnowError
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="this project", depths=(1, 3), variants={"": {}, "_theta0": {"theta_0": True}}, elementwise=True)
+@method(reference="this project", depths=(1, 3), elementwise=True)
 def meta_linear(window: Tensor, tensor: TensorInfo, *, theta_0: bool = False) -> Tensor:
     """Meta-linear: theta_0 plus a fixed combination of the differences, by least squares on KNOWN's meta-set.
 

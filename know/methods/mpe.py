@@ -3,15 +3,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import Scope, TensorInfo, differences_gram, predictor
+from know.methods import Scope, TensorInfo, differences_gram, method
 from know.methods._numerics import FLAT, combine, ridge
 
 
-@predictor(
+@method(
     reference="Cabay & Jackson 1976",
     recursive=False,
     depths=(),
-    variants={"": {}, "_global": {"scope": "model"}},
     least=3,
 )
 def mpe(window: Tensor, tensor: TensorInfo, *, scope: Scope = "tensor", regularisation: float = 1e-10) -> Tensor:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import Hyper, TensorInfo, predictor
+from know.methods import Hyper, TensorInfo, method
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 3))
 def random_step(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Random step: theta_0 plus a random Gaussian direction with the norm of KNOWN's step, tensor by tensor.
 

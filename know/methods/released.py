@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(
+@method(
     reference="paper; weights of github.com/jjh6297/KNOW",
     group="known",
     depths=(1, 2, 3),

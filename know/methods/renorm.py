@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import Hyper, TensorInfo, predictor
+from know.methods import Hyper, TensorInfo, method
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3))
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 3))
 def renorm(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Renorm: KNOWN's answer scaled back to the norm of theta_0, tensor by tensor.
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 from know.methods._numerics import extrapolate
 
 
-@predictor(reference="Richardson 1911", recursive=False, depths=(1, 3), elementwise=True)
+@method(reference="Richardson 1911", recursive=False, depths=(1, 3), elementwise=True)
 def richardson(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Richardson extrapolation: least-squares a + b / fraction of every weight, evaluated at the fraction r^-depth.
 

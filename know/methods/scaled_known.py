@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="this project", depths=(1, 3), elementwise=True)
+@method(reference="this project", depths=(1, 3), elementwise=True)
 def scaled_known(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Scaled KNOWN: same network and meta-set, histories shifted by their first value and divided by their range.
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="paper, section 3", group="known", depths=(1, 3), needs="shipped", elementwise=True)
+@method(reference="paper, section 3", group="known", depths=(1, 3), needs="shipped", elementwise=True)
 def shipped(window: Tensor, tensor: TensorInfo, *, group: str = "general") -> Tensor:
     """KNOWN as the package ships it, beside the one that a suite meta-trains itself.
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import Hyper, TensorInfo, predictor
+from know.methods import Hyper, TensorInfo, method
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 2, 3))
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 2, 3))
 def shrink(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Shrink: theta_0 scaled to the norm of KNOWN's answer, tensor by tensor.
 

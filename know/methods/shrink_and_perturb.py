@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(reference="Ash & Adams 2020, arXiv 1910.08475", group="control", recursive=False, depths=())
+@method(reference="Ash & Adams 2020, arXiv 1910.08475", group="control", recursive=False, depths=())
 def shrink_and_perturb(window: Tensor, tensor: TensorInfo, *, shrink: float = 0.6, noise: float = 0.01) -> Tensor:
     """Shrink and perturb: shrink theta_0 + Gaussian noise, which is known to help warm starts.
 

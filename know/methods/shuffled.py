@@ -3,13 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from know.methods import Hyper, TensorInfo, predictor
+from know.methods import Hyper, TensorInfo, method
 from know.seeds import stream
 
 
-@predictor(
-    reference="control, this project", group="control", recursive=False, depths=(1, 3), least=3, elementwise=True
-)
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 3), least=3, elementwise=True)
 def shuffled(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Shuffled: KNOWN's answer to the trajectory with its snapshots before theta_0 in another, random order.
 

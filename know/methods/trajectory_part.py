@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import Hyper, TensorInfo, predictor
+from know.methods import Hyper, TensorInfo, method
 
 
-@predictor(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
+@method(reference="control, this project", group="control", recursive=False, depths=(1, 3), elementwise=True)
 def trajectory_part(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Trajectory part: theta_0 plus KNOWN's answer to the trajectory minus its answer to one that stands still.
 

@@ -5,12 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(
-    reference="paper, baseline TSV; Gargiulo et al., CVPR 2025, arXiv 2412.00081", recursive=False, depths=(1, 3)
-)
+@method(reference="paper, baseline TSV; Gargiulo et al., CVPR 2025, arXiv 2412.00081", recursive=False, depths=(1, 3))
 def tsv(window: Tensor, tensor: TensorInfo, *, share: float = 0.1) -> Tensor:
     """TSV: a linear step along the top singular directions of theta_0 - theta_1 only, matrix by matrix.
 

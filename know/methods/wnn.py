@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from know.methods import TensorInfo, predictor
+from know.methods import TensorInfo, method
 
 
-@predictor(
+@method(
     reference="Jang et al., ICML 2023; weights of github.com/jjh6297/WNN", depths=(1, 3), needs="wnn", elementwise=True
 )
 def wnn(window: Tensor, tensor: TensorInfo) -> Tensor:

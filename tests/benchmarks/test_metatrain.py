@@ -27,8 +27,8 @@ from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import read_json, write_json
 from know.known import Known
+from know.roles import PREDICTED
 from know.seeds import stream
-from know.trajectory import PREDICTED
 
 
 def settings(**changes) -> MetaTraining:

@@ -20,7 +20,8 @@ from know.checkpoints import save_state
 from know.errors import KnowError
 from know.forgetting import make_origin
 from know.known import Known, KnownNet
-from know.trajectory import PREDICTED, Trajectory
+from know.roles import PREDICTED
+from know.trajectory import Trajectory
 
 GRID = [1e-4 * 2**k for k in range(6)]
 RECIPE = Recipe(epochs=1, learning_rate=GRID[2], batch_size=32, augment="shift", head_epochs=1)

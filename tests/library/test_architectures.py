@@ -15,7 +15,8 @@ from torchvision import models
 
 from know.checkpoints import Checkpoint, load_state, save_state
 from know.export import Request, plan, predict_files
-from know.trajectory import PREDICTED, Trajectory
+from know.roles import PREDICTED
+from know.trajectory import Trajectory
 
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 TIMM: dict[str, dict] = {  # name to what makes it small

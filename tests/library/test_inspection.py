@@ -23,7 +23,7 @@ from know.inspection import (
 )
 from know.known import Known, KnownNet
 from know.methods import predict
-from know.trajectory import PREDICTED, roles
+from know.roles import PREDICTED, roles
 
 SHAPES = {
     "a.weight": (4, 2, 3, 3),

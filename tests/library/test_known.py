@@ -13,7 +13,7 @@ from know.checkpoints import load_state, save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models, scale_windows
 from know.methods import predict, recurse
-from know.trajectory import PREDICTED, roles
+from know.roles import PREDICTED, roles
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models
 from know.methods import predict, rates
-from know.trajectory import PREDICTED, Trajectory, roles
+from know.roles import PREDICTED, roles
+from know.trajectory import Trajectory
 
 NAMES = predictors.names()
 WEIGHTS = [name for name in NAMES if predictors.get(name).answers == "weights"]

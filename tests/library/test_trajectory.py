@@ -15,7 +15,8 @@ from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import sha256_file
 from know.forgetting import forget
-from know.trajectory import Trajectory, check_fractions, roles
+from know.roles import roles
+from know.trajectory import Trajectory, check_fractions
 
 
 def states(count: int = 3) -> list[dict[str, torch.Tensor]]:

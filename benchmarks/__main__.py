@@ -1,0 +1,362 @@
+"""The commands of the experiment: `python -m benchmarks COMMAND --suite NAME`, one for each step of the workflow.
+
+Every step of the Snakefile calls one of them and writes where the workflow expects it (work/<suite>/), so each step
+runs by hand. torch is imported only by commands that compute.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.suite import LENGTH, RESULTS, WORK, MetaTraining, Suite, load_shipped, load_suite, suite_name
+from know.cli import Threads, main_of, new_app
+from know.errors import KnowError, unknown
+
+app = new_app("The experiment: suites of trajectories, meta-training, transfer and their tables.")
+
+
+SuiteName = Annotated[str, typer.Option("--suite", help="Name of a suite in benchmarks/suites/, or a .yaml file.")]
+
+
+Results = Annotated[Path, typer.Option(help="Folder of the results.")]
+
+
+Processes = Annotated[
+    int, typer.Option(min=1, help="Processes that share the work of a suite; the result is the same.")
+]
+
+
+Device = Annotated[
+    str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: the suite's, else cpu.")
+]
+
+
+def _start(device: str | None, threads: int, settings: Suite | None = None) -> str:
+    """Settings every computing command begins with; KnowError if the device is not there.
+
+    device: as asked for; None: that of the suite's settings, or the processor.
+    """
+    import torch
+
+    from benchmarks.training import deterministic
+
+    deterministic(threads or None)
+    device = device or (settings.device if settings else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KnowError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _work(suite: str) -> Path:
+    return WORK / suite_name(suite)
+
+
+@app.command()
+def datasets(
+    spec: Annotated[
+        str | None, typer.Argument(help="Dataset, such as digits:0-4 or cifar100; none: list them.")
+    ] = None,
+) -> None:
+    """List the datasets, or describe one."""
+    from benchmarks.data import SOURCES
+
+    if spec:
+        _describe(spec)
+        return
+    for name, source in SOURCES.items():
+        place = source.file or "in scikit-learn"
+        print(f"{name:16}{place}{', or downloaded' if source.torchvision else ''}")
+
+
+@app.command()
+def data(suite: SuiteName) -> None:
+    """Check all data of a suite and note their hashes (work/SUITE/data.json).
+
+    Files come from the folder in KNOW_DATA, else from torchvision's download; the decoded arrays' hash is checked.
+    """
+    from know.files import write_json
+
+    write_json(_work(suite) / "data.json", {spec: _describe(spec) for spec in load_suite(suite).datasets})
+
+
+def _describe(spec: str) -> dict[str, Any]:
+    """Load a dataset, print what it is, and return that."""
+    from benchmarks.data import load
+
+    loaded = load(spec)
+    shape = "x".join(map(str, loaded.shape))
+    counts = f"{len(loaded.train)} train, {len(loaded.test)} test, {len(loaded.classes)} classes"
+    print(f"{spec}: {counts}, {shape}, sha256 {loaded.sha256}")
+    return {
+        "sha256": loaded.sha256,
+        "train": len(loaded.train),
+        "test": len(loaded.test),
+        "shape": list(loaded.shape),
+        "classes": list(loaded.classes),
+    }
+
+
+Shard = Annotated[int, typer.Option(min=0, help="Which share of the meta-trajectories to make.")]
+Length = Annotated[int, typer.Option(min=2, max=6, help="S: snapshots that the networks take.")]
+
+
+@app.command()
+def metaset(suite: SuiteName, shard: Shard, device: Device = None, threads: Threads = 1) -> None:
+    """Make one shard of a suite's meta-set: windows from many small trajectories (work/SUITE/metaset/).
+
+    An interrupted run is resumed by the same command.
+    """
+    _make_shard(_metatraining(suite), _work(suite), shard, _start(device, threads, load_suite(suite)))
+
+
+@app.command()
+def metatrain(suite: SuiteName, length: Length = LENGTH, device: Device = None, threads: Threads = 1) -> None:
+    """Train a suite's KNOWN, scaled KNOWN and meta-linear on its meta-set (work/SUITE/known/LENGTH/)."""
+    device = _start(device, threads, load_suite(suite))
+    work = _work(suite)
+    _fit(_metatraining(suite), work, [], work / "known" / str(length), length, device)
+
+
+@app.command()
+def pretrained_metaset(shard: Shard, device: Device = None, threads: Threads = 1) -> None:
+    """Make one shard of the meta-set of the networks that ship (benchmarks/metatraining.yaml; work/shipped/)."""
+    _make_shard(load_shipped().metatraining, WORK / "shipped", shard, _start(device, threads))
+
+
+@app.command()
+def pretrained(
+    group: Annotated[str, typer.Option(help="Group of benchmarks/metatraining.yaml.")],
+    length: Length = LENGTH,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Train one group of the networks that ship (know/pretrained/GROUP/LENGTH/)."""
+    from know.files import PRETRAINED
+
+    settings = load_shipped()
+    if group not in settings.groups:
+        raise unknown("group", group, settings.groups)
+    without, out = settings.groups[group].without, PRETRAINED / group / str(length)
+    _fit(settings.metatraining, WORK / "shipped", without, out, length, _start(device, threads))
+
+
+def _metatraining(suite: str) -> MetaTraining:
+    settings = load_suite(suite)
+    if settings.metatraining is None:
+        raise KnowError(f"suite {suite} has no meta-training of its own; it asks the shipped group {settings.known!r}")
+    return settings.metatraining
+
+
+def _make_shard(settings: MetaTraining, work: Path, shard: int, device: str) -> None:
+    from benchmarks.metatraining import make_metaset
+
+    if shard >= settings.shards:
+        raise KnowError(f"there are shards 0 to {settings.shards - 1}, not {shard}")
+    make_metaset(shard, settings, out=work / "metaset" / str(shard), device=device)
+
+
+def _fit(settings: MetaTraining, work: Path, without: list[str], out: Path, length: int, device: str) -> None:
+    """Train on the shards in `work`, and print held-out errors beside "no change"."""
+    from benchmarks.metatraining import fit_known
+
+    shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
+    known = fit_known(shards, settings, length=length, without=without, out=out, device=device)
+    for role, errors in known.facts["held_out"].items():
+        print(f"{role:5} held-out error {errors['loss']:.3g}, no change {errors['no_change_loss']:.3g}")
+
+
+@app.command()
+def transfer(
+    suite: SuiteName,
+    cell: Annotated[str, typer.Option(help="Name of a cell, as in work/SUITE/transfers/.")],
+    device: Device = None,
+    threads: Threads = 1,
+    processes: Processes = 1,
+) -> None:
+    """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated.
+
+    Finished fine-tunes are remembered by content in work/SUITE/memory/, so that a new arm costs only its own; those of
+    other suites count too. With KNOW_FORCE set, everything is computed anew.
+    """
+    from benchmarks.reuse import gather_memory
+    from benchmarks.transfer import run_cell
+
+    settings, work = load_suite(suite), _work(suite)
+    chosen, memory = settings.cell(cell), work / "memory" / f"{cell}.jsonl"
+    if os.environ.get("KNOW_FORCE"):
+        memory.unlink(missing_ok=True)
+    if count := gather_memory(memory, everywhere=WORK):
+        print(f"{count} fine-tunes of other cells and suites are remembered")
+    run_cell(
+        chosen,
+        settings.trajectory_ids,
+        settings.transfer,
+        settings.arms,
+        origin=work / "trajectories" / chosen.origin.slug,
+        known=settings.known_folder(work, chosen.length),
+        memory=memory,
+        out=work / "transfers" / cell,
+        device=_start(device, threads, settings),
+        processes=processes,
+    )
+
+
+@app.command()
+def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
+    """Loss over the plane through the first trajectory and its predictions (work/SUITE/landscape.csv)."""
+    from benchmarks.landscape import make_landscape
+
+    settings, work = load_suite(suite), _work(suite)
+    cell = settings.cells[0]
+    folder = work / "trajectories" / cell.origin.slug / "t0" / cell.track
+    known = settings.known_folder(work, cell.length)
+    device = _start(device, threads, settings)
+    make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=device)
+
+
+@app.command()
+def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
+    """Measure what each arm costs before fine-tuning: training, time and memory of prediction.
+
+    Needs the suite's data.json (`know data --suite NAME`) and its KNOWN, no trajectory; writes
+    work/SUITE/cost_by_arm.csv. Leave the machine alone meanwhile.
+    """
+    from benchmarks.cost import measure
+
+    settings, work = load_suite(suite), _work(suite)
+    device = _start(device, threads, settings)
+    known = {length: settings.known_folder(work, length) for length in settings.lengths}
+    measure(settings, work, known, out=work / "cost_by_arm.csv", device=device)
+
+
+@app.command()
+def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: Results = RESULTS) -> None:
+    """Run a whole suite in this process and publish it (results/SUITE/), where there is no Snakemake.
+
+    Finished steps are skipped, an interrupted run goes on by the same command. Figures: `python -m paper_figures`.
+    """
+    from benchmarks.chain import run_chain, steps
+    from benchmarks.records import RunRecord, read_records
+    from benchmarks.report.publish import metrics, publish
+
+    settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
+    _start(device, threads, settings)  # whether it is there, before the data are read
+    run_chain(list(steps(settings, suite, work, device, threads)), work, print)
+    publish(settings, name, work, results, device=device)
+    for cell, arms in metrics(read_records([results / name / "runs.csv"], RunRecord)).items():
+        print(f"\n{cell}: mean test accuracy, %\n{'arm':28}{'published':>10}{'tuned':>8}")
+        for arm, found in arms.items():
+            print(f"{arm:28}{found['published']:10.2f}{found['tuned']:8.2f}")
+    print(f"\ntables: {results / name / 'README.md'}")
+
+
+@app.command()
+def publish(
+    suite: SuiteName,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Publish what is finished, and say what is missing and why.")
+    ] = False,
+    results: Results = RESULTS,
+) -> None:
+    """Gather a suite's finished run into results/SUITE/, and write its page and the front pages."""
+    from benchmarks.report import publish as publishing
+
+    publishing.publish(load_suite(suite), suite_name(suite), _work(suite), results, incomplete=incomplete)
+
+
+@app.command()
+def report(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that the pages fit the records; change nothing.")
+    ] = False,
+    results: Results = RESULTS,
+) -> None:
+    """Write the pages of all suites anew from their records, or check them (exit code 2 if one does not fit)."""
+    from benchmarks.report import publish as publishing
+
+    if not check:
+        publishing.write_pages(results)
+        return
+    for page in publishing.check(results):
+        print(f"{page} fits its records")
+
+
+@app.command()
+def merge(
+    source: Annotated[Path, typer.Argument(help="Folder of results that another machine has published.")],
+    results: Results = RESULTS,
+) -> None:
+    """Take over suites that another machine has published with the code that is here."""
+    from benchmarks.report import publish as publishing
+
+    for name in publishing.merge(source, results):
+        print(f"{results / name} taken over; draw its figures with `python -m paper_figures {results / name}`")
+
+
+@app.command()
+def verify(
+    suite: SuiteName = "smoke",
+    against: Annotated[str, typer.Option(help="Git revision whose results to compare with.")] = "HEAD",
+    results: Results = RESULTS,
+) -> None:
+    """Check a run: hashes of every file, the code that made it, and its results against the committed ones.
+
+    Exact where the recorded environment (processor, library versions) is the same; otherwise every arm's mean must lie
+    within the combined intervals.
+    """
+    from benchmarks.report.verify import verify_suite
+
+    for line in verify_suite(load_suite(suite), suite_name(suite), _work(suite), results, against):
+        print(line)
+
+
+@app.command()
+def forget(
+    suite: SuiteName,
+    origin: Annotated[str, typer.Option(help="SOURCE.NETWORK, as in work/SUITE/trajectories/.")],
+    device: Device = None,
+    threads: Threads = 1,
+    processes: Processes = 1,
+) -> None:
+    """Make the forgetting trajectories of one origin: fine-tune on ever smaller nested subsets, keep every snapshot."""
+    from torch import __version__
+
+    from benchmarks.reuse import adopt_origin
+    from benchmarks.trajectories import make_origin
+
+    settings = load_suite(suite)
+    chosen = settings.origin(origin)
+    if source := adopt_origin(settings, chosen, _work(suite), everywhere=WORK, torch=__version__):
+        print(f"taken from {source}, made in the same way")
+        return
+    make_origin(
+        chosen,
+        settings.trajectory_ids,
+        settings.tracks(chosen),
+        settings.pretraining,
+        settings.forgetting_of(chosen),
+        out=_work(suite) / "trajectories" / chosen.slug,
+        device=_start(device, threads, settings),
+        processes=processes,
+    )
+
+
+@app.command(name="inspect")
+def inspect_(suite: SuiteName, threads: Threads = 1) -> None:
+    """Take the steps of a suite's methods apart, and measure how its trajectories move (work/SUITE/inspection/)."""
+    from benchmarks.inspection import inspect_suite
+
+    _start("cpu", threads)
+    settings = load_suite(suite)
+    known = {length: settings.known_folder(_work(suite), length) for length in settings.lengths}
+    inspect_suite(settings.cells, settings.trajectory_ids, settings.arms, _work(suite), known)
+
+
+if __name__ == "__main__":
+    main_of(app, "python -m benchmarks")

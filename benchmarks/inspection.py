@@ -1,0 +1,70 @@
+"""The steps of a suite's methods taken apart, and how its trajectories move: the three tables of an inspection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.arms import Asked, Line, lines
+from benchmarks.suite import LENGTH, Arms, Cell
+from know import keras
+from know.inspection import MOVEMENT, PARTS, RESPONSES, Parts, movement, responses, steps, write_table
+from know.known import Models
+from know.prediction import Overflow
+from know.seeds import stream
+from know.trajectory import Trajectory
+
+PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
+STEPS = [*PLACE, "predictor", "depth", *(part for part in PARTS if part not in ("tensor", "shrink_by", "linear_by"))]
+
+
+def inspect_suite(
+    cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path, known: Mapping[int, Path]
+) -> None:
+    """The three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
+
+    Every method of the suite's arms, at the depths 1, 2 and 3 where it has a depth, on every evaluated trajectory.
+    known: folder of the networks by S.
+    """
+    every, taken, moved, networks = lines(arms), [], [], {}
+    # several targets or shares of one source have the same trajectories
+    places = sorted({(cell.origin, cell.track, cell.length) for cell in cells})
+    evaluated = [t for t in trajectories if not t.startswith("p")]
+    bar = tqdm(total=len(places) * len(evaluated) * len(every), desc="inspection", disable=None)
+    for origin, track, length in places:
+        models = Models(known[length])
+        for name in ("known", "scaled"):
+            networks[f"{name}, S = {length}"] = models[name]
+        for trajectory in evaluated:
+            seen = Trajectory.load(work / "trajectories" / origin.slug / trajectory / track).last(length)
+            facts = (origin.source, origin.network, track, origin.ratio, length, trajectory)
+            place = dict(zip(PLACE, facts, strict=True))
+            moved += [{**place, **row} for row in movement(seen)]
+            for line in every:
+                bar.update()
+                for depth in (1, 2, 3) if line.entry.depths else (0,):
+                    taken += [
+                        {**place, "predictor": line.name, "depth": depth, **asdict(parts)}
+                        for parts in _steps_of(line, seen, depth, models)
+                        if not parts.tensor
+                    ]
+    asked = {getattr(line.entry, "needs", None) for line in every} & set(keras.MODELS)
+    networks |= {f"{name}, S = {LENGTH}": Models()[name] for name in sorted(asked) if not keras.missing(name)}
+    out = work / "inspection"
+    write_table(out / "steps.csv", taken, STEPS)
+    write_table(out / "movement.csv", moved, [*PLACE, *MOVEMENT])
+    write_table(out / "responses.csv", responses(networks), RESPONSES)
+
+
+def _steps_of(line: Line, trajectory: Trajectory, depth: int, models: Models) -> list[Parts]:
+    """Nothing where the line changes no weights, is not available, or overflows."""
+    if line.entry.missing(line.options, len(trajectory.paths)):
+        return []
+    try:
+        start = line.start(Asked(trajectory, models, max(1, depth), stream("inspection", line.name), "carry"))
+    except Overflow:
+        return []
+    return [] if start.weights is trajectory.theta_0 else steps(trajectory, start.weights)

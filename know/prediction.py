@@ -1,0 +1,227 @@
+"""From a trajectory to earlier weights: any method, asked tensor by tensor, in memory that no size of model changes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from know.checkpoints import State
+from know.errors import KnowError
+from know.known import Known, Models
+from know.methods import Method, TensorInfo, differences_gram, get, recurse
+from know.roles import PREDICTED, Role
+from know.trajectory import LARGE, Trajectory, finite
+
+PIECE = LARGE
+"""Weights that are asked about at once, where a method is elementwise: 1 MB of each snapshot, for the cache."""
+
+
+MOST = 100
+"""Decimal digits of the factor on the data that a depth may stand for; numbers end at 308."""
+
+
+class Overflow(KnowError):
+    """A method's answer is not finite although the history is."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A method's answer to a run of weights of one tensor."""
+
+    tensor: str
+    role: Role
+    start: int
+    """Where the run begins in the flattened tensor."""
+    theta_0: Tensor
+    """(N,), float32."""
+    answer: Tensor
+    """(N,), in the dtype of theta_0."""
+
+
+def predict(
+    trajectory: Trajectory,
+    method: str = "known",
+    depth: int = 1,
+    *,
+    known: Known | Models | Path | str | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    roles: Mapping[str, str] | None = None,
+    **options: Any,
+) -> State:
+    """Weights `depth` steps before theta_0: a full state_dict in the names, shapes and dtypes of theta_0.
+
+    method: a name from `know.methods.names()`; options: its keyword options.
+    depth: recursions; at rate r, depth n stands for r^-n times the data.
+    known: the KNOWN to ask, its file, or the folder of a meta-training; default what the package ships.
+    seed: for methods that draw random numbers.
+    scale: length of the step; 1 is the method's own, 0 theta_0.
+    roles: pattern of names to role, where the rule of `know.trajectory.roles` is not wanted; "skip" to leave alone.
+
+    Normalisation parameters and buffers are those of theta_0. Raises KnowError for a wrong name, option or depth, a
+    history of another length than KNOWN's, missing or mis-shaped tensors, and values that are not finite (`Overflow`
+    where only the answer is not).
+    """
+    asked = pieces(trajectory, method, depth, known=known, seed=seed, scale=scale, roles=roles, **options)
+    parts: dict[str, list[Tensor]] = {}
+    for piece in asked:
+        parts.setdefault(piece.tensor, []).append(piece.answer)
+    last, answer = trajectory.checkpoints[-1], {}
+    for name, tensor in trajectory.meta.items():
+        values = torch.cat(parts.pop(name)) if name in parts else last.read(name)
+        answer[name] = values.view(tensor.shape)
+    trajectory.verify()
+    return answer | {name: answer[other] for name, other in last.tied.items()}
+
+
+def pieces(
+    trajectory: Trajectory,
+    method: str = "known",
+    depth: int = 1,
+    *,
+    known: Known | Models | Path | str | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    roles: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[Piece]:
+    """As `predict`, run by run in the order of theta_0's file, in memory that no size of tensor changes.
+
+    That is where the method is elementwise; others need all of a tensor at once. Tensors that are not predicted, or
+    share their values with another one, are not among the pieces. Hashes are the caller's to check
+    (`Trajectory.verify`), when everything was read.
+    """
+    chosen = get(method)
+    if not math.isfinite(scale):
+        raise KnowError(f"the scale of the step must be a number, got {scale:g}")
+    for info, start, window, values in _answers(trajectory, chosen, depth, known, seed, options, roles):
+        theta_0 = window[:, -1]
+        moved = values if scale == 1 else theta_0 + scale * (values - theta_0)
+        piece = Piece(info.name, info.role, start, theta_0, moved.to(trajectory.meta[info.name].dtype))
+        if not finite(piece.answer.float()):
+            raise overflow(method, info, window)
+        yield piece
+
+
+def predicted(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> dict[str, Role]:
+    """Names and roles of the tensors that methods are asked about; given: as `roles` of `predict`."""
+    tied, meta = trajectory.checkpoints[-1].tied, trajectory.meta
+    found = trajectory.roles(given).items()
+    return {name: role for name, role in found if role in PREDICTED and name not in tied and meta[name].numel()}
+
+
+def overflow(method: str, info: TensorInfo, window: Tensor) -> Overflow:
+    """The error of a method whose answer to a tensor with this window (N, S) is not finite."""
+    largest = float(window.abs().max())
+    return Overflow(f"method {method} overflows at tensor {info.name!r}, whose history reaches {largest:.3g}")
+
+
+def _answers(
+    trajectory: Trajectory,
+    chosen: Method,
+    depth: int,
+    known: Any,
+    seed: int,
+    options: dict[str, Any],
+    given: Mapping[str, str] | None = None,
+) -> Iterator[tuple[TensorInfo, int, Tensor, Tensor]]:
+    """What a method says to every tensor of a predicted role: with the place and the window (N, S) asked about."""
+    options = chosen.check_options(options)
+    _check_depth(trajectory, depth)
+    if depth > 1 and not chosen.depths:
+        raise KnowError(f"method {chosen.name} has no depth; leave it at 1")
+    if len(trajectory.fractions) < chosen.least:
+        raise KnowError(f"method {chosen.name} takes at least {chosen.least} snapshots")
+    total = sum(trajectory.meta[name].numel() for name in predicted(trajectory, given))
+    bar = tqdm(total=total, desc=chosen.name, unit=" weights", unit_scale=True, disable=None, delay=1, leave=False)
+    asked = _asked(trajectory, depth, Models(known), seed, given, pieces=chosen.elementwise)
+    with bar, contextlib.closing(asked) as windows:
+        for info, start, window in windows:
+            if chosen.recursive:
+                yield info, start, window, _recursive(chosen, window, info, options)
+            else:
+                yield info, start, window, chosen.function(window, info, **options)
+            bar.update(len(window))
+
+
+def windows(trajectory: Trajectory, depth: int, models: Models, seed: int) -> Iterator[tuple[TensorInfo, Tensor]]:
+    """Every predicted tensor, whole, as a method sees it: with its window (N, S)."""
+    _check_depth(trajectory, depth)
+    for info, _, window in _asked(trajectory, depth, models, seed, None, pieces=False):
+        yield info, window
+
+
+def _check_depth(trajectory: Trajectory, depth: int) -> None:
+    if depth < 1:
+        raise KnowError(f"depth must be at least 1, got {depth}")
+    ratio = math.log10(trajectory.fractions[-1] / trajectory.fractions[-2])
+    if depth > MOST / max(ratio, 1e-9):
+        raise KnowError(f"depth {depth} stands for more than 10^{MOST} times the data; take a smaller one")
+
+
+def _asked(
+    trajectory: Trajectory, depth: int, models: Models, seed: int, given: Mapping[str, str] | None, *, pieces: bool
+) -> Iterator[tuple[TensorInfo, int, Tensor]]:
+    """Every tensor of a predicted role, in pieces or whole: what a method may know of it, the place, the window."""
+    tensors, meta = predicted(trajectory, given), trajectory.meta
+    size = PIECE if pieces else max((meta[name].numel() for name in tensors), default=1)
+
+    @functools.cache
+    def whole() -> Tensor:
+        return torch.stack([differences_gram(trajectory.window(name)) for name in tensors]).sum(0)
+
+    with contextlib.closing(_windows(trajectory, list(tensors), size, ahead=pieces)) as found:
+        for name, start, window in found:
+            shape = tuple(meta[name].shape)
+            yield (
+                TensorInfo(name, shape, tensors[name], trajectory.fractions, depth, models, seed, whole),
+                start,
+                window,
+            )
+
+
+def _windows(
+    trajectory: Trajectory, tensors: list[str], size: int, *, ahead: bool
+) -> Iterator[tuple[str, int, Tensor]]:
+    """Windows of at most `size` weights, one after the other: tensor, start, (N, S).
+
+    ahead: read (and hash) the next one while the present one is worked on, unless all are in memory.
+    """
+    places = [(name, start) for name in tensors for start in range(0, trajectory.meta[name].numel(), size)]
+    if not ahead or "states" in vars(trajectory):
+        for name, start in places:
+            yield name, start, trajectory.window(name, start, start + size)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[tuple[str, int, Future[Tensor]]] = deque()
+        for name, start in places:
+            waiting.append((name, start, reader.submit(trajectory.window, name, start, start + size)))
+            if len(waiting) > 1:
+                name, start, future = waiting.popleft()
+                yield name, start, future.result()
+        for name, start, future in waiting:
+            yield name, start, future.result()
+
+
+def _recursive(chosen: Method, window: Tensor, info: TensorInfo, options: dict[str, Any]) -> Tensor:
+    """As `recurse`, with fractions that move along: the next one continues the last ratio (1 -> 1/r)."""
+    fractions = info.fractions
+
+    def step(history: Tensor) -> Tensor:
+        nonlocal fractions
+        answer = chosen.function(history, replace(info, fractions=fractions, depth=1), **options)
+        fractions = (*fractions[1:], fractions[-1] ** 2 / fractions[-2])
+        return answer
+
+    return recurse(window, step, info.depth)

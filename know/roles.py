@@ -1,0 +1,58 @@
+"""What a tensor is for a prediction: a kernel, a matrix, a bias, normalisation, or a buffer."""
+
+from __future__ import annotations
+
+import fnmatch
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from know.errors import KnowError, unknown
+
+Role = Literal["conv", "fc", "bias", "norm", "buffer", "skip"]
+
+
+PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
+"""Roles that predictors answer for. The released script predicts no normalisation parameter, nor do we."""
+
+
+def roles(
+    state: Mapping[str, Tensor], given: Mapping[str, str] | None = None, *, buffers: Sequence[str] = ()
+) -> dict[str, Role]:
+    """Role of every tensor by shape and name: the paper's rule, for any architecture.
+
+    conv: kernels of 3x3. fc: every other tensor with two axes or more (linear, 1x1 and 7x7 kernels, embeddings).
+    norm: the 1-D weight of a layer without a matrix, with its bias. bias: other 1-D tensors. buffer: integers, running
+    statistics, single numbers, and those named in `buffers`.
+
+    given: pattern of names (as in a shell: head.*) to role, instead of the rule; "skip" leaves a tensor alone. The last
+    pattern that fits counts. KnowError for a pattern that fits nothing, and for what cannot be predicted.
+    """
+    found: dict[str, Role] = {}
+    for name, tensor in state.items():
+        layer, _, attribute = name.rpartition(".")
+        weight = state.get(f"{layer}.weight" if layer else "weight")
+        statistics = name in buffers or attribute in ("running_mean", "running_var")
+        if not tensor.is_floating_point() or tensor.ndim == 0 or statistics:
+            found[name] = "buffer"
+        elif tensor.ndim == 4 and tuple(tensor.shape[2:]) == (3, 3):
+            found[name] = "conv"
+        elif tensor.ndim >= 2:
+            found[name] = "fc"
+        elif attribute in ("weight", "bias") and weight is not None and weight.ndim == 1:
+            found[name] = "norm"
+        else:
+            found[name] = "bias"
+    for pattern, role in (given or {}).items():
+        if role not in typing.get_args(Role):
+            raise unknown(f"role of {pattern!r}", role, typing.get_args(Role))
+        names = fnmatch.filter(found, pattern)
+        if not names:
+            raise KnowError(f"no tensor fits the pattern {pattern!r}; --dry-run lists them")
+        for name in names:
+            if role in PREDICTED and not state[name].is_floating_point():
+                raise KnowError(f"tensor {name!r} holds {state[name].dtype}, which no predictor takes")
+            found[name] = role
+    return found
