@@ -4,7 +4,8 @@
     snakemake --cores all --config suite=cpu       another one from benchmarks/suites/
 
 Everything made lives in work/<suite>/; the last rules publish into results/<suite>/. A rule re-runs when the part of the
-suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count.
+suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count. benchmarks/steps.py has
+the same jobs as a list.
 """
 
 import functools
@@ -20,24 +21,20 @@ sys.path.insert(0, workflow.basedir)
 # jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
-from benchmarks.cluster import Requests
-from know.files import code_hash, digest, syntax
-from know.keras import hashes
+from benchmarks.steps import INSPECTED, LEARNT
 from benchmarks.suite import Suite, load_suite
+from know.files import digest
+from know.fingerprint import code_hash, syntax
+from know.keras import hashes
 
 NAME = config.get("suite", "smoke")
 SUITE = load_suite(NAME)
 WORK = f"work/{NAME}"
 RESULTS = f"results/{NAME}"
-ASK = Requests(
-    NAME,
-    SUITE.device,
-    config.get("cluster"),
-    Path(workflow.basedir, "workflow/resources.yaml"),
-    alone=Path(RESULTS, "failed.csv").is_file(),
-)
+# What trains networks asks a cluster for a GPU where the suite computes on one; all other requests are the profile's.
+ON_GPU = {"gres": config.get("gpu", "gpu:1")} if SUITE.device.startswith("cuda") else {}
 
-# on a node of a cluster, a temporary folder for each job, which goes with it
+# On a node of a cluster each job has a temporary folder of its own, which is removed with it.
 shell.prefix(
     "set -euo pipefail; "
     'if [ -n "${{SLURM_JOB_ID:-}}" ]; then export TMPDIR="$(mktemp -d)"; trap \'rm -rf "$TMPDIR"\' EXIT; fi; '
@@ -56,8 +53,8 @@ rule all:
         FIGURES,
 
 
-# What failed for good stops nothing else; where the site wants it, the pages then show what is there and what is not.
+# A job that has failed for good stops nothing else. Where the profile asks for it, the pages then show what is there.
 onerror:
     said = [Path(file).read_text(encoding="utf-8") for file in ([log] if isinstance(log, str) else log or [])]
-    if ASK.site["publish_incomplete"] and any("\nError in " in text for text in said):  # no mere Ctrl-C
+    if config.get("publish_incomplete") and any("\nError in " in text for text in said):  # not after Ctrl-C
         shell("python -m benchmarks publish --suite {NAME} --incomplete || true")

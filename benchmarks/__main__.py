@@ -6,12 +6,12 @@ runs by hand. torch is imported only by commands that compute.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.store import STORE, Store
 from benchmarks.suite import LENGTH, RESULTS, WORK, MetaTraining, Suite, load_shipped, load_suite, suite_name
 from know.cli import Threads, main_of, new_app
 from know.errors import KnowError, unknown
@@ -55,6 +55,10 @@ def _start(device: str | None, threads: int, settings: Suite | None = None) -> s
 
 def _work(suite: str) -> Path:
     return WORK / suite_name(suite)
+
+
+def _store() -> Store:
+    return Store(WORK / STORE)
 
 
 @app.command()
@@ -181,18 +185,13 @@ def transfer(
 ) -> None:
     """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated.
 
-    Finished fine-tunes are remembered by content in work/SUITE/memory/, so that a new arm costs only its own; those of
-    other suites count too. With KNOW_FORCE set, everything is computed anew.
+    Finished fine-tunes are kept by content in work/store/, so that a new arm costs only its own, whichever suite asks.
+    With KNOW_FORCE set, everything is computed anew.
     """
-    from benchmarks.reuse import gather_memory
     from benchmarks.transfer import run_cell
 
     settings, work = load_suite(suite), _work(suite)
-    chosen, memory = settings.cell(cell), work / "memory" / f"{cell}.jsonl"
-    if os.environ.get("KNOW_FORCE"):
-        memory.unlink(missing_ok=True)
-    if count := gather_memory(memory, everywhere=WORK):
-        print(f"{count} fine-tunes of other cells and suites are remembered")
+    chosen = settings.cell(cell)
     run_cell(
         chosen,
         settings.trajectory_ids,
@@ -200,7 +199,7 @@ def transfer(
         settings.arms,
         origin=work / "trajectories" / chosen.origin.slug,
         known=settings.known_folder(work, chosen.length),
-        memory=memory,
+        store=_store(),
         out=work / "transfers" / cell,
         device=_start(device, threads, settings),
         processes=processes,
@@ -224,7 +223,7 @@ def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> 
 def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     """Measure what each arm costs before fine-tuning: training, time and memory of prediction.
 
-    Needs the suite's data.json (`know data --suite NAME`) and its KNOWN, no trajectory; writes
+    Needs the suite's data.json (`python -m benchmarks data --suite NAME`) and its KNOWN, no trajectory; writes
     work/SUITE/cost_by_arm.csv. Leave the machine alone meanwhile.
     """
     from benchmarks.cost import measure
@@ -241,18 +240,25 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
 
     Finished steps are skipped, an interrupted run goes on by the same command. Figures: `python -m paper_figures`.
     """
-    from benchmarks.chain import run_chain, steps
     from benchmarks.records import RunRecord, read_records
-    from benchmarks.report.publish import metrics, publish
+    from benchmarks.report.publish import metrics
+    from benchmarks.report.publish import publish as publish_run
+    from benchmarks.steps import run_steps, steps
 
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
-    _start(device, threads, settings)  # whether it is there, before the data are read
-    run_chain(list(steps(settings, suite, work, device, threads)), work, print)
-    publish(settings, name, work, results, device=device)
+    device = _start(device, threads, settings)  # whether it is there, before the data are read
+    computing = ("--device", device, "--threads", str(threads))
+
+    def execute(command: tuple[str, ...]) -> None:
+        options = {"data": (), "inspect": computing[2:]}.get(command[0], computing)
+        app([*command, "--suite", suite, *options], standalone_mode=False)
+
+    run_steps(steps(settings, work), execute, work, print, device)
+    publish_run(settings, name, work, results, device=device)
     for cell, arms in metrics(read_records([results / name / "runs.csv"], RunRecord)).items():
         print(f"\n{cell}: mean test accuracy, %\n{'arm':28}{'published':>10}{'tuned':>8}")
-        for arm, found in arms.items():
-            print(f"{arm:28}{found['published']:10.2f}{found['tuned']:8.2f}")
+        for arm, accuracy in arms.items():
+            print(f"{arm:28}{accuracy['published']:10.2f}{accuracy['tuned']:8.2f}")
     print(f"\ntables: {results / name / 'README.md'}")
 
 
@@ -324,23 +330,21 @@ def forget(
     threads: Threads = 1,
     processes: Processes = 1,
 ) -> None:
-    """Make the forgetting trajectories of one origin: fine-tune on ever smaller nested subsets, keep every snapshot."""
-    from torch import __version__
+    """Make the forgetting trajectories of one origin: fine-tune on ever smaller nested subsets, keep every snapshot.
 
-    from benchmarks.reuse import adopt_origin
+    Finished trajectories are kept by content in work/store/, and work/SUITE/trajectories/ has links to them.
+    """
     from benchmarks.trajectories import make_origin
 
     settings = load_suite(suite)
     chosen = settings.origin(origin)
-    if source := adopt_origin(settings, chosen, _work(suite), everywhere=WORK, torch=__version__):
-        print(f"taken from {source}, made in the same way")
-        return
     make_origin(
         chosen,
         settings.trajectory_ids,
         settings.tracks(chosen),
         settings.pretraining,
         settings.forgetting_of(chosen),
+        store=_store(),
         out=_work(suite) / "trajectories" / chosen.slug,
         device=_start(device, threads, settings),
         processes=processes,

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import REFERENCES, Arm, arms_of
+from benchmarks.arms import Arm, arms_of
 from benchmarks.data import Dataset, Split
 from benchmarks.networks import build
+from benchmarks.references import REFERENCES
 from benchmarks.suite import Cell, Suite
 from benchmarks.training import train
 from know.checkpoints import save_state

@@ -1,18 +1,15 @@
 """THE fine-tuning function: every arm goes through it, with the same subset, head, batch order and augmentation.
 
-Its result is a function of what it is given, so it is remembered by content: an arm that is added to a suite, or a cell
-that was killed, costs only what was not computed before.
+Its result is a function of what it is given, so it is kept by content (`benchmarks.store`): an arm that is added to a
+suite, or a cell that was killed, costs only what was not computed before.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +22,7 @@ from benchmarks.suite import Normalisation, Transfer
 from benchmarks.training import accuracy, logits, recalibrate, train
 from know.checkpoints import State
 from know.errors import KnowError
-from know.files import code_hash, digest, write_text
+from know.files import digest
 from know.seeds import stream
 
 CALIBRATION = 2048
@@ -166,38 +163,3 @@ def _measured_anew(model: nn.Module, source: Dataset) -> float:
     order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(stream("calibration")))
     recalibrate(model, source, source.train.take(order[:CALIBRATION]))
     return accuracy(model, source, source.test)
-
-
-class Memory:
-    """Results by the content of what gave them, one JSON line each; a line cut short by a kill is ignored.
-
-    A file that other code, another torch or another number of threads wrote is emptied. tidy: whether to do that, and
-    to cut off a short line; not while other processes append to the file.
-    """
-
-    def __init__(self, path: Path, *, tidy: bool = True):
-        self.path, self.results = path, {}
-        head = json.dumps({"code": code_hash(__name__), "torch": torch.__version__, "threads": torch.get_num_threads()})
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if not whole or whole[0].strip() != head:
-            whole = [head + "\n"]
-        for line in whole[1:]:
-            entry = json.loads(line)
-            self.results[entry.pop("key")] = entry
-        if tidy and whole != lines:
-            write_text(path, "".join(whole))
-
-    def get(self, key: list[Any], compute: Any) -> dict[str, Any]:
-        """The result of `compute()`, a dict, unless it is known already."""
-        return self.get_all([key], lambda: [compute()])[0]
-
-    def get_all(self, keys: list[list[Any]], compute: Any) -> list[dict[str, Any]]:
-        """The results of `compute()`, one dict a key, unless all are known already."""
-        names = [digest(key) for key in keys]
-        if not all(name in self.results for name in names):
-            found = dict(zip(names, compute(), strict=True))
-            self.results |= found
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.writelines(json.dumps({"key": name, **result}) + "\n" for name, result in found.items())
-        return [self.results[name] for name in names]

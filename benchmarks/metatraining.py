@@ -27,12 +27,15 @@ from benchmarks.suite import LENGTH, MetaTraining, Recipe, family
 from benchmarks.training import train
 from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError
-from know.files import code_hash, digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
+from know.files import digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
+from know.fingerprint import code_hash
 from know.known import Known, KnownNet, Scaling, scale_windows
 from know.roles import PREDICTED, roles
 from know.seeds import stream
 from know.trajectory import nested_subsets
 
+METASET, METATRAINING = "benchmarks.metatraining:make_metaset", "benchmarks.metatraining:fit_known"
+"""What the fingerprints of code are taken of."""
 SNAPSHOTS = 7
 WINDOWS = 2
 """Windows cut from one history (paper); one only where S is 6."""
@@ -121,7 +124,7 @@ def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str =
         if len(dataset.train) < settings.images:
             raise KnowError(f"metatraining.images is {settings.images}, but {name} has {len(dataset.train)} images")
     data = {name: dataset.sha256 for name, dataset in datasets.items()}
-    code = code_hash(__name__)
+    code = code_hash(METASET)
     fingerprint = digest([shard, settings.model_dump(), data, code, torch.__version__])
     with resumable_folder(out, fingerprint) as folder:
         files = {}
@@ -234,7 +237,7 @@ def fit_known(
         "networks": sorted({facts["network"] for facts in runs.values()}),
         "trajectories": {part: len(paths) for part, paths in parts.items()} | {"diverged": len(runs) - len(good)},
         "settings": settings.model_dump(mode="json"),
-        "code": code_hash(__name__),
+        "code": code_hash(METATRAINING),
     }
     steps: dict[str, Callable[[Tensor, str], Tensor]] = {}
     trained, history = {}, []

@@ -18,7 +18,8 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.arms import ARMS, REFERENCES
+from benchmarks.arms import ARMS
+from benchmarks.references import REFERENCES
 from know.errors import KnowError, unknown
 from know.files import PACKAGE, PRETRAINED, read_json
 

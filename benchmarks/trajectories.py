@@ -20,20 +20,24 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Subset
 
-from benchmarks.arms import REFERENCES
 from benchmarks.data import Dataset, Split, load
 from benchmarks.networks import build
 from benchmarks.progress import progress
+from benchmarks.references import REFERENCES
+from benchmarks.store import Store, computing, link_folder
 from benchmarks.suite import Forgetting, Origin, Recipe, Track
 from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
 from benchmarks.workers import workers
 from know.checkpoints import State
 from know.errors import KnowError
-from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
+from know.files import sha256_file, write_json
+from know.fingerprint import code_hash
 from know.forgetting import forget
 from know.seeds import stream
 from know.trajectory import nested_subsets
 
+ENTRY = "benchmarks.trajectories:make_origin"
+"""What the fingerprint of a trajectory's code is taken of."""
 TAIL, MEMORY = 0.25, 0.1
 """Tail average: over the last quarter of the steps. EMA: its time constant is a tenth of the steps."""
 
@@ -92,13 +96,15 @@ def make_origin(
     pretraining: Recipe,
     settings: Forgetting,
     *,
+    store: Store,
     out: Path,
     device: str = "cpu",
     processes: int = 1,
 ) -> None:
     """Make all trajectories of one source and network: `<out>/<trajectory>/<track>/`, and `<out>/manifest.json` last.
 
-    processes: how many share the trajectories; the result is the same.
+    store: keeps them; what it holds already is not trained again, whichever suite has made it, and `out` has links to
+    its files. processes: how many share the trajectories; the result is the same.
     Raises KnowError if the smallest subset would have fewer images than `settings.smallest`.
     """
     dataset = _source(origin.source, device=device)
@@ -110,25 +116,25 @@ def make_origin(
         )
     described = {"source": origin.source, "network": origin.network, "data": dataset.sha256}
     described |= {"pretraining": pretraining.model_dump(), "forgetting": settings.model_dump(mode="json")}
-    code = code_hash(__name__)
+    code = code_hash(ENTRY)
     trajectories = list(trajectories)
-    fingerprint = digest([described, trajectories, list(tracks), code, torch.__version__])
-    with workers(processes) as each, resumable_folder(out, fingerprint) as folder:
+    make = functools.partial(_one_trajectory, store, origin, tracks, pretraining, settings, described, device)
+    with workers(processes) as each:
         made: dict[str, str] = {}
-        make = functools.partial(_one_trajectory, folder, origin, tracks, pretraining, settings, described, device)
         done = zip(trajectories, each(make, trajectories), strict=True)
-        for trajectory, _ in progress(done, desc=f"trajectories of {origin.slug}", total=len(trajectories)):
-            for track in tracks:
+        for trajectory, folders in progress(done, desc=f"trajectories of {origin.slug}", total=len(trajectories)):
+            for track, folder in zip(tracks, folders, strict=True):
+                link_folder(folder, out / trajectory / track)
                 manifest = f"{trajectory}/{track}/manifest.json"
-                made[manifest] = sha256_file(folder / manifest)
-        write_json(folder / "manifest.json", {"code": code, **described, "trajectories": made})
+                made[manifest] = sha256_file(out / manifest)
+    write_json(out / "manifest.json", {"code": code, **described, "trajectories": made})
 
 
 _source = functools.lru_cache(maxsize=1)(load)
 
 
 def _one_trajectory(
-    out: Path,
+    store: Store,
     origin: Origin,
     tracks: Sequence[Track],
     pretraining: Recipe,
@@ -136,29 +142,38 @@ def _one_trajectory(
     described: Mapping[str, Any],
     device: str,
     trajectory: str,
-) -> None:
-    folder = out / trajectory
-    if all((folder / track / "manifest.json").is_file() for track in tracks):
-        return  # finished before an interruption
+) -> list[Path]:
+    """The folder of one trajectory in the store, on each track."""
     seed = stream("source", origin.source, origin.network, trajectory)
     dataset = _source(origin.source, device=device)
-    pretrained = _Pretraining(origin, dataset, pretraining, settings, seed, f"{origin.slug}, {trajectory}", device)
-    for track in tracks:
-        run = _SourceRun(pretrained, track)
+
+    @functools.cache
+    def pretrained() -> _Pretraining:
+        what = f"{origin.slug}, {trajectory}"
+        return _Pretraining(origin, dataset, pretraining, settings, seed, what, device)
+
+    def make(track: Track, out: Path) -> None:
+        run = _SourceRun(pretrained(), track)
         kept = (reference for reference in REFERENCES.values() if reference.name != "naive")
         references = {r.name: r.function(run) for r in kept if r.exists(track, settings.d0)}
         forget(
             run.model,
-            pretrained.subset(1),
+            pretrained().subset(1),
             run.fit,
             ratio=settings.ratio,
             length=settings.length,
             seed=stream(seed, "subsets"),
-            out=folder / track,
+            out=out,
             describe=run.describe,
             references=references,
             facts={**described, "track": track, "trajectory": trajectory, "source_seed": seed},
         )
+
+    folders = []
+    for track in tracks:
+        about = {**described, **computing(code_hash(ENTRY), device), "track": track, "trajectory": trajectory}
+        folders.append(store.folder("trajectories", about, "manifest.json", functools.partial(make, track)))
+    return folders
 
 
 class _Pretraining:

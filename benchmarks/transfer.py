@@ -21,7 +21,6 @@ from benchmarks.arms import Arm, arms_of
 from benchmarks.data import load
 from benchmarks.finetune import (
     FineTune,
-    Memory,
     Result,
     fine_tune,
     fine_tune_stacked,
@@ -30,17 +29,21 @@ from benchmarks.finetune import (
 )
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
+from benchmarks.store import Store, computing
 from benchmarks.suite import Arms, Cell, Transfer
 from benchmarks.workers import workers
 from know import keras as released
 from know.checkpoints import State
-from know.files import code_hash, digest, resumable_folder, sha256_file, write_json
+from know.files import digest, resumable_folder, sha256_file, write_json
+from know.fingerprint import code_hash
 from know.known import Models
 from know.prediction import Overflow
 from know.roles import PREDICTED, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
 
+ENTRY = "benchmarks.transfer:run_cell"
+"""What the fingerprint of a cell's code is taken of."""
 Task = tuple[str, Arm, int, float]
 """One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
 Evaluate = Callable[[list[Task]], list[Result]]
@@ -107,7 +110,7 @@ def run_cell(
     *,
     origin: Path,
     known: Path,
-    memory: Path,
+    store: Store,
     out: Path,
     device: str = "cpu",
     processes: int = 1,
@@ -115,19 +118,19 @@ def run_cell(
     """Search on the pilots (p0, ...), freeze, evaluate on the others (t0, ...): `<out>/{pilots,runs}.csv`, choice.json.
 
     origin: folder that `know.forgetting.make_origin` made. known: folder of the meta-training that predictors ask.
-    memory: file of finished fine-tunes; what it holds is not computed again, be the cell killed or an arm added.
+    store: of finished fine-tunes; what it holds is not computed again, be the cell killed or an arm added.
     processes: how many share the work; the result is the same.
     """
     every = arms_of(arms, cell, settings.normalisation)
     chosen = [arm for arm in every if not arm.missing]
     pilots = [t for t in trajectories if t.startswith("p")]
     evaluated = [t for t in trajectories if t not in pilots]
-    code = code_hash(__name__)
-    bench = Bench(cell, settings, origin, known, memory, device)
-    here = _Worker(bench, tidy=True)
+    code = code_hash(ENTRY)
+    bench = Bench(cell, settings, origin, known, store, device)
+    here = _Worker(bench)
     target_split(here.target, settings, cell.share, 0)  # too few images: say so before training
     seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}
-    described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), code, torch.__version__]
+    described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), computing(code, device)]
     inputs = [here.target.sha256, here.source.sha256, released.hashes()]
     inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
     # without the points that the grid may grow by
@@ -192,25 +195,27 @@ class Bench:
     settings: Transfer = field(hash=False)
     origin: Path
     known: Path
-    memory: Path
+    store: Store = field(hash=False)
     device: str
 
 
 class _Worker:
     """What one process keeps of a cell while it runs: data, models, and one trajectory."""
 
-    def __init__(self, bench: Bench, *, tidy: bool):
+    def __init__(self, bench: Bench):
         self.bench, cell = bench, bench.cell
         self.target, self.source = (load(name, device=bench.device) for name in (cell.target, cell.source))
-        self.models, self.memory = Models(bench.known), Memory(bench.memory, tidy=tidy)
+        place = {"source": cell.source, "network": cell.network, "target": cell.target}
+        made = computing(code_hash("benchmarks.finetune"), bench.device)
+        self.models, self.kept = Models(bench.known), bench.store.results("fine-tunes", {**place, **made})
         self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
 
     def run(self, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
-        """Fine-tune, or remember, some arms' weights on some trajectories; with what a record says, by trajectory and
+        """Fine-tune, or look up, some arms' weights on some trajectories; with what a record says, by trajectory and
         arm, of the weights before fine-tuning (not of pilots).
         """
         facts, lost = {}, Result("diverged", 0.0, None, None)
-        prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the memory; None where there is none
+        prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the store; None where there is none
         for (trajectory, _), group in _by_start(tasks):
             about, found = self._prepare(group)
             prepared += found
@@ -227,7 +232,7 @@ class _Worker:
         ], facts
 
     def _prepare(self, tasks: list[Task]) -> tuple[dict[str, Any], list[tuple[FineTune, list[Any]] | None]]:
-        """One arm on one trajectory: what its record says, and each fine-tune with its key in the memory."""
+        """One arm on one trajectory: what its record says, and each fine-tune with its key in the store."""
         (trajectory, arm, *_), cell, settings = tasks[0], self.bench.cell, self.bench.settings
         seen, pilot = self.trajectory(trajectory), trajectory.startswith("p")
         source_seed = seen.manifest["source_seed"]
@@ -248,14 +253,14 @@ class _Worker:
             prepared.append((FineTune(start, **facts), key))
         if pilot:
             return {}, prepared
-        accuracies = self.memory.get(
+        accuracies = self.kept.get(
             ["source", fingerprint, cell.network, self.source.sha256],
             lambda: source_accuracy(start.weights, cell.network, self.source),
         )
         return describe(start.weights, seen, cell.track) | accuracies, prepared
 
     def _results(self, portion: list[tuple[FineTune, list[Any]]], stacked: bool) -> list[Result]:
-        """Remembered, or computed: one fine-tune, or many stacked ones (the same weights at the same rate once)."""
+        """Kept, or computed: one fine-tune, or many stacked ones (the same weights at the same rate once)."""
         place = (self.bench.cell.network, self.target, self.bench.settings)
         unique = {digest(key): (request, key) for request, key in portion}
         requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
@@ -264,7 +269,7 @@ class _Worker:
             made = fine_tune_stacked(requests, *place) if stacked else [fine_tune(requests[0], *place)]
             return [vars(one) for one in made]
 
-        found = dict(zip(unique, self.memory.get_all(keys, compute), strict=True))
+        found = dict(zip(unique, self.kept.get_all(keys, compute), strict=True))
         return [Result(**found[digest(key)]) for _, key in portion]
 
     def _trajectory(self, trajectory: str) -> Trajectory:
@@ -291,7 +296,7 @@ def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
 
 @functools.lru_cache(maxsize=1)
 def _worker(bench: Bench) -> _Worker:
-    return _Worker(bench, tidy=False)
+    return _Worker(bench)
 
 
 def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Files: atomic writes, content hashes, and the code fingerprint. Imports neither torch nor numpy.
+"""Files: atomic writes and content hashes. Imports neither torch nor numpy.
 
 Every file is written under a temporary name that carries the process id and then renamed, so a reader sees the old
 content or the new one, never half of it, and two processes never share a temporary file.
@@ -6,10 +6,8 @@ content or the new one, never half of it, and two processes never share a tempor
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
-import functools
 import glob
 import hashlib
 import io
@@ -152,60 +150,3 @@ def sha256_file(path: Path | str) -> str:
 def digest(value: object) -> str:
     """Short stable hash of a JSON-serialisable value (sorted keys)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def module_path(module: str) -> Path | None:
-    """File of a module of this package by its dotted name, or None."""
-    base = PACKAGE.parent.joinpath(*module.split("."))
-    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
-
-
-def _imports(tree: ast.AST) -> set[str]:
-    """Names of this package's modules that a syntax tree imports, at any depth (also inside functions)."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.startswith((f"{PACKAGE.name}.", "benchmarks.")) and module_path(name)}
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-@functools.cache
-def code_closure(module: str) -> tuple[str, ...]:
-    """A module of this package and all it imports from this package, sorted; plugin folders count as a whole."""
-    seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        path = module_path(name)
-        if name in seen or path is None:
-            continue
-        seen.add(name)
-        waiting += _imports(ast.parse(path.read_bytes()))
-        if path.name == "__init__.py" and path.parent != PACKAGE:
-            waiting += [f"{name}.{plugin.stem}" for plugin in path.parent.glob("[!_]*.py")]
-    return tuple(sorted(seen))
-
-
-def syntax(path: Path | str) -> str:
-    """The code of a Python file in normal form: no docstrings, comments or layout."""
-    return ast.unparse(_without_docstrings(ast.parse(Path(path).read_bytes())))
-
-
-@functools.cache
-def code_hash(module: str) -> str:
-    """Fingerprint of what a stage runs: the syntax trees, without docstrings and comments, of its `code_closure`.
-
-    A change of wording re-runs nothing; a change of code re-runs exactly the stages that can reach it.
-    """
-    return digest({name: syntax(module_path(name)) for name in code_closure(module)})

@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 
 from know.checkpoints import save_state
 from know.errors import KnowError
-from know.files import atomic, code_hash, digest, resumable_folder
+from know.files import atomic, digest, resumable_folder
+from know.fingerprint import code_hash
 from know.trajectory import Recorder, Trajectory, check_fractions, nested_subsets
 
 
@@ -55,7 +56,7 @@ def forget(
         raise KnowError(f"the smallest subset, {fractions[0]:g} of {len(dataset)} images, is empty")
     out = Path(out)
     settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": _source_of(fit), **(facts or {})}
-    fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code_hash(__name__)})
+    fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code_hash("know.forgetting:forget")})
     if (out / "manifest.json").is_file():
         trajectory = Trajectory.load(out)
         if trajectory.manifest.get("fingerprint") != fingerprint:

@@ -1,10 +1,7 @@
 # From data to run records. Every job is one process on one thread; Snakemake fills the cores.
 
-INSPECTED = ("steps", "movement", "responses")
-LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
-LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
-# what stands beside the project decides about arms that ask the authors' networks, where the suite has such arms
-RELEASED = hashes() if SUITE.arms.methods != "all" or SUITE.arms.also else {}
+# What stands beside the project decides about arms that ask the authors' networks, where the suite has such arms.
+AUTHORS = hashes() if SUITE.arms.methods != "all" or SUITE.arms.also else {}
 learnt = functools.cache(
     lambda length: [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for file in LEARNT]
 )
@@ -24,14 +21,12 @@ rule data:
         f"{WORK}/data.json",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.data"),
+        code=code_hash("benchmarks.data:load"),
         datasets=SUITE.datasets,
     log:
         f"{WORK}/logs/data.log",
     benchmark:
         f"{WORK}/benchmarks/data.tsv"
-    resources:
-        **ASK.of("data"),
     conda:
         "../environment.yml"
     shell:
@@ -45,7 +40,7 @@ rule forget:
         f"{WORK}/trajectories/{{origin}}/manifest.json",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.trajectories"),
+        code=code_hash("benchmarks.trajectories:make_origin"),
         settings=lambda wildcards: of_origin(Suite.forgetting_of, wildcards.origin).model_dump(mode="json"),
         pretraining=SUITE.pretraining.model_dump(mode="json"),
         trajectories=lambda wildcards: SUITE.trajectory_ids + of_origin(Suite.tracks, wildcards.origin),
@@ -55,9 +50,7 @@ rule forget:
         f"{WORK}/benchmarks/forget/{{origin}}.tsv"
     threads: SUITE.processes
     resources:
-        **ASK.of("forget"),
-    group:
-        ASK.group("forget")
+        **ON_GPU,
     conda:
         "../environment.yml"
     shell:
@@ -71,7 +64,7 @@ rule metaset:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.metatraining"),
+        code=code_hash("benchmarks.metatraining:make_metaset"),
         settings=META,
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",
@@ -79,9 +72,7 @@ rule metaset:
         f"{WORK}/benchmarks/metaset/{{shard}}.tsv"
     priority: 2  # KNOWN waits for it, and every cell waits for KNOWN
     resources:
-        **ASK.of("metaset"),
-    group:
-        ASK.group("metaset")
+        **ON_GPU,
     conda:
         "../environment.yml"
     shell:
@@ -95,7 +86,7 @@ rule metatrain:
         expand(f"{WORK}/known/{{{{length}}}}/{{file}}", file=LEARNT),
     params:
         suite=NAME,
-        code=code_hash("benchmarks.metatraining"),
+        code=code_hash("benchmarks.metatraining:fit_known"),
         settings=META,
     log:
         f"{WORK}/logs/metatrain/{{length}}.log",
@@ -103,9 +94,7 @@ rule metatrain:
         f"{WORK}/benchmarks/metatrain/{{length}}.tsv"
     priority: 1
     resources:
-        **ASK.of("metatrain"),
-    group:
-        ASK.group("metatrain")
+        **ON_GPU,
     conda:
         "../environment.yml"
     shell:
@@ -122,10 +111,10 @@ rule transfer:
         choice=f"{WORK}/transfers/{{cell}}/choice.json",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.transfer"),
+        code=code_hash("benchmarks.transfer:run_cell"),
         settings=[SUITE.transfer.model_dump(mode="json"), SUITE.arms.model_dump_json()],
         trajectories=SUITE.trajectory_ids,
-        released=RELEASED,
+        authors=AUTHORS,
     log:
         f"{WORK}/logs/transfer/{{cell}}.log",
     benchmark:
@@ -133,9 +122,7 @@ rule transfer:
     threads: SUITE.processes
     priority: 1  # the longest jobs first, so that no core is left with one at the end
     resources:
-        **ASK.of("transfer"),
-    group:
-        ASK.group("transfer")
+        **ON_GPU,
     conda:
         "../environment.yml"
     shell:
@@ -150,15 +137,11 @@ rule landscape:
         f"{WORK}/landscape.csv",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.landscape"),
+        code=code_hash("benchmarks.landscape:make_landscape"),
     log:
         f"{WORK}/logs/landscape.log",
     benchmark:
         f"{WORK}/benchmarks/landscape.tsv"
-    resources:
-        **ASK.of("landscape"),
-    group:
-        ASK.group("landscape")
     conda:
         "../environment.yml"
     shell:
@@ -173,18 +156,14 @@ rule inspect:
         expand(f"{WORK}/inspection/{{table}}.csv", table=INSPECTED),
     params:
         suite=NAME,
-        code=code_hash("benchmarks.inspection"),
+        code=code_hash("benchmarks.inspection:inspect_suite"),
         settings=SUITE.arms.model_dump(mode="json"),
         trajectories=SUITE.trajectory_ids,
-        released=RELEASED,
+        authors=AUTHORS,
     log:
         f"{WORK}/logs/inspect.log",
     benchmark:
         f"{WORK}/benchmarks/inspect.tsv"
-    resources:
-        **ASK.of("inspect"),
-    group:
-        ASK.group("inspect")
     conda:
         "../environment.yml"
     shell:
@@ -200,16 +179,14 @@ rule cost:
         f"{WORK}/cost_by_arm.csv",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.cost"),
+        code=code_hash("benchmarks.cost:measure"),
         settings=[part.model_dump(mode="json") for part in (SUITE.pretraining, SUITE.forgetting, SUITE.arms)],
-        released=RELEASED,
+        authors=AUTHORS,
     log:
         f"{WORK}/logs/cost.log",
     benchmark:
         f"{WORK}/benchmarks/cost.tsv"
     threads: 1024  # scaled down to all there are
-    resources:
-        **ASK.of("cost"),
     conda:
         "../environment.yml"
     shell:

@@ -15,13 +15,12 @@ min_version("9.10")
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
-from know.files import code_hash
+from know.fingerprint import code_hash
+from benchmarks.steps import LEARNT as NAMES
 from benchmarks.suite import load_shipped
 
 SHIPPED = load_shipped()
 WORK = "work/shipped"
-NAMES = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
-NAMES += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 PLACES = [f"{name}/{length}" for name, group in SHIPPED.groups.items() for length in group.lengths]
 SHARDS = expand(f"{WORK}/metaset/{{shard}}/manifest.json", shard=range(SHIPPED.metatraining.shards))
 
@@ -37,7 +36,7 @@ rule metaset:
     output:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
-        code=code_hash("benchmarks.metatraining"),
+        code=code_hash("benchmarks.metatraining:make_metaset"),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",
@@ -55,7 +54,7 @@ rule metatrain:
     output:
         update(expand("know/pretrained/{{group}}/{{length}}/{file}", file=NAMES)),
     params:
-        code=code_hash("benchmarks.metatraining"),
+        code=code_hash("benchmarks.metatraining:fit_known"),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
         without=lambda wildcards: SHIPPED.groups[wildcards.group].without,
     log:

@@ -9,6 +9,9 @@ LEFT_OUT = {"style"} | (set() if VARIED else {"ablation"})
 FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - LEFT_OUT)
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 
+DRAWING = [code_hash("benchmarks.report.publish:publish"), code_hash("know.drawing")]
+DRAWING = digest(DRAWING + [syntax(path) for path in sorted(Path("paper_figures").glob("*.py"))])
+
 
 rule publish:
     input:
@@ -25,14 +28,10 @@ rule publish:
         published=f"{WORK}/published.json",
     params:
         suite=NAME,
-        code=code_hash("benchmarks.report.publish"),
+        code=code_hash("benchmarks.report.publish:publish"),
         settings=SUITE.model_dump(mode="json"),
     log:
         f"{WORK}/logs/publish.log",
-    resources:
-        **ASK.of("publish"),
-    group:
-        ASK.group("publish")
     conda:
         "../environment.yml"
     shell:
@@ -55,13 +54,9 @@ rule figures:
         ],
     params:
         suite=NAME,
-        code=digest([code_hash("benchmarks.report.publish"), code_hash("know.drawing"), *map(syntax, sorted(Path("paper_figures").glob("*.py")))]),
+        code=DRAWING,
     log:
         f"{WORK}/logs/figures.log",
-    resources:
-        **ASK.of("figures"),
-    group:
-        ASK.group("figures")
     conda:
         "../environment.yml"
     shell:

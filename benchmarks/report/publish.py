@@ -16,16 +16,16 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.records import PilotRecord, RunRecord, read_records
-from benchmarks.report import claims, failures
+from benchmarks.report import claims
 from benchmarks.report.pages import GROUPS, SNAPSHOT_COLUMNS, cost_page, index, load, page, suites
 from benchmarks.report.statistics import summarise
+from benchmarks.steps import lacking, steps
 from benchmarks.suite import Cell, Suite
 from know.errors import KnowError
 from know.files import (
     PACKAGE,
     PRETRAINED,
     atomic,
-    code_hash,
     digest,
     read_json,
     sha256_file,
@@ -33,7 +33,10 @@ from know.files import (
     write_json,
     write_text,
 )
+from know.fingerprint import code_hash
 
+FAILED = ["job", "reason"]
+"""Columns of failed.csv: jobs that have not made their files, and why."""
 FIGURES = PACKAGE.parent / "paper_figures"
 UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
@@ -46,15 +49,14 @@ def publish(
     incomplete: publish what is there, where some is missing; `failed.csv` says what and why, and so does the page.
     KnowError where no cell is finished. device: where its networks were trained, if not where the suite says.
     """
-    folder = results / name
-    lacking = failures.missing(settings, work) if incomplete else []
-    lost = {row["job"] for row in lacking}
+    folder, every = results / name, steps(settings, work)
+    lost = lacking(every, work) if incomplete else {}
     done = [cell for cell in settings.cells if f"transfer/{cell.slug}" not in lost]
     if not done:
-        raise KnowError(f"no cell of {name} is finished; the first reason is: {lacking[0]['reason']}")
-    if lacking:
+        raise KnowError(f"no cell of {name} is finished; the first reason is: {next(iter(lost.values()))}")
+    if lost:
         (work / "published.json").unlink(missing_ok=True)  # the workflow has yet to publish
-        write_csv(folder / "failed.csv", lacking, failures.COLUMNS)
+        write_csv(folder / "failed.csv", [{"job": job, "reason": reason} for job, reason in lost.items()], FAILED)
     else:
         (folder / "failed.csv").unlink(missing_ok=True)
     cells = [work / "transfers" / cell.slug for cell in done]
@@ -68,11 +70,11 @@ def publish(
         file = {"metatraining": "history"}.get(table, table)
         lengths = {length: known / f"{file}.csv" for length, known in learnt.items()}
         _concatenate(list(lengths.values()), folder / f"{table}.csv", ("length", list(lengths)))
-    made = {"landscape.csv": "landscape", "cost_by_arm.csv": "cost"}
-    made |= {f"inspection/{table}.csv": "inspect" for table in ("steps", "movement", "responses")}
-    for table, job in made.items():
-        out = folder / Path(table).name
-        out.unlink(missing_ok=True) if job in lost else _copy(work / table, out)
+    for step in every:
+        if step.rule in ("landscape", "cost", "inspect"):
+            for path in step.outputs:
+                out = folder / path.name
+                out.unlink(missing_ok=True) if step.name in lost else _copy(path, out)
     about = {
         "name": name,
         "figures": figures_of(runs),
@@ -85,20 +87,15 @@ def publish(
     write_json(folder / "provenance.json", provenance(device or settings.device))
     _write_cost(work, folder)
     _write_front_pages(results)
-    if lacking:
+    if lost:
         return
-    networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))]
-    declared = [] if settings.known else networks
-    declared += [work / "landscape.csv", *sorted((work / "inspection").glob("*.csv"))]
-    declared += [work / "trajectories" / origin.slug / "manifest.json" for origin in settings.origins]
-    if settings.metatraining:
-        declared += [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.metatraining.shards)]
-    declared += [cell / file for cell in cells for file in ("runs.csv", "pilots.csv", "choice.json")]
     published = sorted(path for path in folder.glob("*.*") if path.name not in UNVERSIONED)
+    declared = [path for step in every if step.rule not in ("data", "cost") for path in step.outputs]
+    networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))] if settings.known else []
     hashes = {
         "results": {path.name: sha256_file(path) for path in published},
         "work": {path.relative_to(work).as_posix(): sha256_file(path) for path in declared},
-        "shipped": {p.relative_to(PRETRAINED).as_posix(): sha256_file(p) for p in (networks if settings.known else [])},
+        "shipped": {path.relative_to(PRETRAINED).as_posix(): sha256_file(path) for path in networks},
     }
     write_json(work / "published.json", hashes)
 
@@ -179,7 +176,7 @@ def merge(source: Path, results: Path) -> list[str]:
     for name in names:
         folder = source / name
         _, runs = load(folder)
-        code = code_hash("benchmarks.transfer")
+        code = code_hash("benchmarks.transfer:run_cell")
         if strange := sorted(set(runs["code"]) - {code}):
             raise KnowError(
                 f"{folder} is of other code ({', '.join(strange)}, here {code}); check out its commit first"

@@ -11,10 +11,11 @@ import pandas as pd
 
 from benchmarks.report.publish import provenance
 from benchmarks.report.statistics import trajectory_means, two_sample_limit
+from benchmarks.steps import codes, steps
 from benchmarks.suite import Suite
-from know.checkpoints import load_facts
 from know.errors import KnowError
-from know.files import PRETRAINED, code_hash, read_json, sha256_file
+from know.files import PRETRAINED, read_json, sha256_file
+from know.fingerprint import code_hash
 
 
 def verify_suite(settings: Suite, name: str, work: Path, results: Path, against: str) -> Iterator[str]:
@@ -43,17 +44,13 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
             count += _check_hashes((folder / manifest).parent, {e["file"]: e["sha256"] for e in entries})
     yield f"files: {count} have their recorded hashes"
 
-    made = {work / "trajectories" / o.slug / "manifest.json": "benchmarks.trajectories" for o in settings.origins}
-    made |= {work / "metaset" / str(shard) / "manifest.json": "benchmarks.metatraining" for shard in shards}
-    recorded = {str(path): (read_json(path)["code"], module) for path, module in made.items()}
-    for length in settings.lengths if settings.metatraining else ():
-        known = work / "known" / str(length) / "known.safetensors"
-        recorded[str(known)] = (load_facts(known)["code"], "benchmarks.metatraining")
-    runs = pd.read_csv(results / name / "runs.csv")
-    recorded |= {f"{results / name / 'runs.csv'}": (code, "benchmarks.transfer") for code in runs["code"].unique()}
-    for place, (code, module) in recorded.items():
-        if code != code_hash(module):
-            raise KnowError(f"{place} was made by other code than {module} is now; run the suite again")
+    every, runs = steps(settings, work), pd.read_csv(results / name / "runs.csv")
+    recorded = codes(every)
+    transfer = next(step.code for step in every if step.rule == "transfer")
+    recorded |= {f"{results / name / 'runs.csv'}": (code, transfer) for code in runs["code"].unique()}
+    for place, (code, entry) in recorded.items():
+        if code != code_hash(entry):
+            raise KnowError(f"{place} was made by other code than {entry} is now; run the suite again")
     yield f"code: {len(recorded)} results were made by the code that is here"
     yield _compare_with_git(name, runs, results, against, settings.device)
 

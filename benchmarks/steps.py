@@ -1,0 +1,233 @@
+"""The one list of jobs: what a suite runs, in which order, what each job makes, and what decides its result.
+
+The workflow (workflow/*.smk) says the same in Snakemake's words, and a test compares the two. Whatever else needs to
+know the jobs reads this list: the runner without Snakemake (`run_steps`), what a run lacks and why (`lacking`),
+publishing, verification, the tables of cost, and the stages of DVC. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.store import STORE, Store
+from benchmarks.suite import WORK, Suite
+from know import keras
+from know.files import digest, read_json, sha256_file, write_text
+from know.fingerprint import code_hash
+
+LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
+LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
+"""Files of a meta-training."""
+INSPECTED = ("steps", "movement", "responses")
+"""Tables of an inspection."""
+LONGEST = 300
+"""Characters of a reason."""
+STATES = {
+    "CANCELLED": "cancelled",
+    "NODE_FAIL": "its node was lost",
+    "OUT_OF_MEMORY": "out of memory",
+    "PREEMPTED": "preempted",
+    "TIMEOUT": "over its time limit",
+}
+"""Words for the states of a cluster's jobs, as Snakemake reports them; others leave it to the job's own log."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job."""
+
+    name: str
+    """RULE or RULE/WILDCARD: also of its log, and of its row in cost.csv."""
+    needs: tuple[str, ...]
+    """Names of the jobs whose outputs it reads."""
+    outputs: tuple[Path, ...]
+    code: str
+    """Entry of the code that decides its result (`know.fingerprint.code_hash`)."""
+    settings: Any
+    """The part of the suite that decides its result: plain values."""
+    command: tuple[str, ...]
+    """Arguments of `python -m benchmarks`, without the suite."""
+    alone: bool = False
+    """Whether it measures times, so that nothing else should run beside it."""
+
+    @property
+    def rule(self) -> str:
+        return self.name.partition("/")[0]
+
+
+def steps(suite: Suite, work: Path) -> list[Step]:
+    """All jobs of a suite up to its records and tables, each after those that it needs.
+
+    work: the suite's own folder, work/SUITE. Publishing and drawing come after all of them.
+    """
+    every, arms = suite.trajectory_ids, suite.arms.model_dump(mode="json")
+    authors = keras.hashes() if suite.arms.methods != "all" or suite.arms.also else {}
+    made = [Step("data", (), (work / "data.json",), "benchmarks.data:load", suite.datasets, ("data",))]
+    networks: dict[int, tuple[str, ...]] = {length: () for length in suite.lengths}
+    if suite.metatraining:
+        learning = suite.metatraining.model_dump(mode="json")
+        shards = [f"metaset/{shard}" for shard in range(suite.metatraining.shards)]
+        for shard in shards:
+            out, command = (work / shard / "manifest.json",), ("metaset", "--shard", shard.partition("/")[2])
+            made.append(Step(shard, ("data",), out, "benchmarks.metatraining:make_metaset", learning, command))
+        for length in suite.lengths:
+            name, folder = f"metatrain/{length}", suite.known_folder(work, length)
+            out, command = tuple(folder / file for file in LEARNT), ("metatrain", "--length", str(length))
+            made.append(Step(name, tuple(shards), out, "benchmarks.metatraining:fit_known", learning, command))
+            networks[length] = (name,)
+    for origin in suite.origins:
+        settings = [suite.forgetting_of(origin), suite.pretraining]
+        made.append(
+            Step(
+                f"forget/{origin.slug}",
+                ("data",),
+                (work / "trajectories" / origin.slug / "manifest.json",),
+                "benchmarks.trajectories:make_origin",
+                [[part.model_dump(mode="json") for part in settings], every, suite.tracks(origin)],
+                ("forget", "--origin", origin.slug, "--processes", str(suite.processes)),
+            )
+        )
+    for cell in suite.cells:
+        made.append(
+            Step(
+                f"transfer/{cell.slug}",
+                (f"forget/{cell.origin.slug}", *networks[cell.length]),
+                tuple(work / "transfers" / cell.slug / file for file in ("runs.csv", "pilots.csv", "choice.json")),
+                "benchmarks.transfer:run_cell",
+                [suite.transfer.model_dump(mode="json"), arms, every, authors],
+                ("transfer", "--cell", cell.slug, "--processes", str(suite.processes)),
+            )
+        )
+    first, learnt = suite.cells[0], tuple(name for names in networks.values() for name in names)
+    origins = tuple(f"forget/{origin.slug}" for origin in suite.origins)
+    tables = tuple(work / "inspection" / f"{table}.csv" for table in INSPECTED)
+    costs = [part.model_dump(mode="json") for part in (suite.pretraining, suite.forgetting, suite.arms)]
+    return [
+        *made,
+        Step(
+            "landscape",
+            (f"forget/{first.origin.slug}", *networks[first.length]),
+            (work / "landscape.csv",),
+            "benchmarks.landscape:make_landscape",
+            None,
+            ("landscape",),
+        ),
+        Step(
+            "inspect",
+            (*origins, *learnt),
+            tables,
+            "benchmarks.inspection:inspect_suite",
+            [arms, every, authors],
+            ("inspect",),
+        ),
+        Step(
+            "cost",
+            ("data", *learnt),
+            (work / "cost_by_arm.csv",),
+            "benchmarks.cost:measure",
+            [*costs, authors],
+            ("cost",),
+            alone=True,
+        ),
+    ]
+
+
+def run_steps(
+    every: Iterable[Step],
+    execute: Callable[[tuple[str, ...]], object],
+    work: Path,
+    say: Callable[[str], object],
+    device: str,
+) -> None:
+    """Make what is not finished, one job after the other, where there is no Snakemake.
+
+    execute: runs one command, given its arguments without the suite. device: where it computes. A job is finished if
+    the store has it with the same settings, code and device, after jobs that have not changed either, and its files are
+    still those that it made.
+    """
+    every, mark = list(every), ""
+    store = Store(WORK / STORE).results("steps", {"work": work.as_posix()})
+    for number, step in enumerate(every, start=1):
+        mark = digest([mark, step.name, step.settings, code_hash(step.code), device])
+        entry = store.find(mark)
+        if entry and entry["outputs"] == _hashes(step):
+            say(f"[{number}/{len(every)}] {step.name}: done before")
+            continue
+        say(f"[{number}/{len(every)}] {step.name}")
+        start, used = time.perf_counter(), time.process_time()
+        execute(step.command)
+        seconds, used = time.perf_counter() - start, time.process_time() - used
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        # as Snakemake's benchmark files, of which the cost tables are made
+        table = f"s\tcpu_time\tmax_rss\n{seconds:.4f}\t{used:.2f}\t{peak / 1024:.2f}\n"
+        write_text(work / "benchmarks" / f"{step.name}.tsv", table)
+        store.put(mark, {"outputs": _hashes(step)})
+
+
+def _hashes(step: Step) -> dict[str, str] | None:
+    """Hashes of what a job has made; None if a file is missing."""
+    if not all(path.is_file() for path in step.outputs):
+        return None
+    return {path.as_posix(): sha256_file(path) for path in step.outputs}
+
+
+def lacking(every: Iterable[Step], work: Path, log: Path | None = None) -> dict[str, str]:
+    """Jobs whose files are not there, each with a reason, in the order of the work.
+
+    The reason is the state in which Snakemake saw a cluster's job end, or the last line of the job's own log. log: of
+    the workflow; by default the newest that names a job of this suite.
+    """
+    states, missing = _states(work, log), {}
+    for step in every:
+        root = next((need for need in step.needs if need in missing), None)
+        if root:
+            missing[step.name] = (
+                missing[root] if missing[root].startswith("needs ") else f"needs {root}: {missing[root]}"
+            )
+        elif not all(path.is_file() for path in step.outputs):
+            missing[step.name] = states.get(step.name) or _last_line(work / "logs" / f"{step.name}.log")
+    return missing
+
+
+def _states(work: Path, log: Path | None) -> dict[str, str]:
+    """How jobs ended on a cluster, as Snakemake reports it; the last time counts."""
+    name = re.escape(f"{work.as_posix()}/logs/")
+    for file in [log] if log else sorted(Path(".snakemake/log").glob("*.log"), reverse=True):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        states = {}
+        for error in re.split(r"^(?=\[?.*\]?\nError in |Error in )", text, flags=re.M)[1:]:
+            error = re.split(r"^\S", error.partition("\n")[2], maxsplit=1, flags=re.M)[0]
+            state = re.search(r"status is: '(\w+)'", error)
+            for job in re.findall(rf"{name}(\S+?)\.log", error):
+                states[job] = STATES.get(state[1], "") if state else ""
+        if states or log:
+            return states
+    return {}
+
+
+def _last_line(log: Path) -> str:
+    """What a job said last before it ended."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "not run"
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1].removeprefix("know: error: ")[:LONGEST] if said else "ended without a word"
+
+
+def codes(every: Iterable[Step]) -> dict[str, tuple[str, str]]:
+    """The code that made the outputs which record it: path of the output to (fingerprint, entry)."""
+    recorded = {}
+    for step in every:
+        path = step.outputs[0]
+        if step.rule in ("forget", "metaset"):
+            recorded[str(path)] = read_json(path)["code"], step.code
+        elif step.rule == "metatrain":
+            recorded[str(path.with_name("facts.json"))] = read_json(path.with_name("facts.json"))["code"], step.code
+    return recorded

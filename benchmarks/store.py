@@ -1,0 +1,128 @@
+"""The one store of finished work: what was made is kept under a hash of everything that decides it.
+
+    work/store/trajectories/KEY/          one trajectory on one track, as `know.forget` writes it
+    work/store/fine-tunes/KEY/*.jsonl     results of fine-tunes, one line each
+    work/store/steps/KEY/*.jsonl          steps of a suite that were run without Snakemake
+
+All suites and processes share it, since no suite's name decides a trajectory or a fine-tune. A key is the hash of the
+settings, the data, the code (`know.fingerprint`), torch's version, the number of threads and the device, so that what
+another device or other code has made is never taken. `about.json` in each folder says what the hash was made of.
+
+Nothing here can be half-written: folders appear by one rename while a lock is held, and each process appends to a file
+of its own, where a last line that a kill has cut short is ignored. With KNOW_FORCE in the environment nothing is taken
+that another process has made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from know.files import digest, write_json
+
+STORE = Path("store")
+"""Where the store lies, in the folder of all suites' work."""
+
+
+class Store:
+    """The store in a folder, which need not exist yet.
+
+    root: the folder. forced: whether to make everything anew; by default what KNOW_FORCE says.
+    """
+
+    def __init__(self, root: Path, *, forced: bool | None = None):
+        self.root = Path(root)
+        self.forced = bool(os.environ.get("KNOW_FORCE")) if forced is None else forced
+
+    def folder(self, kind: str, about: dict[str, Any], finished: str, make: Callable[[Path], object]) -> Path:
+        """The folder of that kind which `about` decides; made by `make(path)` if it is not there.
+
+        finished: the file in it that is written last. make: has to resume what a killed process has begun. Of several
+        processes that ask for the same folder one makes it, and the others wait.
+        """
+        path = self.root / kind / digest(about)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if self.forced:
+                for begun in (path, path.with_name(f"{path.name}.partial")):
+                    shutil.rmtree(begun, ignore_errors=True)
+            if not (path / finished).is_file():
+                make(path)
+                write_json(path / "about.json", about)
+        return path
+
+    def results(self, kind: str, about: dict[str, Any]) -> Results:
+        """The results of that kind which belong to `about`."""
+        return Results(self.root / kind / digest(about), about, forced=self.forced)
+
+
+class Results:
+    """Small results by the content of what gave them; see `Store`."""
+
+    def __init__(self, folder: Path, about: dict[str, Any], *, forced: bool):
+        self.folder, self.about = folder, about
+        self.known: dict[str, dict[str, Any]] = {}
+        for path in [] if forced else sorted(folder.glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # else its process was killed while it wrote
+                    entry = json.loads(line)
+                    self.known[entry.pop("key")] = entry
+        self.own = folder / f"{socket.gethostname()}.{os.getpid()}.{time.time_ns()}.jsonl"
+
+    def get(self, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of `compute()`, unless it is known already."""
+        return self.get_all([key], lambda: [compute()])[0]
+
+    def get_all(self, keys: list[Any], compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The results of `compute()`, one for each key, unless all are known already."""
+        names = [digest(key) for key in keys]
+        if not all(name in self.known for name in names):
+            self._add(dict(zip(names, compute(), strict=True)))
+        return [self.known[name] for name in names]
+
+    def put(self, key: Any, result: dict[str, Any]) -> None:
+        """Keep a result in place of an earlier one."""
+        self._add({digest(key): result})
+
+    def find(self, key: Any) -> dict[str, Any] | None:
+        return self.known.get(digest(key))
+
+    def _add(self, results: dict[str, dict[str, Any]]) -> None:
+        self.known |= results
+        if not (self.folder / "about.json").is_file():
+            write_json(self.folder / "about.json", self.about)
+        with self.own.open("a", encoding="utf-8") as handle:
+            handle.write("".join(json.dumps({"key": key, **result}) + "\n" for key, result in results.items()))
+
+
+def link_folder(source: Path, out: Path) -> None:
+    """Make `out` a folder of the same files as `source`, by links where the file system can, else by copies."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.name == "about.json":
+            continue
+        try:
+            os.link(file, out / file.name)
+        except OSError:
+            shutil.copy2(file, out / file.name)
+
+
+def computing(code: str, device: str) -> dict[str, Any]:
+    """What decides the bits of a computation besides its inputs: code, torch, threads and device.
+
+    code: fingerprint of the code. device: a torch device; of a GPU the kind is named too.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    named = f"cuda: {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
+    return {"code": code, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": named}
