@@ -100,8 +100,8 @@ class Code:
             there = self.module(source)
             if original and there and original in there.definitions:
                 yield source, original
-            elif original and (whole := self.module(f"{source}.{original}")):
-                yield from [(f"{source}.{original}", attribute)] if attribute in whole.definitions else ()
+            elif self.module(whole := f"{source}.{original}".strip(".")):
+                yield from self._resolve(whole, attribute) if attribute else ()
             elif original and there and original in there.imports:  # handed on by another module
                 yield from self._resolve(source, original, attribute)
 
@@ -123,7 +123,8 @@ class _Module:
 
     def __init__(self, path: Path):
         self.path = path
-        tree = _without_docstrings(ast.parse(path.read_bytes()))
+        original = ast.parse(path.read_bytes())
+        tree = _WithoutPlaces().visit(_without_docstrings(ast.parse(path.read_bytes())))
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, tuple[str, str]] = {}
         """Local name to (module, name in that module)."""
@@ -138,7 +139,7 @@ class _Module:
                 self.at_import += names
             for name in names:
                 self.definitions.setdefault(name, []).append(node)
-        for node in ast.walk(tree):
+        for node in ast.walk(original):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 self.imports |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
             elif isinstance(node, ast.Import):
@@ -165,6 +166,16 @@ def _registers(node: ast.FunctionDef | ast.ClassDef) -> bool:
     """Whether a decorator with arguments may have put the definition on a list; `dataclass(...)` does not."""
     calls = [ast.unparse(each.func) for each in node.decorator_list if isinstance(each, ast.Call)]
     return any(call.rpartition(".")[2] not in ("dataclass", "lru_cache") for call in calls)
+
+
+class _WithoutPlaces(ast.NodeTransformer):
+    """Takes out the imports from the packages, which say where a definition stands and not what it is."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | None:
+        return ast.Pass() if node.module and node.module.partition(".")[0] in PACKAGES else node
+
+    def visit_Import(self, node: ast.Import) -> ast.stmt | None:
+        return ast.Pass() if all(alias.name.partition(".")[0] in PACKAGES for alias in node.names) else node
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import csv
 import itertools
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
+from benchmarks.references import REFERENCES
 from benchmarks.report.pages import GROUPS, SNAPSHOT_COLUMNS, page
 from benchmarks.report.publish import metrics
-from benchmarks.suite import Cell, Reference, load_suite
+from benchmarks.suite import Cell, load_suite
 from know.files import write_csv, write_json, write_text
 
 TINY = Path(__file__).parent / "suites" / "tiny.yaml"
@@ -49,7 +49,7 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe:
     """A valid row; everything may be changed."""
     line, depth = parse(arm)
     facts = {
-        "predictor": "" if arm in typing.get_args(Reference) else line,
+        "predictor": "" if arm in REFERENCES else line,
         "depth": depth,
         "fine_tune": 0,
         "learning_rate": 4e-4 if recipe == "published" else 1.6e-3,
@@ -67,14 +67,15 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe:
         "target_data": "a" * 64,
         "code": "c0de",
     }
-    place = {key: getattr(cell, key) for key in ("track", "source", "target", "network", "share", "rate", "length")}
+    place = {key: getattr(cell, key) for key in ("track", "source", "target", "network", "share", "length")}
+    place["rate"] = cell.ratio
     names = {"cell": cell.slug, "arm": arm, "trajectory": trajectory, "recipe": recipe}
     return RunRecord(**{**place, **names, **facts, **changed})
 
 
 def parse(arm: str) -> tuple[str, int]:
     """Line and depth of an arm at r = 0.5: `known_x4` is known at depth 2, `rre_global` has no depth."""
-    if arm in typing.get_args(Reference):
+    if arm in REFERENCES:
         return arm, 0
     line, _, factor = arm.rpartition("_x")
     return (line, int(factor).bit_length() - 1) if line and factor.isdigit() else (arm, 0)
@@ -83,7 +84,7 @@ def parse(arm: str) -> tuple[str, int]:
 def described_as(arm: str, group: str | None = None) -> dict:
     """What suite.json says of an arm; the group is found in `OTHERS`, else by its being a reference."""
     line, depth = parse(arm)
-    reference = arm in typing.get_args(Reference)
+    reference = arm in REFERENCES
     return {
         "name": arm,
         "summary": f"The arm {line}.",

@@ -11,7 +11,6 @@ from benchmarks import finetune
 from benchmarks.data import Split, load
 from benchmarks.finetune import (
     FineTune,
-    Memory,
     Result,
     Start,
     fine_tune,
@@ -290,82 +289,3 @@ def test_a_fingerprint_is_that_of_the_content():
         Start({name: tensor.reshape(1, *tensor.shape) for name, tensor in state.items()}),
     ]
     assert len({start.fingerprint() for start in (Start(state), *others)}) == 1 + len(others)
-
-
-# the memory
-
-
-class Work:
-    """Something to compute, and how often it was."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self) -> dict:
-        self.count += 1
-        return {"accuracy": 0.25 + self.count, "status": "ok", "loss": None}
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "deep" / "memory.jsonl"
-
-
-def test_the_same_content_is_computed_once(path):
-    memory, work = Memory(path), Work()
-    first = memory.get(["a", {"rate": 0.1}], work)
-    assert memory.get(["a", {"rate": 0.1}], work) == first
-    assert work.count == 1
-    assert memory.get(["a", {"rate": 0.2}], work) != first
-    again = Memory(path)
-    assert again.get(["a", {"rate": 0.1}], work) == first
-    assert work.count == 2
-    json.loads(path.read_text().splitlines()[-1])
-
-
-@pytest.mark.parametrize("cut", [1, 5, 60])
-def test_a_line_that_a_kill_cut_short_is_dropped(path, cut):
-    memory, work = Memory(path), Work()
-    for key in ("a", "b", "c"):
-        memory.get([key], work)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-cut])
-    again = Memory(path)
-    for key in ("a", "b"):
-        assert again.get([key], work)["accuracy"] == {"a": 1.25, "b": 2.25}[key]
-    assert work.count == 3
-    assert again.get(["c"], work)["accuracy"] == 4.25
-    assert len(path.read_text().splitlines()) == 4
-    assert all(json.loads(line) for line in path.read_text().splitlines())
-    Memory(path).get(["c"], work)
-    assert work.count == 4
-
-
-@pytest.mark.parametrize("what", ["code", "threads", "torch", "head"])
-def test_what_other_code_wrote_is_forgotten(path, what, monkeypatch):
-    work = Work()
-    Memory(path).get(["a"], work)
-    if what == "code":
-        monkeypatch.setattr(finetune, "code_hash", lambda module: "other")
-    elif what == "threads":
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    elif what == "torch":
-        monkeypatch.setattr(torch, "__version__", "0.0")
-    else:  # a kill in the very first line
-        path.write_bytes(path.read_bytes()[:10])
-    memory = Memory(path)
-    assert len(path.read_text().splitlines()) == 1
-    memory.get(["a"], work)
-    assert work.count == 2
-    assert Memory(path).get(["a"], work)
-    assert work.count == 2
-
-
-def test_an_unfinished_computation_leaves_nothing(path):
-    def fails():
-        raise KeyboardInterrupt
-
-    memory, work = Memory(path), Work()
-    with pytest.raises(KeyboardInterrupt):
-        memory.get(["a"], fails)
-    assert Memory(path).get(["a"], work) == {"accuracy": 1.25, "status": "ok", "loss": None}
