@@ -28,7 +28,22 @@ def new_app(purpose: str) -> typer.Typer:
 
 app = new_app("KNOW prediction: weights as if trained on more data, from a forgetting trajectory.")
 
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; part of the exact result. 0: torch's own choice.")]
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(help="A trajectory folder, or checkpoints (files or folders), smallest subset first."),
+]
+Method = Annotated[str, typer.Option("--method", "--predictor", help="Name of a method (see `know predictors`).")]
+Depth = Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")]
+Fractions = Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")]
+KnownFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="KNOWN's file, the folder of a meta-training or of the authors' .h5; default: the one that ships."
+    ),
+]
+Options = Annotated[list[str] | None, typer.Option("-o", help="Option of the method, as step=0.5.")]
+Seed = Annotated[int, typer.Option(help="For methods that draw random numbers.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")]
 
 
 def main() -> None:
@@ -78,9 +93,8 @@ def _threads(count: int) -> None:
 
 @app.command()
 def forget(
-    training: Annotated[
-        str,
-        typer.Argument(help="SCRIPT.py:function, your function without arguments that returns model, dataset, fit."),
+    script: Annotated[
+        str, typer.Argument(help="SCRIPT.py:function, a function without arguments that returns model, dataset, fit.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the trajectory to make.")],
     ratio: Annotated[float, typer.Option(help="r: each subset is this share of the one before.")] = 0.5,
@@ -89,49 +103,36 @@ def forget(
         str | None, typer.Option(help="Instead of ratio and length: shares of the data, as 0.25,0.5,1.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Which images the subsets have.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Make a forgetting trajectory: fine-tune your model on ever smaller nested subsets, keep every snapshot.
 
         know forget my_training.py:setup --out run/
 
     `setup()` returns what know.forget takes: the pretrained model, the dataset that it was trained on, and
-    fit(model, subset), your training function. An interrupted run is resumed by the same command.
+    fit(model, subset), your training function. The same command resumes an interrupted run, if setup() returns the
+    same weights again.
     """
-    from know import forgetting
-    from know.scripts import call, function_of
+    from know import forgetting, scripts
 
     _threads(threads)
-    answer = call(function_of(training, "TRAINING"), training, "TRAINING")
-    if not isinstance(answer, tuple) or len(answer) != 3:
-        raise KnowError(f"{training} must return model, dataset, fit; it returned {type(answer).__name__}")
-    model, dataset, fit = answer
-    chosen = _numbers(fractions, "--fractions") if fractions else None
-    made = forgetting.forget(model, dataset, fit, ratio=ratio, length=length, fractions=chosen, seed=seed, out=out)
-    print(f"{out}: a trajectory of {len(made.paths)} snapshots")
+    chosen = _numbers(fractions, "--fractions") if fractions is not None else None
+    settings = {"ratio": ratio, "length": length, "fractions": chosen, "seed": seed, "out": out}
+    made = scripts.call(lambda: forgetting.forget(*scripts.setup_of(script), **settings), script, "SCRIPT")
+    print(f"{out}: a trajectory of {len(made.paths)} snapshots; next: know predict {out} --out BETTER")
 
 
 @app.command()
 def predict(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(help="A trajectory folder, or checkpoints (files or folders), smallest subset first."),
-    ],
+    inputs: Inputs = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for weights, know_config.yml and README.md; must not exist.")
     ] = None,
-    method: Annotated[
-        str, typer.Option("--method", "--predictor", help="Name of a method (see `know predictors`).")
-    ] = "known",
-    depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
-    fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
-    known: Annotated[
-        Path | None,
-        typer.Option(
-            help="KNOWN's file, the folder of a meta-training or of the authors' .h5; default: what the package ships."
-        ),
-    ] = None,
-    option: Annotated[list[str] | None, typer.Option("-o", help="Option of the method, as step=0.5.")] = None,
+    method: Method = "known",
+    depth: Depth = 1,
+    fractions: Fractions = None,
+    known: KnownFile = None,
+    option: Options = None,
     scale: Annotated[
         str | None,
         typer.Option(help="Length of the step; 1 is the method's own. With --validate: those to try, as 0.5,1,2."),
@@ -158,8 +159,8 @@ def predict(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the tensors: shape, dtype, role, what would happen.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
+    seed: Seed = 0,
+    threads: Threads = 0,
 ) -> None:
     """Write earlier weights ("as if trained on more data") in the layout, names, shapes and dtypes of theta_0.
 
@@ -168,19 +169,17 @@ def predict(
     Reads .safetensors, folders of Hugging Face (shards too) and .pt files in weights-only mode, piece by piece.
     Normalisation parameters and buffers are copied. Fine-tune the result as you would the original.
     """
-    from know import export as prediction
+    from know import export
 
     if out is None and not dry_run:
         raise KnowError("give --out, a folder to make, or --dry-run")
-    if out is not None and os.path.lexists(out):
-        raise KnowError(f"{out} exists already; name a new folder")
+    _refuse_existing(out)
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
-    roles = [_pair(text, "--role", "PATTERN=ROLE") for text in role or []] + [
-        (pattern, "skip") for pattern in skip or []
-    ]
+    roles = [_pair(text, "--role", "PATTERN=ROLE") for text in role or []]
+    roles += [(pattern, "skip") for pattern in skip or []]
     if dry_run:
-        rows = prediction.plan(trajectory, dict(roles))
+        rows = export.plan(trajectory, dict(roles))
         for row in rows:
             print(f"{row.tensor:48} {'x'.join(map(str, row.shape)) or '-':>18} {row.dtype:9} {row.role:7} {row.action}")
         done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
@@ -190,22 +189,21 @@ def predict(
     if not validate and len(scales) > 1:
         raise KnowError("--scale takes several lengths only with --validate, which chooses among them")
     options = tuple(_option(text) for text in option or [])
-    request = prediction.Request(method, depth, scales[0], known, seed, tuple(roles), options)
-    config, changes = prediction.predict_files(trajectory, request, out, validate=validate, scales=scales, say=print)
+    request = export.Request(method, depth, scales[0], known, seed, tuple(roles), options)
+    config, changes = export.predict_files(trajectory, request, out, validate=validate, scales=scales, say=print)
     factor = config["virtual_data"]
     place = f"at depth {depth}, {factor:g} times the data" if factor else "which has no depth"
     print(f"{out}: {method} {place}")
     if changes.weights:
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
-        print(
-            f"{kept}step {step:.3g} times theta_0's length; {changes.weights:,} weights predicted, {share:.1%} changed"
-        )
+        print(f"{kept}step {step:.3g} times |theta_0|; {changes.weights:,} weights predicted, {share:.1%} changed")
     if config["learnt_from"]:
         print(f"asked: the networks that ship, meta-trained on {', '.join(config['learnt_from'])}")
 
 
 @app.command()
+@app.command(name="methods", help="The same as `predictors`.")
 def predictors(
     name: Annotated[str | None, typer.Argument(help="Name of a method; none: list them all.")] = None,
 ) -> None:
@@ -226,21 +224,15 @@ def predictors(
 
 @app.command(name="inspect")
 def inspect_(
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(help="A trajectory folder, or checkpoints, smallest subset first.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option("--method", "--predictor", help="Name of a method (see `know predictors`).")
-    ] = "known",
-    depth: Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")] = 1,
-    fractions: Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")] = None,
-    known: Annotated[
-        Path | None, typer.Option(help="KNOWN's file, or the folder of a meta-training; default: what ships.")
-    ] = None,
-    option: Annotated[list[str] | None, typer.Option("-o", help="Option of the method, as step=0.5.")] = None,
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    inputs: Inputs = None,
+    method: Method = "known",
+    depth: Depth = 1,
+    fractions: Fractions = None,
+    known: KnownFile = None,
+    option: Options = None,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and a figure; must not exist.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Take a prediction apart: does it shrink the weights, extrapolate their last movement, or neither?
 
@@ -252,10 +244,7 @@ def inspect_(
     """
     from know import inspection
 
-    if not inputs:
-        raise KnowError("give a trajectory folder, or checkpoints with --fractions")
-    if out and out.exists():
-        raise KnowError(f"{out} exists already; name a new folder")
+    _refuse_existing(out)
     _threads(threads)
     trajectory, options = _trajectory(inputs, fractions), dict(_option(text) for text in option or [])
     asked = {"known": known, "seed": seed, "out": out, **options}
@@ -271,9 +260,7 @@ def inspect_(
     if out:
         from know.drawing import draw_inspection
 
-        print(
-            f"tables{' and figure' if draw_inspection(out) else ' (no figure: matplotlib is not installed)'} in {out}"
-        )
+        print(f"tables{' and figure' if draw_inspection(out) else ' (no figure: pip install matplotlib)'} in {out}")
 
 
 @app.command()
@@ -285,25 +272,26 @@ def import_keras(
         str, typer.Option(help="released: kernels of every size go to the conv network; paper: only 3x3 ones.")
     ] = "released",
 ) -> None:
-    """Turn the authors' Keras files into a file for `know predict --known`. Needs h5py (pip install 'know[keras]')."""
-    from know.errors import unknown
-    from know.keras import MODELS
+    """Turn the authors' Keras files into a file for `know predict --known`. Needs h5py (pip install h5py)."""
     from know.known import Known
 
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
     Known.from_keras(source, model, roles=roles).save(out)
     print(f"{out}: {model}, three networks; ask it with `know predict RUN --known {out} --out BETTER`")
 
 
-def _trajectory(inputs: list[Path], fractions: str | None, key: str | None = None, strip: str = "") -> Any:
+def _refuse_existing(out: Path | None) -> None:
+    if out is not None and os.path.lexists(out):
+        raise KnowError(f"{out} exists already; name a new folder")
+
+
+def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | None = None, strip: str = "") -> Any:
     from know.trajectory import Trajectory
 
+    if not inputs:
+        raise KnowError("give a trajectory folder, or checkpoints with --fractions")
     if len(inputs) == 1:
         if fractions or key or strip:
-            raise KnowError(
-                "--fractions, --key and --strip go with several checkpoints; a trajectory folder has its own"
-            )
+            raise KnowError("--fractions, --key and --strip belong to several checkpoints, not to a trajectory folder")
         return Trajectory.load(inputs[0])
     if not fractions:
         raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 import know
 from know.checkpoints import SINGLE, Checkpoint, SafetensorsFile
 from know.errors import KnowError
-from know.files import PRETRAINED, new_folder, sha256_file, write_text
+from know.files import PACKAGE, PRETRAINED, new_folder, sha256_file, write_text
 from know.known import Models
 from know.layout import SafetensorsWriter, TorchWriter
 from know.methods import get
@@ -30,6 +31,8 @@ from know.roles import PREDICTED, Role
 from know.scripts import call, function_of
 from know.trajectory import Trajectory
 
+CARD = PACKAGE / "card.md.j2"
+"""Template of the model card."""
 _COPIED = 1 << 22  # values copied at once
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf")
 """Endings of weights: what else lies in theta_0's folder (config.json, a tokenizer) is copied."""
@@ -229,53 +232,20 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
 
 def card(trajectory: Trajectory, request: Request, config: Mapping[str, Any], changes: Changes) -> str:
     """The model card, Markdown: what this is, how it was made, what it did to the weights, what is known of it."""
+    import jinja2  # comes with torch
+
     rows = plan(trajectory, dict(request.roles))
-    counts = {role: sum(row.role == role for row in rows) for role in ("conv", "fc", "bias", "norm", "buffer", "skip")}
-    numel = sum(trajectory.meta[row.tensor].numel() for row in rows)
-    share = f"{changes.changed / changes.weights:.1%}" if changes.weights else "none"
-    step = "none" if changes.step is None else f"{changes.step:.4g}"
-    factor = config["virtual_data"]
-    meant = f", meant as weights trained on {factor:g} times the data" if factor and request.scale == 1 else ""
-    snapshots = ", ".join(f"`{entry['file']}`" for entry in config["inputs"])
-    lines = [
-        "---",
-        "tags: [know-prediction, weight-prediction]",
-        "---",
-        "",
-        "# Predicted weights",
-        "",
-        f"Made by `know` {config['know']}, not by training: method **{request.method}**"
-        + (f" at depth {request.depth}" if factor else "")
-        + f"{meant}, from {len(trajectory.fractions)} snapshots of a forgetting trajectory ({snapshots}; fractions of"
-        f" the data {', '.join(f'{fraction:g}' for fraction in trajectory.fractions)}). `know_config.yml` holds all"
-        " settings, and the hashes of snapshots and networks.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| weights | {numel:,}, of which {changes.weights:,} were predicted |",
-        f"| tensors by role | {', '.join(f'{count} {role}' for role, count in counts.items() if count)} |",
-        f"| length of the step, relative to theta_0 | {step} |",
-        f"| scale of the step | {request.scale:g} |",
-        f"| predicted weights that differ from theta_0 in its dtype | {share} |",
-    ]
-    if "validate" in config:
-        tried = ", ".join(f"{scale:g}: {value:g}" for scale, value in config["validate"]["values"].items())
-        lines += [
-            f"| tried on `{config['validate']['function']}`, scale: value | {tried} |",
-            "",
-            "The scale was chosen as the best of those, so its value is optimistic: judge it on other data.",
-        ]
-    lines += [
-        "",
-        "**Use.** It has the names, shapes and dtypes of theta_0: load it in its place and fine-tune as you would have"
-        " fine-tuned that. Normalisation parameters, buffers and skipped tensors are theta_0's, bit for bit.",
-        "",
-        "**Limits.** That it is better than theta_0 is not known. In this project's benchmark most of the method's gain"
-        " at a fixed learning rate is what a larger learning rate gives too, and little is left where the rate is tuned"
-        " for both. So tune the learning rate of theta_0 as well, and compare with that.",
-        "",
-    ]
-    return "\n".join(lines)
+    counts = {role: sum(row.role == role for row in rows) for role in typing.get_args(Role)}
+    template = jinja2.Template(CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
+    return (
+        template.render(
+            config={"validate": None, **config},
+            changes=changes,
+            weights=sum(trajectory.meta[row.tensor].numel() for row in rows),
+            roles=", ".join(f"{count} {role}" for role, count in counts.items() if count),
+        )
+        + "\n"
+    )
 
 
 def _scaled(request: Request, scale: float) -> Request:

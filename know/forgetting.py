@@ -56,7 +56,8 @@ def forget(
         raise KnowError(f"the smallest subset, {fractions[0]:g} of {len(dataset)} images, is empty")
     out = Path(out)
     settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": _source_of(fit), **(facts or {})}
-    fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code_hash("know.forgetting:forget")})
+    code = code_hash("know.forgetting:forget")
+    fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})
     if (out / "manifest.json").is_file():
         trajectory = Trajectory.load(out)
         if trajectory.manifest.get("fingerprint") != fingerprint:

@@ -20,7 +20,7 @@ from know.keras import LENGTH
 from know.known import Known, Models
 from know.methods import differences_gram
 from know.prediction import predict
-from know.roles import PREDICTED, roles
+from know.roles import PREDICTED, only_predicted, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -70,9 +70,8 @@ def decompose(step: Tensor, theta_0: Tensor, last: Tensor) -> tuple[Tensor, Tens
 def steps(trajectory: Trajectory, weights: State) -> list[Parts]:
     """The step from theta_0 to `weights` taken apart: every predicted tensor, then every role, then `all`."""
     theta_0, theta_1 = trajectory.states[-1], trajectory.states[-2]
-    tensors = {name: role for name, role in roles(theta_0).items() if role in PREDICTED}
     rows, sums = [], {}
-    for name, role in tensors.items():
+    for name, role in only_predicted(roles(theta_0)).items():
         now, before, moved = (state[name].double().flatten() for state in (theta_0, theta_1, weights))
         step = moved - now
         parts, coefficients = decompose(step, now, now - before)
@@ -95,10 +94,9 @@ def movement(trajectory: Trajectory) -> list[dict[str, Any]]:
     """The trajectory's own movement: per role and difference theta_k - theta_{k+1}, its size relative to |theta_0| and
     its cosine with the difference before it in forgetting, theta_{k-1} - theta_k (none for k = 0).
     """
-    role_of = roles(trajectory.theta_0)
-    rows = []
+    role_of, rows = only_predicted(roles(trajectory.theta_0)), []
     for role in (*PREDICTED, "all"):
-        names = [n for n, r in role_of.items() if r == role or (role == "all" and r in PREDICTED)]
+        names = [name for name, own in role_of.items() if role in (own, "all")]
         if not names:
             continue
         gram = torch.stack([differences_gram(trajectory.window(name)) for name in names]).sum(0)
@@ -124,8 +122,8 @@ def histories(theta_0: Tensor, length: int = LENGTH) -> dict[str, Tensor]:
     noise = 0.05 * torch.randn((DRAWS, len(theta_0), length), generator=generator)
     noise[..., -1] = 0
     changes = {"constant": 0 * even, "rising": -0.2 * even, "saturating": -0.2 * halving}
-    found = {name: (theta_0[:, None] * (1 + change))[None] for name, change in changes.items()}  # (1, A, S)
-    return {**found, "noisy": theta_0[:, None] * (1 + noise)}
+    exact = {name: (theta_0[:, None] * (1 + change))[None] for name, change in changes.items()}  # (1, A, S)
+    return {**exact, "noisy": theta_0[:, None] * (1 + noise)}
 
 
 def responses(networks: dict[str, Known]) -> Iterator[dict[str, Any]]:
@@ -156,14 +154,14 @@ def inspect_trajectory(
     """
     models = Models(known)
     weights = predict(trajectory, method, depth, known=models, seed=seed, **options)
-    found = steps(trajectory, weights)
+    rows = steps(trajectory, weights)
     if out:
         with resumable_folder(out, "") as folder:
-            write_table(folder / "steps.csv", map(asdict, found), PARTS)
+            write_table(folder / "steps.csv", map(asdict, rows), PARTS)
             write_table(folder / "movement.csv", movement(trajectory), MOVEMENT)
             model = method if method in ("released", "wnn") else "known"
             write_table(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
-    return found
+    return rows
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:

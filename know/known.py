@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from know import keras as released
-from know import kernel
+from know import keras
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError, unknown
 from know.files import PRETRAINED
@@ -99,17 +99,17 @@ class Known:
     def residual(self, window: Tensor, role: str, chunk: int | None = None) -> Tensor:
         """The predicted step theta_{-1} - theta_0, float32 (N,), of windows (N, S) of a role.
 
-        Large windows on the CPU are left to `know.kernel` where numba is installed, since that pays for loading it; all
-        else, and all with a given `chunk`, is computed by the module in chunks that stay in the processor's cache, or
-        keep a GPU busy. Raises KnowError for a wrong S or role.
+        Large windows on the CPU are left to `know.fast` where numba is installed, since they are worth the time that
+        numba takes to load. All others, and all windows with a given `chunk`, are computed by the module, in chunks
+        that stay in the processor's cache or keep a GPU busy. Raises KnowError for a wrong S or role.
         """
         if role not in self.nets or window.ndim != 2 or window.shape[1] != self.length:
             roles = "/".join(self.nets)
             raise KnowError(f"KNOWN takes windows (N, {self.length}) of {roles}, got {tuple(window.shape)} of {role!r}")
         net, answers, cpu = self.nets[role], [], window.device.type == "cpu"
-        compiled = chunk is None and cpu and len(window) >= LARGE and kernel.available()
-        ask = functools.partial(kernel.steps, net) if compiled else net
-        for part in window.float().split(chunk or (1 << 20 if compiled else 1 << 14 if cpu else 1 << 18)):
+        fast = compiled() if chunk is None and cpu and len(window) >= LARGE else None
+        ask = functools.partial(fast.steps, net) if fast else net
+        for part in window.float().split(chunk or (1 << 20 if fast else 1 << 14 if cpu else 1 << 18)):
             if self.scaling == "none":
                 answers.append(ask(part))
                 continue
@@ -150,12 +150,11 @@ class Known:
         roles: "released" as their script asks them, or "paper" as their data page says. The released WNN adds its
         answer for biases to the unscaled value; here it is added to the scaled one, as for the other two roles.
         """
-        if model not in released.MODELS:
-            raise unknown("model of the authors", model, released.MODELS)
+        if model not in keras.MODELS:
+            raise unknown("model of the authors", model, keras.MODELS)
         if roles not in ("paper", "released"):
             raise unknown("rule of roles", roles, ("paper", "released"))
-        files = {role: Path(folder) / f"{released.MODELS[model]}_{end}.h5" for role, end in released.ROLES.items()}
-        nets = {role: _read_keras(path) for role, path in files.items()}
+        nets = {role: _from_arrays(path) for role, path in keras.files(folder, model).items()}
         facts = {"data": ["mnist", "fashion_mnist", "cifar10"], "model": model, "roles": roles}
         return cls(nets, {**facts, "scaling": "wnn" if model == "wnn" else "none"})
 
@@ -164,8 +163,8 @@ class Known:
         """Networks that the package ships; each group has its card in know/pretrained/GROUP/LENGTH/README.md."""
         path = PRETRAINED / group / str(length) / "known.safetensors"
         if not path.is_file():
-            found = sorted(f"{path.parent.parent.name}, {path.parent.name}" for path in PRETRAINED.glob("*/*/known.*"))
-            raise unknown("shipped networks", f"{group}, {length}", found)
+            shipped = [f"{path.parent.parent.name}, {path.parent.name}" for path in PRETRAINED.glob("*/*/known.*")]
+            raise unknown("shipped networks", f"{group}, {length}", shipped)
         return cls.load(path)
 
 
@@ -173,79 +172,74 @@ class Models:
     """Meta-learned models by name, read when first asked for.
 
     known, scaled: `Known`, from `<name>.safetensors`. meta_linear: its coefficients, tensors by role. All from one
-    folder, by default what the package ships. released, wnn: the authors', from the folder in KNOW_REFERENCE.
+    folder, by default the one that the package ships. released, wnn: the authors', from the folder in KNOW_REFERENCE.
     shipped/GROUP/S: what the package ships, whatever the folder.
 
-    given: a `Known` (then it is the only one), its file (the others are looked for beside it), a folder, one with the
-    authors' Keras files too, or a mapping of names to models.
+    given: a `Known` (then it is the only model), its file (the others are looked for beside it), a folder, which may
+    also hold the authors' Keras files, or a mapping of names to models.
     """
 
     def __init__(self, given: Known | Models | Mapping[str, Any] | Path | str | None = None):
         self.folder: Path | None = None
-        self.found: dict[str, Any] = {}
+        self.models: dict[str, Any] = {}
         self.files: dict[str, list[Path]] = {}
         """Files that were read, by model."""
         if isinstance(given, Known):
-            self.found = {"known": given}
+            self.models = {"known": given}
         elif isinstance(given, Models):
-            self.folder, self.found, self.files = given.folder, given.found, given.files
+            self.folder, self.models, self.files = given.folder, given.models, given.files
         elif isinstance(given, Mapping):
-            self.found = dict(given)
+            self.models = dict(given)
         else:
             path = PRETRAINED / "general" / "5" if given is None else Path(given)
             self.folder = path if path.is_dir() else path.parent
             if not path.is_dir():
-                self.found, self.files = {"known": Known.load(path)}, {"known": [path]}
+                self.models, self.files = {"known": Known.load(path)}, {"known": [path]}
 
     def __getitem__(self, name: str) -> Any:
-        """The model of that name; KnowError if it is unknown or not to be had here, with the reason."""
-        if name not in self.found:
-            self.found[name] = self._read(name)
-        return self.found[name]
+        """The model of that name; KnowError with the reason if it is unknown or cannot be had here."""
+        if name not in self.models:
+            self.models[name] = self._read(name)
+        return self.models[name]
 
     def _read(self, name: str) -> Any:
-        if name in released.MODELS:
-            if reason := released.missing(name):
+        if name in keras.MODELS:
+            if reason := keras.missing(name):
                 raise KnowError(f"the model {name!r} is not available: {reason}")
-            self.files[name] = released.paths(name)
+            self.files[name] = keras.paths(name)
             return Known.from_keras(self.files[name][0].parent, name)
         if name.startswith("shipped/"):
             _, group, length = name.split("/")
             return Known.pretrained(group, int(length))
         if name not in ("known", "scaled", "meta_linear"):
-            raise unknown("model", name, ("known", "scaled", "meta_linear", *released.MODELS))
+            raise unknown("model", name, ("known", "scaled", "meta_linear", *keras.MODELS))
         if self.folder is None:
             raise KnowError(f"no model {name!r} was given beside KNOWN; give the folder of a meta-training instead")
         path = self.folder / f"{name}.safetensors"
-        keras = [self.folder / f"KNOWN_{end}.h5" for end in released.ROLES.values()]
-        if name == "known" and not path.is_file() and all(file.is_file() for file in keras):
-            self.files[name] = keras
+        authors = list(keras.files(self.folder, "released").values())
+        if name == "known" and not path.is_file() and all(file.is_file() for file in authors):
+            self.files[name] = authors
             return Known.from_keras(self.folder)
         model = load_state(path) if name == "meta_linear" else Known.load(path)
         self.files[name] = [path]
         return model
 
 
-def _read_keras(path: Path) -> KnownNet:
-    """One role network from a Keras 2 file: layers `dense*` in the order of their numbers, kernels stored (in, out)."""
+def compiled() -> ModuleType | None:
+    """The compiled prediction, `know.fast`; None where numba is not installed."""
     try:
-        import h5py
-    except ImportError as error:
-        raise KnowError("reading Keras files needs h5py: pip install 'know[keras]'") from error
-    layers = ("first", "squeeze", "shift", "amplitude", "rate", "last")
-    names = [*(f"{s}.{layer}" for s in ("values", "differences") for layer in layers), "out"]
+        from know import fast
+    except ImportError:
+        return None
+    return fast
+
+
+def _from_arrays(path: Path) -> KnownNet:
+    """One role's network from a Keras file."""
+    state = {name: torch.from_numpy(array) for name, array in keras.read(path).items()}
     try:
-        with h5py.File(path) as archive:
-            kernels: list[str] = []
-            archive.visit(lambda name: kernels.append(name) if name.endswith("kernel:0") else None)
-            kernels.sort(key=lambda name: int(name.split("/")[0].partition("_")[2] or 0))
-            state = {}
-            for name, kernel in zip(names, kernels, strict=True):
-                state[f"{name}.weight"] = torch.from_numpy(archive[kernel][()].T.copy())
-                state[f"{name}.bias"] = torch.from_numpy(archive[kernel.replace("kernel", "bias")][()])
         net = KnownNet(state["values.first.weight"].shape[1])
         net.load_state_dict(state)
-    except (OSError, LookupError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise KnowError(f"{path} is missing or is not one of the authors' Keras files ({reason})") from error
+    except (LookupError, RuntimeError) as error:
+        raise keras.unreadable(path, error) from error
     return net

@@ -1,4 +1,4 @@
-"""From a trajectory to earlier weights: any method, asked tensor by tensor, in memory that no size of model changes."""
+"""From a trajectory to earlier weights: a method is asked tensor by tensor, and a large tensor in pieces."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from know.checkpoints import State
 from know.errors import KnowError
 from know.known import Known, Models
 from know.methods import Method, TensorInfo, differences_gram, get, recurse
-from know.roles import PREDICTED, Role
+from know.roles import Role, only_predicted
 from know.trajectory import LARGE, Trajectory, finite
 
 PIECE = LARGE
-"""Weights that are asked about at once, where a method is elementwise: 1 MB of each snapshot, for the cache."""
-
-
+"""Weights that an elementwise method is asked about at once: 1 MB of each snapshot, which fits into the cache."""
 MOST = 100
-"""Decimal digits of the factor on the data that a depth may stand for; numbers end at 308."""
+"""Decimal digits of the factor on the data that a depth may stand for; float64 has no numbers beyond 308."""
 
 
 class Overflow(KnowError):
@@ -62,12 +60,13 @@ def predict(
 ) -> State:
     """Weights `depth` steps before theta_0: a full state_dict in the names, shapes and dtypes of theta_0.
 
-    method: a name from `know.methods.names()`; options: its keyword options.
-    depth: recursions; at rate r, depth n stands for r^-n times the data.
-    known: the KNOWN to ask, its file, or the folder of a meta-training; default what the package ships.
+    method: a name from `know.methods.names()`; `predictor`, the keyword of earlier versions, is another name for it.
+    options: keyword options of the method.
+    depth: recursions; at the ratio r, depth n stands for r^-n times the data.
+    known: the KNOWN to ask, its file, or the folder of a meta-training; by default the one that the package ships.
     seed: for methods that draw random numbers.
-    scale: length of the step; 1 is the method's own, 0 theta_0.
-    roles: pattern of names to role, where the rule of `know.trajectory.roles` is not wanted; "skip" to leave alone.
+    scale: length of the step; 1 is the method's own length, 0 gives theta_0.
+    roles: pattern of names to role, where the rule of `know.roles.roles` is not wanted; "skip" leaves a tensor alone.
 
     Normalisation parameters and buffers are those of theta_0. Raises KnowError for a wrong name, option or depth, a
     history of another length than KNOWN's, missing or mis-shaped tensors, and values that are not finite (`Overflow`
@@ -96,13 +95,13 @@ def pieces(
     roles: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Iterator[Piece]:
-    """As `predict`, run by run in the order of theta_0's file, in memory that no size of tensor changes.
+    """As `predict`, run by run in the order of theta_0's file.
 
-    That is where the method is elementwise; others need all of a tensor at once. Tensors that are not predicted, or
-    share their values with another one, are not among the pieces. Hashes are the caller's to check
-    (`Trajectory.verify`), when everything was read.
+    An elementwise method is asked about a large tensor in pieces, any other method about all of it at once. Tensors
+    that are not predicted, or that share their values with another one, are not among the pieces. The caller checks
+    the hashes (`Trajectory.verify`) when everything was read.
     """
-    chosen = get(method)
+    chosen = get(options.pop("predictor", method))
     if not math.isfinite(scale):
         raise KnowError(f"the scale of the step must be a number, got {scale:g}")
     for info, start, window, values in _answers(trajectory, chosen, depth, known, seed, options, roles):
@@ -110,15 +109,15 @@ def pieces(
         moved = values if scale == 1 else theta_0 + scale * (values - theta_0)
         piece = Piece(info.name, info.role, start, theta_0, moved.to(trajectory.meta[info.name].dtype))
         if not finite(piece.answer.float()):
-            raise overflow(method, info, window)
+            raise overflow(chosen.name, info, window)
         yield piece
 
 
 def predicted(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> dict[str, Role]:
     """Names and roles of the tensors that methods are asked about; given: as `roles` of `predict`."""
     tied, meta = trajectory.checkpoints[-1].tied, trajectory.meta
-    found = trajectory.roles(given).items()
-    return {name: role for name, role in found if role in PREDICTED and name not in tied and meta[name].numel()}
+    roles = only_predicted(trajectory.roles(given))
+    return {name: role for name, role in roles.items() if name not in tied and meta[name].numel()}
 
 
 def overflow(method: str, info: TensorInfo, window: Tensor) -> Overflow:
@@ -181,14 +180,10 @@ def _asked(
     def whole() -> Tensor:
         return torch.stack([differences_gram(trajectory.window(name)) for name in tensors]).sum(0)
 
-    with contextlib.closing(_windows(trajectory, list(tensors), size, ahead=pieces)) as found:
-        for name, start, window in found:
-            shape = tuple(meta[name].shape)
-            yield (
-                TensorInfo(name, shape, tensors[name], trajectory.fractions, depth, models, seed, whole),
-                start,
-                window,
-            )
+    with contextlib.closing(_windows(trajectory, list(tensors), size, ahead=pieces)) as runs:
+        for name, start, window in runs:
+            facts = (name, tuple(meta[name].shape), tensors[name], trajectory.fractions)
+            yield TensorInfo(*facts, depth, models, seed, whole), start, window
 
 
 def _windows(

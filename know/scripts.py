@@ -20,35 +20,48 @@ def function_of(spec: str, option: str) -> Callable[..., Any]:
     path = Path(script)
     if not colon or not path.is_file():
         raise KnowError(f"{option} {spec!r}: write it as SCRIPT.py:function, with a script that exists")
-    found = importlib.util.spec_from_file_location(f"know_script_{path.stem}", path)
-    if found is None or found.loader is None:
+    source = importlib.util.spec_from_file_location(f"know_script_{path.stem}", path)
+    if source is None or source.loader is None:
         raise KnowError(f"{option} {spec!r}: {path} is no Python script")
-    module = importlib.util.module_from_spec(found)
+    module = importlib.util.module_from_spec(source)
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[module.__name__] = module  # where dataclasses, pickles and worker processes look for it
-    try:
-        found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise _theirs(spec, option, error) from error
+    call(lambda: source.loader.exec_module(module), spec, option)
     if not callable(getattr(module, name, None)):
         raise KnowError(f"{option} {spec!r}: {path} has no function {name!r}")
     return getattr(module, name)
 
 
+def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any]]:
+    """What the user's function for `know forget` returns: model, dataset and fit; KnowError if it returns no such."""
+    answer = call(function_of(spec, "SCRIPT"), spec, "SCRIPT")
+    if not isinstance(answer, tuple | list) or len(answer) != 3:
+        count = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
+        raise KnowError(f"SCRIPT {spec!r}: the function must return model, dataset, fit; it returned {count}")
+    for value, name, needed in zip(
+        answer,
+        ("model", "dataset", "fit"),
+        (("state_dict", "load_state_dict"), ("__len__", "__getitem__"), ("__call__",)),
+        strict=True,
+    ):
+        lacking = [attribute for attribute in needed if not hasattr(value, attribute)]
+        if lacking:
+            kind = type(value).__name__
+            raise KnowError(f"SCRIPT {spec!r}: {name}, a {kind}, has no {lacking[0]}; return model, dataset, fit")
+    return tuple(answer)
+
+
 def call(function: Callable[..., Any], spec: str, option: str, *arguments: Any) -> Any:
-    """What the user's function answers; KnowError with the line of their script where it fails."""
+    """What a function answers that runs the user's script; KnowError with the line of the script where it fails."""
     try:
         return function(*arguments)
+    except KnowError:
+        raise
     except (Exception, SystemExit) as error:
-        raise _theirs(spec, option, error) from error
-
-
-def _theirs(spec: str, option: str, error: BaseException) -> KnowError:
-    """An error in the user's script, with the last line of that script it passed."""
-    line, trace = None, error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename.endswith(Path(spec.rpartition(":")[0]).name):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    place = f" in line {line}" if line else ""
-    return KnowError(f"{option} {spec!r} failed{place}: {type(error).__name__}: {error}")
+        line, trace, script = None, error.__traceback__, Path(spec.rpartition(":")[0]).name
+        while trace:
+            if trace.tb_frame.f_code.co_filename.endswith(script):
+                line = trace.tb_lineno  # the last line of the script that the error has passed
+            trace = trace.tb_next
+        place = f" in line {line}" if line else ""
+        raise KnowError(f"{option} {spec!r} failed{place}: {type(error).__name__}: {error}") from error

@@ -18,7 +18,7 @@ NAMES = {
     "keras": "released Keras network, `model.predict`, batches of 100,000",
     "torch": "`know` without numba: torch, chunks of 16,384",
     "torch.compile": "the same module under `torch.compile`",
-    "know": "**`know`**: compiled kernel (`know/kernel.py`)",
+    "know": "**`know`**: compiled kernel (`know/fast.py`)",
 }
 
 

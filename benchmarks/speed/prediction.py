@@ -31,10 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this scr
 
 import _table
 
-from know import keras as released
-from know import kernel
+from know import keras
 from know.files import write_json
-from know.known import Known, KnownNet
+from know.known import Known, KnownNet, compiled
 
 HERE, WORK = Path(__file__).parent, Path(__file__).parents[2] / "work" / "speed"
 COUNT, CHUNK, REPEATS, THREADS = 1 << 20, 16384, 7, (2, 1)
@@ -56,7 +55,7 @@ class Keras:
 
     def __init__(self, python: Path, threads: int):
         self.folder = WORK / f"keras-{threads}"
-        command = [python, HERE / "_keras.py", self.folder, released.paths("released")[0], str(threads)]
+        command = [python, HERE / "_keras.py", self.folder, keras.paths("released")[0], str(threads)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self.process = subprocess.Popen(list(map(str, command)), **pipes)
         self.versions = self._read()
@@ -81,7 +80,7 @@ class Keras:
 
 def keras_python() -> tuple[Path | None, str | None]:
     """Interpreter of an environment with tensorflow-cpu, made if need be; or None and why not."""
-    if reason := released.missing("released"):
+    if reason := keras.missing("released"):
         return None, reason
     python = WORK / "keras" / "bin" / "python"
     probe = [python, "-c", "import tensorflow, tf_keras"]
@@ -117,7 +116,7 @@ def floor_rates() -> dict[str, float]:
 def machine() -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    packages = ("torch", "numpy", "numba") if kernel.available() else ("torch", "numpy")
+    packages = ("torch", "numpy", "numba") if compiled() else ("torch", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "processor": named[0] if named else platform.processor() or platform.machine(),
@@ -139,8 +138,8 @@ def main() -> None:
     began, others = time.perf_counter(), used() if Path("/proc/stat").is_file() else None
     python, no_keras = keras_python()
     window, skipped = windows(COUNT), {}
-    theirs = not released.missing("released")
-    known = Known.from_keras(released.paths("released")[0].parent) if theirs else Known.pretrained("general", 5)
+    theirs = not keras.missing("released")
+    known = Known.from_keras(keras.paths("released")[0].parent) if theirs else Known.pretrained("general", 5)
     net, about = known.nets["conv"], machine()
     contestants: dict[str, Callable[[int], float]] = {}
     answers: dict[str, Callable[[], Tensor]] = {}
@@ -151,11 +150,11 @@ def main() -> None:
 
     enter("torch", lambda: known.residual(window, "conv", chunk=CHUNK))
     if shutil.which(os.environ.get("CXX", "g++")):
-        compiled = torch.compile(copy.deepcopy(net), dynamic=False)
-        enter("torch.compile", lambda: chunked(compiled, window))
+        faster = torch.compile(copy.deepcopy(net), dynamic=False)
+        enter("torch.compile", lambda: chunked(faster, window))
     else:
         skipped["torch.compile"] = "there is no C++ compiler"
-    if kernel.available():
+    if compiled():
         enter("know", lambda: known.residual(window, "conv"))
     else:
         skipped["know"] = "numba is not installed"

@@ -63,9 +63,9 @@ def turn(way: str, paths: list[str]) -> None:
     torch.set_num_threads(THREADS)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
     before = status("VmRSS")
-    from know import compiled  # noqa: F401  a process compiles or loads it once
+    from know import fast  # noqa: F401  a process compiles or loads it once
     from know.export import Request, predict_files
-    from know.methods import predict
+    from know.prediction import predict
     from know.trajectory import Trajectory
 
     trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)
