@@ -1,5 +1,6 @@
 # make results [SUITE=smoke]   set up .venv and run a suite: tables and figures appear in results/<suite>/
-# make test                    the tests
+# make test                    the tests, without those that are marked as slow
+# make test-all                all tests
 # make slurm                   the workflow on a real Slurm of one node; as root on Debian, else skipped with the reason
 # make pretrained              train the networks that ship anew (benchmarks/metatraining.yaml); needs KNOW_DATA
 # make lint                    what continuous integration checks besides
@@ -11,13 +12,16 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 INSTALLED := .venv/.installed
 
-.PHONY: results test slurm lint pretrained lock clean
+.PHONY: results test test-all slurm lint pretrained lock clean
 
 results: $(INSTALLED)
 	snakemake --cores $(CORES) --config suite=$(SUITE)
 	@echo "Tables and figures: results/$(SUITE)/README.md"
 
 test: $(INSTALLED)
+	pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(INSTALLED)
 	pytest -n 2 --dist loadfile
 
 slurm: $(INSTALLED)

@@ -38,7 +38,7 @@ def fit(model: nn.Module, subset, epochs: int = 3, learning_rate: float = 1e-3) 
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     order = torch.Generator().manual_seed(len(subset))
     for _ in range(epochs):
-        for images, labels in DataLoader(subset, batch_size=32, shuffle=True, generator=order):
+        for images, labels in DataLoader(subset, batch_size=64, shuffle=True, generator=order):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
@@ -49,7 +49,7 @@ def setup() -> tuple[nn.Module, TensorDataset, object]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     train, _ = load()
-    fit(model, train, epochs=20, learning_rate=3e-3)
+    fit(model, train, epochs=10, learning_rate=3e-3)
     return model, train, fit
 
 
