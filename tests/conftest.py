@@ -1,72 +1,31 @@
-"""What several test files share: one thread, the digits, a tiny real trajectory, networks with random weights."""
+"""Fixtures that several test files share: a tiny real trajectory, networks with random weights, files."""
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from tiny import FRACTIONS, random_known, setup
 
 import know
-from benchmarks.data import load
-from benchmarks.suite import Recipe
-from benchmarks.training import deterministic, train
 from know.checkpoints import save_state
-from know.known import Known, KnownNet, Models
+from know.known import Known, Models
 from know.roles import PREDICTED
 from know.trajectory import Trajectory
 
-REPOSITORY = Path(__file__).parents[1]
-FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-
 
 def pytest_configure():
-    deterministic(1)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    return REPOSITORY
+    return Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def digits():
-    """5 classes, 656 training images of 8x8."""
-    return load("digits:0-4")
-
-
-@pytest.fixture(scope="session")
-def trained_mlp(digits) -> nn.Module:
-    """theta_0: an MLP that has learnt the digits 0 to 4. Copy it before training on."""
-    from benchmarks.networks import build
-
-    model = build("mlp", digits.shape, len(digits.classes), seed=1)
-    train(model, digits, digits.train, Recipe(epochs=2, learning_rate=3e-3, batch_size=64), seed=1)
-    return model
-
-
-@pytest.fixture(scope="session")
-def trajectory(digits, trained_mlp, tmp_path_factory) -> Trajectory:
+def trajectory(tmp_path_factory) -> Trajectory:
     """A real forgetting trajectory of 5 snapshots, made with `know.forget`."""
-    recipe = Recipe(epochs=1, learning_rate=3e-3, batch_size=64)
-
-    def fit(model, split):
-        train(model, digits, split, recipe, seed=len(split))
-
-    out = tmp_path_factory.mktemp("forgetting") / "run"
-    return know.forget(copy.deepcopy(trained_mlp), digits.train, fit, out=out)
-
-
-def random_known(seed: int, length: int = 5, **facts) -> Known:
-    """KNOWN at its initial weights, with biases too, so that no answer is zero."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        nets = {role: KnownNet(length) for role in PREDICTED}
-        for net in nets.values():
-            for name, parameter in net.named_parameters():
-                if name.endswith("bias"):
-                    nn.init.uniform_(parameter, -0.1, 0.1)
-    return Known(nets, {"trained": False, **facts})
+    return know.forget(*setup(), out=tmp_path_factory.mktemp("forgetting") / "run")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +45,7 @@ def overflowing() -> Known:
 
 @pytest.fixture(scope="session")
 def models(hyper) -> Models:
-    """Every model that a predictor may ask, with random weights; stand-ins for the authors' too."""
+    """Every model that a method may ask, with random weights; stand-ins for those of the authors too."""
     dice = torch.Generator().manual_seed(4)
     terms = {f"{role}{end}": 4 + bool(end) for role in PREDICTED for end in ("", ".theta_0")}
     return Models(

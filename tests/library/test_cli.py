@@ -1,6 +1,7 @@
 """The command line: its help, what it writes, and one line with the culprit for every wrong input."""
 
 import contextlib
+import csv
 import errno
 import os
 import pickle
@@ -11,36 +12,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
+import tiny
 import torch
 import typer
 import yaml
 from safetensors.torch import load_file, save_file
+from tiny import GIVEN, call
 
 import know
-from know import cli, inspection
-from know import methods as predictors
+from know import cli, inspection, methods
 from know.checkpoints import load_state, save_state
-from know.files import sha256_file
-from know.known import PRETRAINED
+from know.files import PRETRAINED, sha256_file
 
-TINY = Path(__file__).parents[1] / "suites" / "tiny.yaml"
-CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
 COMMANDS = typer.main.get_command(cli.app).commands
-ALL_FRACTIONS = "0.0625,0.125,0.25,0.5,1"
-
-
-def call(*arguments: object) -> int:
-    """Run `know` in this process as its entry point does; the exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["know", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return 0 if end.code is None else end.code
-    return 0
+SETUP = f"{tiny.__file__}:setup"
 
 
 @pytest.fixture
@@ -106,18 +92,7 @@ def test_help_names_every_option(command, capsys, monkeypatch):
 def test_help_names_every_command(capsys):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert {
-        "data",
-        "forget",
-        "metatrain",
-        "predict",
-        "predictors",
-        "inspect",
-        "import-keras",
-        "transfer",
-        "report",
-        "verify",
-    } <= set(COMMANDS)
+    assert set(COMMANDS) == {"forget", "predict", "predictors", "methods", "inspect", "import-keras"}
     assert all(command in shown for command in COMMANDS)
 
 
@@ -135,56 +110,135 @@ finally:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-# forget and predict
+# forget
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A trajectory made on the command line."""
-    out = tmp_path_factory.mktemp("made") / "run"
-    sizes = ["--epochs", 1, "--pretrain-epochs", 1, "--batch-size", 128]
-    assert call("forget", "--dataset", "digits", "--network", "mlp", *sizes, "--out", out) == 0
-    return out
+SCRIPT = """
+import tiny
 
 
-def test_forget_makes_a_trajectory(made):
-    trajectory = know.Trajectory.load(made)
-    assert trajectory.fractions == (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
-    assert trajectory.manifest["network"] == "mlp"
-    assert len({path.read_bytes() for path in trajectory.paths}) == 5
+def fit(model, subset):
+    tiny.fit(model, subset)
 
 
-def test_forget_takes_given_weights(made, tmp_path):
-    weights = made / "s0.safetensors"
-    arguments = ["--dataset", "digits", "--network", "mlp", "--weights", weights, "--length", 2, "--rate", 0.25]
-    assert call("forget", *arguments, "--out", tmp_path / "run") == 0
-    trajectory = know.Trajectory.load(tmp_path / "run")
-    assert trajectory.fractions == (0.25, 1)
-    assert all(torch.equal(tensor, load_state(weights)[name]) for name, tensor in trajectory.theta_0.items())
+def setup():
+    return *tiny.setup()[:2], fit
+"""
 
 
-def test_a_folder_and_its_files_give_the_same_weights_as_the_library(place, made, hyper):
+def test_forget_makes_the_trajectory_of_the_library_and_makes_it_once(place, trajectory, folder_bytes, capsys):
+    for _ in range(2):
+        assert call("forget", SETUP, "--out", "made") == 0
+        assert capsys.readouterr().out == "made: a trajectory of 5 snapshots; next: know predict made --out BETTER\n"
+        assert folder_bytes(Path("made")) == folder_bytes(trajectory.paths[0].parent)
+
+
+def test_forget_passes_its_settings_on(place):
+    assert call("forget", SETUP, "--length", 2, "--ratio", 0.25, "--seed", 3, "--out", "a") == 0
+    assert call("forget", SETUP, "--fractions", "0.25,1", "--seed", 3, "--out", "b") == 0
+    for made in map(know.Trajectory.load, "ab"):
+        assert made.fractions == (0.25, 1)
+        expected = know.forget(*tiny.setup(), ratio=0.25, length=2, seed=3, out="c")
+        assert tiny.equal(made.states[0], expected.states[0])
+
+
+def test_an_interrupted_forget_is_resumed_by_the_same_command(place, monkeypatch, capsys, folder_bytes):
+    Path("mine.py").write_text(SCRIPT)
+    assert call("forget", "mine.py:setup", "--out", "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "fit", _interrupted_at(160))
+        assert call("forget", "mine.py:setup", "--out", "made") == 130
+    assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"
+    assert not Path("made").exists()
+    assert sorted(path.name for path in Path("made.partial").glob("s*")) == ["s0.safetensors", "s1.safetensors"]
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "fit", lambda model, subset, fit=tiny.fit: seen.append(len(subset)) or fit(model, subset))
+        assert call("forget", "mine.py:setup", "--out", "made") == 0
+    assert seen == [640, 160, 80, 40]  # theta_0, which setup() trains, and what was left to do
+    assert folder_bytes(Path("made")) == folder_bytes(Path("whole"))
+
+
+def _interrupted_at(count: int):
+    def fit(model, subset, fit=tiny.fit):
+        fit(model, subset)
+        if len(subset) == count:
+            raise KeyboardInterrupt
+
+    return fit
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("None", "must return model, dataset, fit; it returned a NoneType"),
+        ("(1, 2)", "it returned 2 values"),
+        ("(None, [1], print)", "model, a NoneType, has no state_dict"),
+        ("(torch.nn.Linear(1, 1), 7, print)", "dataset, a int, has no __len__"),
+        ("(torch.nn.Linear(1, 1), [1], 'train')", "fit, a str, has no __call__"),
+        ("(torch.nn.Linear(1, 1), [1] * 4, print)", "smallest subset, 0.0625 of 4"),
+        ("(torch.nn.Linear(1, 1), [1] * 64, lambda model, subset: 1 / 0)", "line 3: ZeroDivisionError"),
+        ("(torch.nn.Linear(1, 1), [1] * 64, lambda model: None)", "TypeError"),
+        ("sys.exit(0)", "line 3: NameError"),
+        ("exit(0)", "line 3: SystemExit"),
+    ],
+)
+def test_a_setup_that_returns_something_else_is_an_error_of_one_line(place, fails, intact, returned, said):
+    Path("mine.py").write_text(f"import torch\ndef setup():\n    return {returned}\n")
+    intact()
+    error = fails("forget", "mine.py:setup", "--out", "better")
+    assert "mine.py:setup" in error or "smallest subset" in error
+    assert said in error
+    intact()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Missing argument 'script'"),
+        ([SETUP], "--out"),
+        (["mine.py:setup", "--out", "better"], "'mine.py:setup': write it as SCRIPT.py:function"),
+        ([SETUP.removesuffix(":setup"), "--out", "better"], "write it as SCRIPT.py:function"),
+        ([f"{SETUP}s", "--out", "better"], "no function 'setups'"),
+        ([SETUP, "--ratio", "1.5", "--out", "better"], "must rise"),
+        ([SETUP, "--length", "1", "--out", "better"], "at least 2"),
+        ([SETUP, "--length", "20", "--out", "better"], "smallest subset"),
+        ([SETUP, "--fractions", "a", "--out", "better"], "--fractions 'a'"),
+        ([SETUP, "--fractions", "", "--out", "better"], "--fractions ''"),
+        ([SETUP, "--dataset", "digits", "--out", "better"], "--dataset"),
+    ],
+)
+def test_wrong_arguments_of_forget(place, fails, intact, arguments, said):
+    intact()
+    assert said in fails("forget", *arguments)
+    intact()
+
+
+# predict
+
+
+def test_a_folder_and_its_files_give_the_same_weights_as_the_library(place, hyper):
     arguments = ["--known", "known.safetensors", "--depth", 2]
-    assert call("predict", made, *arguments, "--out", "a") == 0
-    assert call("predict", *snapshots(made), "--fractions", ALL_FRACTIONS, *arguments, "--out", "b") == 0
+    assert call("predict", "run", *arguments, "--out", "a") == 0
+    assert call("predict", *snapshots(), "--fractions", GIVEN, *arguments, "--out", "b") == 0
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
-    expected = know.predict(know.Trajectory.load(made), "known", 2, known=hyper)
+    expected = know.predict(know.Trajectory.load("run"), "known", 2, known=hyper)
     found = load_file("a/model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not torch.equal(found["head.weight"], load_file(made / "s0.safetensors")["head.weight"])
+    assert not torch.equal(found["head.weight"], load_file("run/s0.safetensors")["head.weight"])
 
 
-def test_what_was_asked_is_written_beside_the_weights(place, made):
-    arguments = ["--predictor", "linear", "-o", "step=0.5", "--depth", 3, "--seed", 4, "--known", "known.safetensors"]
-    assert call("predict", made, *arguments, "--out", "better") == 0
+def test_what_was_asked_is_written_beside_the_weights(place):
+    arguments = ["--method", "linear", "-o", "step=0.5", "--depth", 3, "--seed", 4, "--known", "known.safetensors"]
+    assert call("predict", "run", *arguments, "--out", "better") == 0
     assert sorted(path.name for path in Path("better").iterdir()) == [
         "README.md",
         "know_config.yml",
         "model.safetensors",
     ]
     assert yaml.safe_load(Path("better/know_config.yml").read_text(encoding="utf-8")) == {
-        "predictor": "linear",
+        "method": "linear",
         "depth": 3,
         "options": {"step": 0.5},
         "scale": 1.0,
@@ -192,7 +246,7 @@ def test_what_was_asked_is_written_beside_the_weights(place, made):
         "roles": [],
         "fractions": [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0],
         "virtual_data": 8.0,
-        "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in snapshots(made)],
+        "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in snapshots()],
         "models": {"known.safetensors": sha256_file("known.safetensors")},
         "learnt_from": None,
         "know": know.__version__,
@@ -200,31 +254,31 @@ def test_what_was_asked_is_written_beside_the_weights(place, made):
     }
 
 
-def test_a_limit_has_no_depth(place, made, fails):
-    arguments = ["predict", made, "--predictor", "rre", "--out", "limit"]
-    assert "predictor rre has no depth" in fails(*arguments, "--depth", 2)
+def test_a_limit_has_no_depth(place, fails):
+    arguments = ["predict", "run", "--method", "rre", "--out", "limit"]
+    assert "method rre has no depth" in fails(*arguments, "--depth", 2)
     assert call(*arguments) == 0
     config = yaml.safe_load(Path("limit/know_config.yml").read_text(encoding="utf-8"))
     assert (config["virtual_data"], config["models"]) == (None, {})
 
 
-def test_the_shipped_known_is_named_and_where_it_comes_from(place, made, capsys):
+def test_the_shipped_known_is_named_and_where_it_comes_from(place, capsys):
     """Nobody should take its answer for more than it is."""
-    assert call("predict", made, "--out", "shipped") == 0
+    assert call("predict", "run", "--out", "shipped") == 0
     assert (
         "meta-trained on cifar100, cifar10_15k, fashion_mnist, mnist, notmnist_small, pacs\n" in capsys.readouterr().out
     )
     config = yaml.safe_load(Path("shipped/know_config.yml").read_text(encoding="utf-8"))
     assert config["models"] == {"known.safetensors": sha256_file(PRETRAINED / "general" / "5" / "known.safetensors")}
     for known in ("known.safetensors", PRETRAINED / "without_cifar" / "5"):
-        assert call("predict", made, "--known", known, "--out", f"own {Path(known).name}") == 0
+        assert call("predict", "run", "--known", known, "--out", f"own {Path(known).name}") == 0
         assert "meta-trained" not in capsys.readouterr().out  # that was said of the general one, and it is not asked
 
 
-def test_an_option_reaches_the_predictor(place):
+def test_an_option_reaches_the_method(place):
     weights = {}
     for step in ("0", "1"):
-        assert call("predict", "run", "--predictor", "linear", "-o", f"step={step}", "--out", step) == 0
+        assert call("predict", "run", "--method", "linear", "-o", f"step={step}", "--out", step) == 0
         weights[step] = load_file(f"{step}/model.safetensors")["head.weight"]
     theta_0, theta_1 = (load_file(f"run/s{k}.safetensors")["head.weight"] for k in (0, 1))
     assert torch.equal(weights["0"], theta_0)
@@ -232,26 +286,19 @@ def test_an_option_reaches_the_predictor(place):
 
 
 def test_a_second_prediction_does_not_overwrite_the_first(place, fails, folder_bytes):
-    arguments = ["predict", "run", "--predictor", "linear", "--out", "better"]
+    arguments = ["predict", "run", "--method", "linear", "--out", "better"]
     assert call(*arguments) == 0
     before = folder_bytes(place)
     assert "better exists already" in fails(*arguments)
     assert folder_bytes(place) == before
 
 
-def test_a_finished_trajectory_is_made_once(made, folder_bytes):
-    times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    sizes = ["--epochs", 1, "--pretrain-epochs", 1, "--batch-size", 128]
-    assert call("forget", "--dataset", "digits", "--network", "mlp", *sizes, "--out", made) == 0
-    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
-
-
 def test_checkpoints_of_torch_do_as_well(place):
     for path in snapshots():
         torch.save(load_file(path), path.with_suffix(".pt"))
     files = [path.with_suffix(".pt") for path in snapshots()]
-    assert call("predict", *files, "--fractions", ALL_FRACTIONS, "--predictor", "linear", "--out", "a") == 0
-    assert call("predict", "run", "--predictor", "linear", "--out", "b") == 0
+    assert call("predict", *files, "--fractions", GIVEN, "--method", "linear", "--out", "a") == 0
+    assert call("predict", "run", "--method", "linear", "--out", "b") == 0
     found, expected = load_state("a/model.pt"), load_file("b/model.safetensors")  # torch in, torch out
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -260,24 +307,26 @@ def test_checkpoints_of_torch_do_as_well(place):
 # predictors, inspect, import-keras
 
 
-def test_every_predictor_is_listed_and_described(capsys):
+def test_every_method_is_listed_and_described(capsys):
     assert call("predictors") == 0
-    listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == predictors.names()
-    for name in predictors.names():
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == methods.names()
+    assert call("methods") == 0
+    assert capsys.readouterr().out == listed
+    for name in methods.names():
         assert call("predictors", name) == 0
-        shown, found = capsys.readouterr().out, predictors.get(name)
-        assert found.documentation in shown
-        assert found.reference in shown
-        assert all(f"-o {option}={default}" in shown for option, default in found.options.items())
+        shown, method = capsys.readouterr().out, methods.get(name)
+        assert method.documentation in shown
+        assert method.reference in shown
+        assert all(f"-o {option}={default}" in shown for option, default in method.options.items())
 
 
-def test_an_unknown_predictor_is_named(fails):
+def test_an_unknown_method_is_named(fails):
     assert "'lineer': did you mean 'linear'" in fails("predictors", "lineer")
 
 
 def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
-    arguments = ["inspect", "run", "--predictor", "known", "--known", "known.safetensors", "--depth", 2]
+    arguments = ["inspect", "run", "--method", "known", "--known", "known.safetensors", "--depth", 2]
     assert call(*arguments, "--out", "inspected") == 0
     shown = capsys.readouterr().out
     trajectory = know.Trajectory.load("run")
@@ -285,22 +334,23 @@ def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
     for row in rows:
         assert re.search(rf"{re.escape(row.tensor)} .*{row.role} .*{row.step:.3f}.*{row.shrink:.3f}", shown)
     assert "cosine" in shown
-    table = pd.read_csv("inspected/steps.csv")
-    assert list(table["weights"]) == [row.weights for row in rows]
-    assert set(pd.read_csv("inspected/responses.csv")["model"]) == {"known"}
-    assert len(pd.read_csv("inspected/movement.csv")) == 3 * 4  # fc, bias and all; four differences
+    tables = {
+        path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in Path("inspected").glob("*.csv")
+    }
+    assert [int(row["weights"]) for row in tables["steps"]] == [row.weights for row in rows]
+    assert {row["model"] for row in tables["responses"]} == {"known"}
+    assert len(tables["movement"]) == 3 * 4  # fc, bias and all; four differences
     assert Path("inspected/inspection.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--suite"),
+        ([], "give a trajectory folder"),
         (["nowhere"], "nowhere"),
-        (["run", "--predictor", "knwon"], "'knwon': did you mean 'known'"),
-        (["run", "--predictor", "matched_rate"], "changes no weights"),
+        (["run", "--method", "knwon"], "'knwon': did you mean 'known'"),
         (["run", "--out", "earlier"], "earlier exists already"),
-        (["run", "--predictor", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),
+        (["run", "--method", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),
     ],
 )
 def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
@@ -309,14 +359,14 @@ def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
     intact()
 
 
-@pytest.mark.parametrize("predictor", ["released", "wnn"])
-def test_a_model_that_is_not_here_is_named_with_the_reason(place, fails, intact, monkeypatch, predictor):
+@pytest.mark.parametrize("method", ["released", "wnn"])
+def test_a_model_that_is_not_here_is_named_with_the_reason(place, fails, intact, monkeypatch, method):
     intact()
     for folder in (None, "earlier"):
         monkeypatch.delenv("KNOW_REFERENCE", raising=False)
         if folder:
             monkeypatch.setenv("KNOW_REFERENCE", folder)
-        said = fails("predict", "run", "--predictor", predictor, "--out", "better")
+        said = fails("predict", "run", "--method", method, "--out", "better")
         assert "KNOW_REFERENCE" in said
         assert ("lacks" in said) == bool(folder)
     intact()
@@ -331,10 +381,10 @@ def test_import_keras_refuses_what_is_no_keras_file(place, fails, intact):
 
 
 @pytest.mark.skipif("KNOW_REFERENCE" not in os.environ, reason="KNOW_REFERENCE names no folder with released weights")
-def test_imported_weights_answer_as_the_released_ones(place, made):
+def test_imported_weights_answer_as_the_released_ones(place):
     assert call("import-keras", os.environ["KNOW_REFERENCE"], "released.safetensors") == 0
-    assert call("predict", made, "--known", "released.safetensors", "--out", "a") == 0
-    assert call("predict", made, "--predictor", "released", "--out", "b") == 0
+    assert call("predict", "run", "--known", "released.safetensors", "--out", "a") == 0
+    assert call("predict", "run", "--method", "released", "--out", "b") == 0
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
 
 
@@ -361,23 +411,23 @@ def test_imported_weights_answer_as_the_released_ones(place, made):
 def test_wrong_fractions(place, fails, intact, fractions, said):
     intact()
     given = [] if fractions is None else [f"--fractions={fractions}"]
-    assert re.search(said, fails("predict", *snapshots(), *given, "--predictor", "linear", "--out", "better"))
+    assert re.search(said, fails("predict", *snapshots(), *given, "--method", "linear", "--out", "better"))
     intact()
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--predictor", "linaer"], "'linaer': did you mean 'linear'"),
-        (["run", "--predictor", "linear", "-o", "stpe=1"], "'stpe': did you mean 'step'"),
-        (["run", "--predictor", "linear", "-o", "step"], "'step'"),
-        (["run", "--predictor", "linear", "-o", "step=long"], "step .*'long'"),
-        (["run", "--predictor", "shrink", "-o", "step=1"], "'step'"),
-        (["run", "--predictor", "linear", "--depth", "0"], "depth .* 0"),
-        (["run", "--predictor", "linear", "--depth", "-1"], "depth .* -1"),
-        (["run", "--predictor", "linear", "--depth", "deep"], "--depth"),
-        (["run", "--predictor", "linear", "--dept", "2"], "--dept"),
-        (["run", "--predictor", "linear", "--threads", "-1"], "--threads"),
+        (["run", "--method", "linaer"], "'linaer': did you mean 'linear'"),
+        (["run", "--method", "linear", "-o", "stpe=1"], "'stpe': did you mean 'step'"),
+        (["run", "--method", "linear", "-o", "step"], "'step'"),
+        (["run", "--method", "linear", "-o", "step=long"], "step .*'long'"),
+        (["run", "--method", "shrink", "-o", "step=1"], "'step'"),
+        (["run", "--method", "linear", "--depth", "0"], "depth .* 0"),
+        (["run", "--method", "linear", "--depth", "-1"], "depth .* -1"),
+        (["run", "--method", "linear", "--depth", "deep"], "--depth"),
+        (["run", "--method", "linear", "--dept", "2"], "--dept"),
+        (["run", "--method", "linear", "--threads", "-1"], "--threads"),
         (["run", "--fractions", "0.5,1"], "--fractions"),
         (["nowhere"], "nowhere"),
         (["run/s0.safetensors"], "run/s0.safetensors"),
@@ -394,90 +444,6 @@ def test_wrong_fractions(place, fails, intact, fractions, said):
 def test_wrong_arguments_of_predict(place, fails, intact, arguments, said):
     intact()
     assert re.search(said, fails("predict", *arguments, "--out", "better"))
-    intact()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "--dataset"),
-        (["--out", "better"], "--dataset"),
-        (["--dataset", "digits"], "--out"),
-        (["--dataset", "digts", "--out", "better"], "'digts': did you mean 'digits'"),
-        (["--dataset", "digits:0-12", "--out", "better"], "0-12"),
-        (["--dataset", "digits:a", "--out", "better"], "'a'"),
-        (["--dataset", "digits", "--network", "mpl", "--out", "better"], "'mpl': did you mean 'mlp'"),
-        (["--dataset", "digits", "--network", "timm:resnet", "--out", "better"], "'resnet'"),
-        (["--dataset", "digits", "--rate", "1.5", "--out", "better"], "--rate"),
-        (["--dataset", "digits", "--length", "1", "--out", "better"], "--length"),
-        (["--dataset", "digits", "--length", "20", "--pretrain-epochs", "1", "--out", "better"], "smallest subset"),
-        (["--dataset", "digits", "--epochs", "0", "--out", "better"], "--epochs"),
-        (["--dataset", "digits", "--pretrain-epochs", "0", "--out", "better"], "--pretrain-epochs"),
-        (["--dataset", "digits", "--learning-rate", "0", "--out", "better"], "--learning-rate"),
-        (["--dataset", "digits", "--batch-size", "0", "--out", "better"], "--batch-size"),
-        (["--dataset", "digits", "--device", "cuda:99", "--out", "better"], "'cuda:99'"),
-        (["--dataset", "digits", "--device", "abacus", "--out", "better"], "'abacus'"),
-        (["--dataset", "digits", "--weights", "nowhere.pt", "--out", "better"], "nowhere.pt"),
-        (["--dataset", "digits", "--weights", "known.safetensors", "--network", "mlp", "--out", "better"], "known.saf"),
-    ],
-)
-def test_wrong_arguments_of_forget(place, fails, intact, arguments, said):
-    intact()
-    assert re.search(said, fails("forget", *arguments))
-    intact()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["data", "digts"], "'digts'"),
-        (["data", "--suite", "tiney"], "'tiney': did you mean 'tiny'"),
-        (["data", "--suite", "nowhere/tiny.yaml"], "nowhere/tiny.yaml"),
-        (["forget", "--suite", "tiny"], "digits_0-4.mlp"),
-        (["forget", "--suite", "tiny", "--origin", "digits_0-4.mpl"], "'digits_0-4.mpl': did you mean"),
-        (["metaset", "--suite", "tiny", "--shard", "1"], r"not 1\b"),
-        (["metaset", "--suite", "tiny", "--shard", "-1"], "--shard"),
-        (["metaset", "--suite", "tiny"], "--shard"),
-        (["metatrain", "--suite", "tiny"], "work/tiny/metaset/0/manifest.json does not exist"),
-        (["transfer", "--suite", "tiny", "--cell", CELL.replace("mlp", "mpl")], "mpl.100': did you mean"),
-        (["transfer", "--suite", "tiny", "--cell", CELL], "work/tiny"),
-        (["landscape", "--suite", "tiny"], "work/tiny"),
-        (["report", "--suite", "tiny"], "work/tiny"),
-        (["report", "--check"], "results"),
-        (["report", "--check", "--results", "earlier"], "earlier"),
-        (["verify", "--suite", "tiny"], "work/tiny"),
-        (["verify", "--suite", "tiny", "--against"], "--against"),
-        (["predcit", "run"], "predcit"),
-    ],
-)
-def test_wrong_arguments_of_a_suite(place, fails, intact, arguments, said):
-    Path("benchmarks/suites").mkdir(parents=True)
-    shutil.copy(TINY, "benchmarks/suites")
-    intact()
-    assert re.search(said, fails(*arguments))
-    intact()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("trajectories: 2", "trajectoris: 2", "'trajectoris', did you mean 'trajectories'"),
-        ("smallest: 16", "smalest: 16", "forgetting.smalest"),
-        ("pilots: 1", "pilots: none", "pilots"),
-        ("pilots: 1", "pilots: [", "line"),
-        ("networks: [mlp]", "networks: [mpl]", "'mpl'"),
-        ("smallest: 16", "smallest: 64", "smallest"),
-        ("predictors: all", "predictors: {linaer: }", "'linaer'"),
-    ],
-)
-def test_a_wrong_suite_stops_before_training(place, fails, intact, old, new, said):
-    text = TINY.read_text(encoding="utf-8")
-    assert old in text
-    Path("mine.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-    origin = "digits_0-4.mpl" if "mpl" in new else "digits_0-4.mlp"
-    intact()
-    assert re.search(said, fails("forget", "--suite", "mine.yaml", "--origin", origin))
-    assert not list(Path("work").rglob("*.safetensors"))  # nothing was trained
     intact()
 
 
@@ -527,8 +493,8 @@ DAMAGE = {
 def test_a_damaged_snapshot_is_named(place, fails, intact, damage, said, by):
     damage(Path("run/s2.safetensors"))
     intact()
-    inputs = ["run"] if by == "folder" else [*snapshots(), "--fractions", ALL_FRACTIONS]
-    error = fails("predict", *inputs, "--predictor", "linear", "--out", "better")
+    inputs = ["run"] if by == "folder" else [*snapshots(), "--fractions", GIVEN]
+    error = fails("predict", *inputs, "--method", "linear", "--out", "better")
     assert "run/s2.safetensors" in error
     assert ("hash in its manifest" if by == "folder" else said) in error
     intact()
@@ -542,9 +508,6 @@ def test_a_pickle_with_code_is_refused_and_not_run(place, fails, intact):
         error = fails("predict", name, "run/s0.safetensors", "--fractions", "0.5,1", "--out", "better")
         assert name in error
         assert "more than tensors" in error
-        error = fails("forget", "--dataset", "digits:0-4", "--network", "mlp", "--weights", name, "--out", "better")
-        assert name in error
-        assert "more than tensors" in error
     assert not Path("sprung").exists()
     intact()
     pickle.loads(Path("trap.pt").read_bytes())
@@ -554,9 +517,9 @@ def test_a_pickle_with_code_is_refused_and_not_run(place, fails, intact):
 def test_an_unfinished_trajectory_is_refused(place, fails, intact):
     Path("run/manifest.json").unlink()
     intact()
-    assert "run holds no finished trajectory" in fails("predict", "run", "--predictor", "linear", "--out", "better")
+    assert "run holds no finished trajectory" in fails("predict", "run", "--method", "linear", "--out", "better")
     shutil.move("run", "run.partial")
-    error = fails("predict", "run", "--predictor", "linear", "--out", "better")
+    error = fails("predict", "run", "--method", "linear", "--out", "better")
     assert "interrupted" in error
 
 
@@ -564,7 +527,7 @@ def test_an_unfinished_trajectory_is_refused(place, fails, intact):
 def test_a_damaged_manifest_is_named(place, fails, intact, content):
     Path("run/manifest.json").write_text(content, encoding="utf-8")
     intact()
-    assert "run/manifest.json" in fails("predict", "run", "--predictor", "linear", "--out", "better")
+    assert "run/manifest.json" in fails("predict", "run", "--method", "linear", "--out", "better")
     intact()
 
 
@@ -577,22 +540,6 @@ def test_a_known_that_is_not_finite_is_refused(place, fails, intact):
     intact()
 
 
-def test_data_with_a_wrong_hash_is_refused(place, fails, intact, monkeypatch):
-    rng, arrays = np.random.default_rng(0), {"class_names": np.array([str(c) for c in range(10)])}
-    for part in ("train", "test"):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.arange(20, dtype=np.uint8) % 10
-    np.savez("mnist.npz", **arrays)
-    monkeypatch.setenv("KNOW_DATA", ".")
-    intact()
-    assert re.search("mnist.* sha256", fails("data", "mnist"))
-    assert re.search("mnist.* sha256", fails("forget", "--dataset", "mnist", "--network", "mlp", "--out", "better"))
-    Path("fashion_mnist.npz").write_bytes(Path("mnist.npz").read_bytes()[:500])
-    assert "fashion_mnist.npz" in fails("data", "fashion_mnist")
-    assert "notmnist_small.npz" in fails("data", "notmnist_small")
-    intact()
-
-
 # places that cannot be written
 
 
@@ -600,8 +547,8 @@ def test_data_with_a_wrong_hash_is_refused(place, fails, intact, monkeypatch):
 @pytest.mark.parametrize("command", ["predict", "forget"])
 def test_a_place_that_cannot_be_written_is_named_and_kept(place, fails, intact, command, out):
     inputs = {
-        "predict": ["run", "--predictor", "linear"],
-        "forget": ["--dataset", "digits:0-4", "--network", "mlp", "--epochs", 1, "--pretrain-epochs", 1],
+        "predict": ["run", "--method", "linear"],
+        "forget": [SETUP],
     }
     intact()
     assert out in fails(command, *inputs[command], "--out", out)
@@ -623,26 +570,23 @@ def file_size_limit(size: int):
 def test_a_disk_that_fills_while_predicting(place, fails, intact, size):
     intact()
     with file_size_limit(size):
-        error = fails("predict", "run", "--predictor", "linear", "--out", "better")
+        error = fails("predict", "run", "--method", "linear", "--out", "better")
     assert "better" in error
     intact()
-    assert call("predict", "run", "--predictor", "linear", "--out", "better") == 0
-    assert call("predict", "run", "--predictor", "linear", "--out", "again") == 0
+    assert call("predict", "run", "--method", "linear", "--out", "better") == 0
+    assert call("predict", "run", "--method", "linear", "--out", "again") == 0
     assert Path("better/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
-# a snapshot has 38 kB, the state of Adam 80 kB
-@pytest.mark.parametrize("size", [0, 100, 20_000, 60_000])
-def test_a_disk_that_fills_while_forgetting(place, made, fails, intact, folder_bytes, size):
-    sizes = ["--epochs", 1, "--pretrain-epochs", 1, "--batch-size", 128]
-    arguments = ["forget", "--dataset", "digits", "--network", "mlp", *sizes, "--out", "better"]
+@pytest.mark.parametrize("size", [0, 100, 20_000])  # a snapshot has 38 kB
+def test_a_disk_that_fills_while_forgetting(place, trajectory, fails, intact, folder_bytes, size):
     intact()
     with file_size_limit(size):
-        error = fails(*arguments)
+        error = fails("forget", SETUP, "--out", "better")
     assert "better" in error
     intact()
-    assert call(*arguments) == 0  # with room again, it ends as if nothing had happened
-    assert folder_bytes(Path("better")) == folder_bytes(made)
+    assert call("forget", SETUP, "--out", "better") == 0  # with room again, it ends as if nothing had happened
+    assert folder_bytes(Path("better")) == folder_bytes(trajectory.paths[0].parent)
 
 
 def test_a_disk_that_is_full_at_the_last_moment(place, fails, intact, monkeypatch):
@@ -652,16 +596,7 @@ def test_a_disk_that_is_full_at_the_last_moment(place, fails, intact, monkeypatc
     intact()
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", replace)
-        error = fails("predict", "run", "--predictor", "linear", "--out", "better")
+        error = fails("predict", "run", "--method", "linear", "--out", "better")
     assert "better" in error
     assert "No space left" in error
     intact()
-
-
-def test_an_interruption_says_how_to_go_on(place, capsys, monkeypatch):
-    def interrupted(results):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("benchmarks.report.publish.check", interrupted)
-    assert call("report", "--check") == 130
-    assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"

@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_cli import call
+from tiny import call
 
 import know
 from know.checkpoints import INDEX, Checkpoint, load_state, save_state

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_known
+from tiny import random_known
 
-from know import kernel, known
+from know import known
 from know.files import PRETRAINED
 from know.known import Known, KnownNet, scale_windows
 

@@ -1,0 +1,142 @@
+"""The commands of the experiment: one line with the culprit for every wrong input, and nothing half made."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as commands
+from know.cli import main_of
+
+TINY = Path(__file__).parents[1] / "suites" / "tiny.yaml"
+CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
+
+
+def call(*arguments: object) -> int:
+    """Run `python -m benchmarks` in this process; the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["benchmarks", *map(str, arguments)])
+        try:
+            main_of(commands.app, "python -m benchmarks")
+        except SystemExit as end:
+            return 0 if end.code is None else end.code
+    return 0
+
+
+@pytest.fixture
+def fails(capsys):
+    """Function that runs a command and wants exit code 2 and one line on standard error; returns the line."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        code = call(*arguments)
+        output, error = capsys.readouterr()
+        assert (code, "Traceback" in output + error) == (2, False), error
+        assert len(error.splitlines()) == 1, error
+        assert error.startswith("know: error: ")
+        return error
+
+    return run
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The current folder, with the suite `tiny`."""
+    (tmp_path / "benchmarks" / "suites").mkdir(parents=True)
+    shutil.copy(TINY, tmp_path / "benchmarks" / "suites")
+    (tmp_path / "earlier").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def intact(place, folder_bytes):
+    """Function: whether all files that were there at its first call still are as they were, and nothing half made."""
+    before = {}
+
+    def check() -> None:
+        after = folder_bytes(place)
+        if not before:
+            before.update(after)
+        assert {name: after.get(name) for name in before} == before
+        assert not (place / "better").exists()
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["datasets", "digts"], "'digts'"),
+        (["data", "--suite", "tiney"], "'tiney': did you mean 'tiny'"),
+        (["data", "--suite", "nowhere/tiny.yaml"], "nowhere/tiny.yaml"),
+        (["forget", "--suite", "tiny"], "--origin"),
+        (["forget", "--suite", "tiny", "--origin", "digits_0-4.mpl"], "'digits_0-4.mpl': did you mean"),
+        (["metaset", "--suite", "tiny", "--shard", "1"], r"not 1\b"),
+        (["metaset", "--suite", "tiny", "--shard", "-1"], "--shard"),
+        (["metaset", "--suite", "tiny"], "--shard"),
+        (["metatrain", "--suite", "tiny"], "work/tiny/metaset/0/manifest.json does not exist"),
+        (["transfer", "--suite", "tiny", "--cell", CELL.replace("mlp", "mpl")], "mpl.100': did you mean"),
+        (["transfer", "--suite", "tiny", "--cell", CELL], "work/tiny"),
+        (["landscape", "--suite", "tiny"], "work/tiny"),
+        (["publish", "--suite", "tiny"], "work/tiny"),
+        (["report", "--check"], "results"),
+        (["report", "--check", "--results", "earlier"], "earlier"),
+        (["verify", "--suite", "tiny"], "work/tiny"),
+        (["verify", "--suite", "tiny", "--against"], "--against"),
+        (["reprot"], "reprot"),
+    ],
+)
+def test_wrong_arguments_of_a_suite(place, fails, intact, arguments, said):
+    intact()
+    assert re.search(said, fails(*arguments))
+    intact()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("trajectories: 2", "trajectoris: 2", "'trajectoris', did you mean 'trajectories'"),
+        ("smallest: 16", "smalest: 16", "forgetting.smalest"),
+        ("pilots: 1", "pilots: none", "pilots"),
+        ("pilots: 1", "pilots: [", "line"),
+        ("networks: [mlp]", "networks: [mpl]", "'mpl'"),
+        ("smallest: 16", "smallest: 64", "smallest"),
+        ("methods: all", "methods: {linaer: }", "'linaer'"),
+    ],
+)
+def test_a_wrong_suite_stops_before_training(place, fails, intact, old, new, said):
+    text = TINY.read_text(encoding="utf-8")
+    assert old in text
+    Path("mine.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    origin = "digits_0-4.mpl" if "mpl" in new else "digits_0-4.mlp"
+    intact()
+    assert re.search(said, fails("forget", "--suite", "mine.yaml", "--origin", origin))
+    assert not list(Path("work").rglob("*.safetensors"))  # nothing was trained
+    intact()
+
+
+def test_data_with_a_wrong_hash_is_refused(place, fails, intact, monkeypatch):
+    rng, arrays = np.random.default_rng(0), {"class_names": np.array([str(c) for c in range(10)])}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(20, dtype=np.uint8) % 10
+    np.savez("mnist.npz", **arrays)
+    monkeypatch.setenv("KNOW_DATA", ".")
+    intact()
+    assert re.search("mnist.* sha256", fails("datasets", "mnist"))
+    Path("fashion_mnist.npz").write_bytes(Path("mnist.npz").read_bytes()[:500])
+    assert "fashion_mnist.npz" in fails("datasets", "fashion_mnist")
+    assert "notmnist_small.npz" in fails("datasets", "notmnist_small")
+    intact()
+
+
+def test_an_interruption_says_how_to_go_on(place, capsys, monkeypatch):
+    def interrupted(results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.report.publish.check", interrupted)
+    assert call("report", "--check") == 130
+    assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"
