@@ -38,8 +38,8 @@ def trajectory(digits, trained_mlp, tmp_path_factory) -> Trajectory:
     """A real forgetting trajectory of 5 snapshots, made with `know.forget`."""
     recipe = Recipe(epochs=1, learning_rate=3e-3, batch_size=64)
 
-    def fit(model, split):
-        train(model, digits, split, recipe, seed=len(split))
+    def fit(model, subset):
+        train(model, digits, digits.train.take(subset.indices), recipe, seed=len(subset))
 
     out = tmp_path_factory.mktemp("forgetting") / "run"
     return know.forget(copy.deepcopy(trained_mlp), digits.train, fit, out=out)

@@ -1,4 +1,4 @@
-"""The contract of every predictor, in the file's folder or dropped in, and what each of the shipped ones promises."""
+"""The contract of every method, in the file's folder or dropped in, and what each of the shipped ones promises."""
 
 import itertools
 import re
@@ -6,30 +6,26 @@ import sys
 
 import pytest
 import torch
+from tiny import FRACTIONS, equal
 from torch import nn
 
-from benchmarks.suite import Arms, Cell, PredictorArms
-from benchmarks.transfer import arms_of
-from know import methods as predictors
+from know import methods
 from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models
-from know.methods import predict, rates
-from know.roles import PREDICTED, roles
+from know.prediction import Overflow, predict
+from know.roles import PREDICTED, only_predicted, roles
 from know.trajectory import Trajectory
 
-NAMES = predictors.names()
-WEIGHTS = [name for name in NAMES if predictors.get(name).answers == "weights"]
-RATES = [name for name in NAMES if predictors.get(name).answers == "rate"]
-DEEP = [name for name in NAMES if predictors.get(name).depths]
-NAIVE = [name for name in NAMES if predictors.get(name).same_weights == "naive"]
-CONTROLS = [name for name in NAMES if "of" in predictors.get(name).options]
+NAMES = methods.names()
+DEEP = [name for name in NAMES if methods.get(name).depths]
+CONTROLS = [name for name in NAMES if "of" in methods.get(name).options]
 RANDOM = {"random_step", "shrink_and_perturb"}
-"""Predictors that draw random numbers, so that neurons in another order get other ones."""
-ORDERLESS = {"constant", "mean", "recalibrate", "reset", "shrink_and_perturb"}
-"""Predictors that do not look at the order of the snapshots before theta_0, or not at them at all."""
+"""Methods that draw random numbers, so that neurons in another order get other ones."""
+ORDERLESS = {"constant", "mean", "shrink_and_perturb"}
+"""Methods that do not look at the order of the snapshots before theta_0, or not at them at all."""
 
-HIDDEN, FRACTIONS = 12, (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+HIDDEN = 12
 
 
 def network() -> nn.Sequential:
@@ -68,34 +64,23 @@ def walk(tmp_path_factory) -> Trajectory:
 
 
 def predicted_names(state) -> list[str]:
-    return [name for name, role in roles(state).items() if role in PREDICTED]
-
-
-def equal(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+    return list(only_predicted(roles(state)))
 
 
 def deepest(name: str) -> int:
-    """A depth to ask a predictor for: 2, or 1 where it has none."""
-    return 2 if predictors.get(name).depths else 1
-
-
-def ask(trajectory: Trajectory, name: str, depth: int = 1, **options) -> dict[str, torch.Tensor]:
-    """What a predictor of any kind answers; learning-rate factors as tensors of one number."""
-    if name in RATES:
-        return {key: torch.tensor(value) for key, value in rates(trajectory, name, depth, **options).items()}
-    return predict(trajectory, name, depth, **options)
+    """A depth to ask a method for: 2, or 1 where it has none."""
+    return 2 if methods.get(name).depths else 1
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
 
 
-# the contract of every predictor
+# the contract of every method
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_gives_a_whole_state_dict_and_touches_predicted_roles_only(name, depth, walk, models):
     if depth > 1 and name not in DEEP:
         pytest.skip("has no depth")
@@ -107,42 +92,21 @@ def test_it_gives_a_whole_state_dict_and_touches_predicted_roles_only(name, dept
         assert bool(answer[key].isfinite().all())
         assert torch.equal(answer[key], theta_0[key]) or role in PREDICTED
     moved = any(not torch.equal(answer[key], theta_0[key]) for key in predicted_names(theta_0))
-    assert moved == (name not in NAIVE)
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("name", RATES)
-def test_rates_are_positive_factors_of_the_predicted_tensors(name, depth, walk, models):
-    answer = rates(walk, name, depth, known=models)
-    assert list(answer) == predicted_names(walk.theta_0)
-    assert all(0 < factor < float("inf") for factor in answer.values())
-    assert len(set(answer.values())) > 1
-
-
-@pytest.mark.parametrize("name", RATES)
-def test_rates_are_no_weights(name, walk, models):
-    with pytest.raises(KnowError, match=f"predictor {name} changes no weights.*rates"):
-        predict(walk, name, known=models)
-
-
-@pytest.mark.parametrize("name", ["known", "reset"])
-def test_weights_are_no_rates(name, walk, models):
-    with pytest.raises(KnowError, match=f"predictor {name} answers weights"):
-        rates(walk, name, known=models)
+    assert moved
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_deterministic_and_changes_neither_its_input_nor_the_random_state(name, walk, models):
     before = [{n: t.clone() for n, t in state.items()} for state in walk.states]
-    first = ask(walk, name, deepest(name), known=models, seed=4)
+    first = predict(walk, name, deepest(name), known=models, seed=4)
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    assert equal(first, ask(walk, name, deepest(name), known=models, seed=4))
+    assert equal(first, predict(walk, name, deepest(name), known=models, seed=4))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(equal(a, b) for a, b in zip(walk.states, before, strict=True))
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_its_answer_may_be_changed_without_changing_the_trajectory(name, walk, models):
     before = {n: t.clone() for n, t in walk.theta_0.items()}
     for tensor in predict(walk, name, known=models).values():
@@ -152,7 +116,7 @@ def test_its_answer_may_be_changed_without_changing_the_trajectory(name, walk, m
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_it_is_and_what_it_takes(name):
-    found = predictors.get(name)
+    found = methods.get(name)
     assert found.name == name
     assert 20 < len(found.summary) < 120
     assert found.summary.endswith((".", ":"))
@@ -160,18 +124,16 @@ def test_it_says_what_it_is_and_what_it_takes(name):
     assert all(depth >= 1 for depth in found.depths)
     assert all(isinstance(value, bool | int | float | str) for value in found.options.values())
     assert found.least >= 2
-    for ending, options in found.variants.items():
-        assert options == {} if ending == "" else ending.startswith("_")
-        assert found.check_options(options).keys() == found.options.keys()
+    assert found.check_options({}) == found.options
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_and_a_wrong_value_are_named(name, walk, models):
-    with pytest.raises(KnowError, match=f"option of predictor {name} 'stepp'"):
-        ask(walk, name, known=models, stepp=1.0)
-    for option, default in predictors.get(name).options.items():
-        with pytest.raises(KnowError, match=f"option {option} of predictor {name}"):
-            ask(walk, name, known=models, **{option: ["no"] if isinstance(default, str) else "no"})
+    with pytest.raises(KnowError, match=f"option of method {name} 'stepp'"):
+        predict(walk, name, known=models, stepp=1.0)
+    for option, default in methods.get(name).options.items():
+        with pytest.raises(KnowError, match=f"option {option} of method {name}"):
+            predict(walk, name, known=models, **{option: ["no"] if isinstance(default, str) else "no"})
 
 
 @pytest.mark.parametrize(
@@ -179,7 +141,7 @@ def test_an_unknown_option_and_a_wrong_value_are_named(name, walk, models):
     [("shrink", "of", "'released'"), ("rre", "scope", "'model'"), ("dmd", "scope", "'model'")],
 )
 def test_a_choice_that_does_not_exist_is_named_with_the_nearest(name, option, near, walk, models):
-    with pytest.raises(KnowError, match=f"option {option} of predictor {name}: .*did you mean {near}"):
+    with pytest.raises(KnowError, match=f"option {option} of method {name}: .*did you mean {near}"):
         predict(walk, name, known=models, **{option: near.strip("'")[:-1]})
 
 
@@ -187,26 +149,26 @@ def test_a_choice_that_does_not_exist_is_named_with_the_nearest(name, option, ne
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_depth_below_1_is_refused(name, depth, walk, models):
     with pytest.raises(KnowError, match=f"depth must be at least 1, got {depth}"):
-        ask(walk, name, depth, known=models)
+        predict(walk, name, depth, known=models)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in DEEP])
 def test_what_has_no_depth_refuses_one(name, walk, models):
-    with pytest.raises(KnowError, match=f"predictor {name} has no depth"):
-        ask(walk, name, 3, known=models)
+    with pytest.raises(KnowError, match=f"method {name} has no depth"):
+        predict(walk, name, 3, known=models)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if predictors.get(name).least > 2])
+@pytest.mark.parametrize("name", [name for name in NAMES if methods.get(name).least > 2])
 def test_too_few_snapshots_are_refused(name, write_trajectory, models):
-    least = predictors.get(name).least
-    with pytest.raises(KnowError, match=f"predictor {name} takes at least {least} snapshots"):
-        ask(write_trajectory(history()[-least + 1 :]), name, known=models)
+    least = methods.get(name).least
+    with pytest.raises(KnowError, match=f"method {name} takes at least {least} snapshots"):
+        predict(write_trajectory(history()[-least + 1 :]), name, known=models)
     if name not in CONTROLS:  # those need a network of that length
-        assert ask(write_trajectory(history()[-least:]), name, known=models)
+        assert predict(write_trajectory(history()[-least:]), name, known=models)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_the_precision_of_the_weights(name, dtype, write_trajectory, models):
     states = [{n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()} for state in history()]
     answer = predict(write_trajectory(states), name, known=models)
@@ -221,8 +183,9 @@ def test_it_keeps_the_precision_of_the_weights(name, dtype, write_trajectory, mo
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, options) for name in NAMES for options in predictors.get(name).variants.values()]
-    + [("dmd", {"scope": "tensor"})],
+    [(name, {}) for name in NAMES]
+    + [(name, {"scope": scope}) for name in ("rre", "mpe", "dmd") for scope in ("model", "tensor")]
+    + [("meta_linear", {"theta_0": True})],
     ids=str,
 )
 def test_the_order_of_neurons_is_of_no_meaning(name, options, walk, write_trajectory, models):
@@ -234,12 +197,9 @@ def test_the_order_of_neurons_is_of_no_meaning(name, options, walk, write_trajec
         return {**state, **rows, "3.weight": state["3.weight"][:, order]}
 
     asked = {"known": models, **options}
-    first = ask(walk, name, deepest(name), **asked)
+    first = predict(walk, name, deepest(name), **asked)
     permuted = write_trajectory([permute(state) for state in walk.states], name="permuted")
-    answer = ask(permuted, name, deepest(name), **asked)
-    if name in RATES:
-        torch.testing.assert_close(answer, first)
-        return
+    answer = predict(permuted, name, deepest(name), **asked)
     expected, theta_0 = permute(first), permute(walk.theta_0)
     for key in predicted_names(theta_0):
         step, same = answer[key] - theta_0[key], expected[key] - theta_0[key]
@@ -254,7 +214,7 @@ def test_the_order_of_neurons_is_of_no_meaning(name, options, walk, write_trajec
 def test_the_order_of_snapshots_matters(name, order, walk, models):
     """Where the history before theta_0, or all of it, is reversed, all but those that cannot see it answer anew."""
     other = Trajectory.from_checkpoints([walk.paths[k] for k in order], walk.fractions)
-    first, second = (ask(t, name, known=models) for t in (walk, other))
+    first, second = (predict(t, name, known=models) for t in (walk, other))
     names = predicted_names(walk.theta_0)
     change = max(float((first[key] - second[key]).abs().max()) for key in names)
     if order[-1] == 4:
@@ -264,7 +224,7 @@ def test_the_order_of_snapshots_matters(name, order, walk, models):
 
 
 @pytest.mark.parametrize("scale", [100.0, 1e4])
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_huge_weights_give_finite_ones_or_are_named(name, scale, write_trajectory, models):
     states = [{n: t * scale if t.is_floating_point() else t for n, t in state.items()} for state in history()]
     try:
@@ -277,11 +237,11 @@ def test_huge_weights_give_finite_ones_or_are_named(name, scale, write_trajector
 
 @pytest.mark.parametrize("name", ["known", *CONTROLS])
 def test_an_answer_that_is_not_finite_is_an_error_of_its_own(name, walk, overflowing):
-    with pytest.raises(predictors.Overflow, match=rf"predictor {name} overflows at tensor '\d.(weight|bias)'"):
-        ask(walk, name, known=overflowing)
+    with pytest.raises(Overflow, match=rf"method {name} overflows at tensor '\d.(weight|bias)'"):
+        predict(walk, name, known=overflowing)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if predictors.get(name).recursive])
+@pytest.mark.parametrize("name", [name for name in NAMES if methods.get(name).recursive])
 def test_recursion_pushes_the_answer_on_the_history(name, walk, write_trajectory, models):
     states, fractions = list(walk.states), walk.fractions
     for depth in (1, 2, 3):
@@ -630,17 +590,6 @@ def test_random_steps_of_two_tensors_differ(write_trajectory, hyper):
     assert not torch.allclose(answer["a.weight"], answer["b.weight"])
 
 
-@pytest.mark.parametrize("power", [1.0, 2.0])
-def test_matched_rate_is_the_ratio_of_norms(power, depth, walk, models):
-    known, factors = (
-        predict(walk, "known", depth, known=models),
-        rates(walk, "matched_rate", depth, known=models, power=power),
-    )
-    for name, factor in factors.items():
-        ratio = float(walk.theta_0[name].norm() / known[name].norm())
-        assert factor == pytest.approx(ratio**power, rel=1e-5)
-
-
 def test_the_trajectory_part_is_what_a_constant_history_does_not_give(depth, walk, models):
     names = ("trajectory_part", "known", "constant")
     part, known, constant = (predict(walk, name, depth, known=models) for name in names)
@@ -666,16 +615,11 @@ def test_kernels_and_biases_together_are_known(depth, walk, models):
         assert torch.equal(left[key], walk.theta_0[key])
 
 
-def test_mixture_has_the_weights_of_known(depth, walk, models):
-    assert equal(predict(walk, "mixture", depth, known=models), predict(walk, "known", depth, known=models))
-    assert predictors.get("mixture").normalisation == "reset"
-
-
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_control_may_be_measured_against_the_released_networks(name, depth, walk, models):
     swapped = Models({"known": models["released"]})
     released, expected, known = (
-        ask(walk, name, depth, **asked)
+        predict(walk, name, depth, **asked)
         for asked in ({"known": models, "of": "released"}, {"known": swapped}, {"known": models})
     )
     assert equal(released, expected)
@@ -707,10 +651,8 @@ def test_shuffled_gives_all_tensors_the_same_order(walk, models):
     assert (0, 1, 2, 3) not in seen
 
 
-@pytest.mark.parametrize("name", ["mean", "shrink_and_perturb", *NAIVE])
+@pytest.mark.parametrize("name", ["mean", "shrink_and_perturb", "linear", "dmd"])
 def test_what_reads_no_network_needs_none(name, walk):
-    if name in RATES:
-        pytest.skip("reads KNOWN")
     assert predict(walk, name, known=Models({}))
 
 
@@ -727,70 +669,13 @@ def test_shrink_and_perturb_shrinks_and_perturbs(write_trajectory):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_answer_to_a_zero_tensor_is_finite(name, write_trajectory, models):
     walk = write_trajectory([{"weight": torch.zeros(3, 3), "bias": torch.zeros(3)} for _ in FRACTIONS])
-    assert all(bool(t.isfinite().all()) for t in ask(walk, name, known=models).values())
+    assert all(bool(t.isfinite().all()) for t in predict(walk, name, known=models).values())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_answer_to_a_trajectory_that_stands_still_is_finite(name, write_trajectory, models):
     walk = write_trajectory([history()[-1]] * 5)
-    assert all(bool(t.isfinite().all()) for t in ask(walk, name, known=models).values())
-
-
-# arms
-
-
-def test_all_takes_every_predictor_that_is_always_here_with_its_variants():
-    found = {line.name: line for line in predictors.lines(Arms(references=["naive"]))}
-    assert {line.predictor.name for line in found.values()} == set(NAMES) - {"released", "wnn", "shipped"}
-    for name, options in (("rre", {}), ("rre_global", {"scope": "model"}), ("meta_linear_theta0", {"theta_0": True})):
-        assert found[name].options.items() >= options.items()
-        assert found[name].depths == found[name].predictor.depths
-
-
-def test_a_line_may_name_its_predictor_options_and_depths():
-    entries = {
-        "half": PredictorArms(predictor="linear", options={"step": 0.5}, depths=[2]),
-        "rre_all": PredictorArms(predictor="rre", options={"scope": "model"}),
-        "linear": None,
-    }
-    found = {line.name: line for line in predictors.lines(Arms(references=["naive"], predictors=entries))}
-    assert {name: (line.predictor.name, line.depths) for name, line in found.items()} == {
-        "half": ("linear", (2,)),
-        "linear": ("linear", (1, 3)),
-        "rre_all": ("rre", ()),
-    }
-    assert found["half"].options == {"step": 0.5}
-    assert found["rre_all"].options["scope"] == "model"
-
-
-@pytest.mark.parametrize("name", ["rre", "mean", "recalibrate"])
-def test_depths_of_what_has_none_are_refused(name):
-    entries = {"mine": PredictorArms(predictor=name, depths=[1])}
-    with pytest.raises(KnowError, match=rf"arms\.predictors\.mine: predictor {name} has no depth"):
-        predictors.lines(Arms(references=["naive"], predictors=entries))
-
-
-def test_no_two_arms_have_the_same_weights_but_those_that_say_so(trajectory, models):
-    """On a real trajectory, every predictor at its declared depths and variants."""
-    cell = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
-    entries = {line.name: PredictorArms(predictor=line.predictor.name, options=line.options) for line in every_line()}
-    weights, expected = {}, {}
-    for arm in arms_of(Arms(references=["naive"], predictors=entries), cell):
-        weights[arm.name] = arm.start(trajectory, models, 0).weights
-        same = predictors.get(arm.predictor).same_weights if arm.predictor else None
-        depth = re.search("_x[0-9]+$|$", arm.name).group()
-        expected[arm.name] = f"{same}{depth if same != 'naive' else ''}" if same else arm.name
-    assert len(weights) > 40
-    assert set(expected.values()) <= set(weights)
-    for a, b in itertools.combinations(weights, 2):
-        distance = max(float((weights[a][key] - weights[b][key]).abs().max()) for key in weights[a])
-        assert (distance < 1e-5) == (expected[a] == expected[b]), f"{a} and {b} differ by {distance:g}"
-
-
-def every_line() -> list[predictors.Line]:
-    """The lines of `predictors: all`, and those that need the authors' networks."""
-    outside = Arms(references=["naive"], predictors={"released": None, "wnn": None})
-    return predictors.lines(Arms(references=["naive"])) + predictors.lines(outside)
+    assert all(bool(t.isfinite().all()) for t in predict(walk, name, known=models).values())
 
 
 # wrong input
@@ -804,8 +689,8 @@ def test_values_that_are_not_finite_are_named(write_trajectory, hyper):
 
 
 @pytest.mark.parametrize(("name", "near"), [("knwon", "known"), ("lineer", "linear"), ("random-step", "random_step")])
-def test_an_unknown_predictor_is_named_with_the_nearest(name, near, walk):
-    with pytest.raises(KnowError, match=f"unknown predictor '{name}': did you mean '{near}'"):
+def test_an_unknown_method_is_named_with_the_nearest(name, near, walk):
+    with pytest.raises(KnowError, match=f"unknown method '{name}': did you mean '{near}'"):
         predict(walk, name)
 
 
@@ -818,10 +703,10 @@ def test_names_are_those_of_the_files_and_hidden_ones_are_none():
 # dropped in
 
 DROPPED = '''
-from know.methods import predictor
+from know.methods import method
 
 
-@predictor(reference="this test", recursive={recursive}, depths=(2,))
+@method(reference="this test", recursive={recursive}, depths=(2,))
 def reverse(window, tensor, *, step: float = 0.5):
     """A step towards theta_1, for this test."""
     return window[:, -1] + step * tensor.depth * (window[:, -2] - window[:, -1])
@@ -830,27 +715,27 @@ def reverse(window, tensor, *, step: float = 0.5):
 
 @pytest.fixture
 def drop(tmp_path, monkeypatch):
-    """Function that puts a file into a predictors folder beside the real ones; gone after the test."""
-    monkeypatch.setattr(predictors, "__path__", [*predictors.__path__, str(tmp_path)])
-    monkeypatch.setattr(predictors, "__file__", str(tmp_path / "__init__.py"))
+    """Function that puts a file into a folder of methods beside the real ones; gone after the test."""
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.setattr(methods, "__file__", str(tmp_path / "__init__.py"))
 
     def write(text: str, name: str = "dropped") -> None:
         (tmp_path / f"{name}.py").write_text(text)
 
-    predictors.get.cache_clear()
+    methods.get.cache_clear()
     yield write
-    predictors.get.cache_clear()
+    methods.get.cache_clear()
     sys.modules.pop("know.methods.dropped", None)
-    if hasattr(predictors, "dropped"):
-        delattr(predictors, "dropped")
+    if hasattr(methods, "dropped"):
+        delattr(methods, "dropped")
 
 
 @pytest.mark.parametrize("recursive", [True, False])
-def test_a_file_dropped_in_is_a_predictor(drop, recursive, walk):
+def test_a_file_dropped_in_is_a_method(drop, recursive, walk):
     drop(DROPPED.format(recursive=recursive))
-    drop("raise RuntimeError('not a predictor')", name="_private")
-    assert predictors.names() == ["dropped"]
-    found = predictors.get("dropped")
+    drop("raise RuntimeError('not a method')", name="_private")
+    assert methods.names() == ["dropped"]
+    found = methods.get("dropped")
     assert (found.name, found.depths, found.options) == ("dropped", (2,), {"step": 0.5})
     assert found.summary == "A step towards theta_1, for this test."
     w1, w0 = walk.states[-2]["0.weight"], walk.theta_0["0.weight"]
@@ -870,15 +755,15 @@ def test_fractions_move_along_with_the_history(drop, walk):
 
 
 @pytest.mark.parametrize(
-    "text", ["", DROPPED.format(recursive=True) + "\nother = predictor(reference='')(reverse.function)\n"]
+    "text", ["", DROPPED.format(recursive=True) + "\nother = method(reference='')(reverse.function)\n"]
 )
-def test_a_file_must_hold_one_predictor(drop, text):
+def test_a_file_must_hold_one_method(drop, text):
     drop(text)
     with pytest.raises(KnowError, match=r"dropped\.py must define exactly one"):
-        predictors.get("dropped")
+        methods.get("dropped")
 
 
 def test_an_option_without_default_is_refused(drop):
     drop(DROPPED.format(recursive=True).replace("step: float = 0.5", "step: float"))
     with pytest.raises(TypeError, match="default"):
-        predictors.get("dropped")
+        methods.get("dropped")
