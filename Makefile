@@ -1,6 +1,6 @@
 # make results [SUITE=smoke]   set up .venv and run a suite: tables and figures appear in results/<suite>/
 # make test                    the tests, without those that are marked as slow
-# make test-all                all tests
+# make test-all                all tests, with more random inputs
 # make slurm                   the workflow on a real Slurm of one node; as root on Debian, else skipped with the reason
 # make pretrained              train the networks that ship anew (benchmarks/metatraining.yaml); needs KNOW_DATA
 # make lint                    what continuous integration checks besides
@@ -22,7 +22,7 @@ test: $(INSTALLED)
 	pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --hypothesis-profile wide
 
 slurm: $(INSTALLED)
 	pytest -rs tests/slurm/check_slurm.py

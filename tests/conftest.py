@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tiny import FRACTIONS, random_known, setup
 
 import know
@@ -11,6 +12,12 @@ from know.checkpoints import save_state
 from know.known import Known, Models
 from know.roles import PREDICTED
 from know.trajectory import Trajectory
+
+settings.register_profile(  # the same examples on every machine
+    "quick", max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("wide", parent=settings.get_profile("quick"), max_examples=60)
+settings.load_profile("quick")
 
 
 def pytest_configure():

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 from timm.models import byobnet
+from tiny import FRACTIONS
 from torch import nn
 from torchvision import models
 
@@ -18,7 +20,6 @@ from know.export import Request, plan, predict_files
 from know.roles import PREDICTED
 from know.trajectory import Trajectory
 
-FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 TIMM: dict[str, dict] = {  # name to what makes it small
     "resnet10t": {"channels": (16, 16, 32, 32)},
     "resnest14d": {"channels": (8, 8, 16, 16)},
@@ -52,8 +53,10 @@ TIMM: dict[str, dict] = {  # name to what makes it small
 SIDES = {"levit_128s": 224, "efficientformer_l1": 224}
 """Of the picture, where it is not 64: their tables of positions are made for one size."""
 LARGE = {"hgnetv2_b0", "googlenet", "mobilevit_xxs", "ghostnet_050", "squeezenet", "tinynet_e", "deeplab"}
-"""They cannot be made small, and are asked with a predictor that is fast."""
+"""They cannot be made small, and are asked with a method that is fast."""
 
+QUICK = {"resnet10t", "convnext_atto", "vit_tiny_patch16_224", "one_output", "mobilenet_v2", "mnasnet", "densenet"}
+"""Those that stand for the others where slow tests are left out."""
 TORCH_FILES = {"mobilenet_v2", "vgg", "mnasnet"}
 """Saved as .pt; mnasnet loads only from a state_dict that has kept the versions of its modules."""
 
@@ -159,7 +162,9 @@ def check_tensors(model: nn.Module, trajectory: Trajectory, found: dict[str, tor
             assert not torch.equal(found[name], tensor) or not tensor.numel(), name
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILT]
+)
 def test_a_network_for_pictures_is_predicted_loads_and_runs(tmp_path, name):
     torch.manual_seed(0)
     model, side = BUILT[name]().eval(), SIDES.get(name, 64)
@@ -208,10 +213,15 @@ def run_text(model: nn.Module) -> torch.Tensor:
         return model.eval()(**inputs).logits
 
 
-@pytest.mark.parametrize("name", TEXT)
-@pytest.mark.parametrize("by", ["save_pretrained", "state_dict", "recorded"])
-@pytest.mark.parametrize("predictor", ["known", "random_step"])
-def test_a_text_model_keeps_its_tied_weights_tied(tmp_path, name, by, predictor):
+QUICK_TEXT = {("gpt2", "save_pretrained", "random_step"), ("t5", "recorded", "known"), ("bert", "state_dict", "known")}
+EVERY_TEXT = list(itertools.product(TEXT, ("save_pretrained", "state_dict", "recorded"), ("known", "random_step")))
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "method"),
+    [each if each in QUICK_TEXT else pytest.param(*each, marks=pytest.mark.slow) for each in EVERY_TEXT],
+)
+def test_a_text_model_keeps_its_tied_weights_tied(tmp_path, name, by, method):
     """random_step draws by the name of a tensor: tied names would part if they were not answered once."""
     torch.manual_seed(0)
     model = text_model(name)
@@ -227,7 +237,7 @@ def test_a_text_model_keeps_its_tied_weights_tied(tmp_path, name, by, predictor)
         trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)
     else:
         trajectory = trajectory_of(model, tmp_path, ".pt" if by == "state_dict" else ".safetensors")
-    predict_files(trajectory, Request(predictor), tmp_path / "out")
+    predict_files(trajectory, Request(method), tmp_path / "out")
     if by == "save_pretrained":
         shards = {path.name for path in paths[-1].glob("*.safetensors")}
         assert len(shards) > 1

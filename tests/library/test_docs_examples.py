@@ -33,9 +33,8 @@ def run(section: str, space: dict) -> dict:
         ("Your training function", "forgotten"),
         ("Your own loop", "recorded"),
         ("Your own loop", "arrays"),
-        ("Lightning", "lightning"),
-        ("Hugging Face Trainer", "trainer"),
-        ("Then", "lightning"),
+        pytest.param("Hugging Face Trainer", "trainer", marks=pytest.mark.slow),
+        pytest.param("Then", "lightning", marks=pytest.mark.slow),  # with the section on Lightning before it
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -14,8 +14,9 @@ from know import known
 from know.files import PRETRAINED
 from know.known import Known, KnownNet, scale_windows
 
+fast = known.compiled()
 SHIPPED = sorted(PRETRAINED.glob("*/*/known.safetensors")) + sorted(PRETRAINED.glob("*/*/scaled.safetensors"))
-needs_numba = pytest.mark.skipif(not kernel.available(), reason="the compiled prediction needs numba")
+needs_numba = pytest.mark.skipif(fast is None, reason="the compiled prediction needs numba")
 
 
 def histories(count: int, length: int, noise: float = 0.1, seed: int = 0) -> torch.Tensor:
@@ -37,7 +38,7 @@ def check(asked: Known) -> None:
     for net in asked.nets.values():
         for window in (histories(2000, asked.length), wild):
             inputs = scale_windows(window, asked.scaling)[0]
-            ours, plain = ((answer - exact(net, inputs)).abs() for answer in (kernel.steps(net, inputs), net(inputs)))
+            ours, plain = ((answer - exact(net, inputs)).abs() for answer in (fast.steps(net, inputs), net(inputs)))
             assert float(ours.mean()) < 2.5 * float(plain.mean())
             if window is not wild:
                 assert float(ours.max()) < max(1e-6, 2 * float(plain.max()))
@@ -69,58 +70,58 @@ def test_it_agrees_with_float64_for_the_authors_networks(model):
 def test_it_takes_histories_of_every_length(length):
     for asked in random_known(length, length).nets.values():
         window = histories(500, length, noise=1.0)
-        torch.testing.assert_close(kernel.steps(asked, window).double(), exact(asked, window), atol=1e-6, rtol=0)
+        torch.testing.assert_close(fast.steps(asked, window).double(), exact(asked, window), atol=1e-6, rtol=0)
 
 
 @needs_numba
 @pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 255, 256, 257, 1000])
 def test_every_count_of_windows_gives_the_answers_of_each(net, count):
     window = histories(1000, 5)
-    answer = kernel.steps(net, window[:count])
+    answer = fast.steps(net, window[:count])
     assert answer.shape == (count,)
     assert answer.dtype == torch.float32
-    assert torch.equal(answer, kernel.steps(net, window)[:count])
+    assert torch.equal(answer, fast.steps(net, window)[:count])
 
 
 @needs_numba
 def test_strides_do_not_matter(net):
     window = histories(3000, 5)
-    expected = kernel.steps(net, window)
+    expected = fast.steps(net, window)
     wide = torch.zeros(6000, 11)
     wide[::2, 1::2] = window
     for laid in (window.T.contiguous().T, wide[::2, 1::2], wide.T.contiguous().T[::2, 1::2]):
         assert not laid.is_contiguous()
         assert torch.equal(laid, window)
-        assert torch.equal(kernel.steps(net, laid), expected)
+        assert torch.equal(fast.steps(net, laid), expected)
     still = window[:, :1].expand(-1, 5)
-    assert torch.equal(kernel.steps(net, still), kernel.steps(net, still.contiguous()))
+    assert torch.equal(fast.steps(net, still), fast.steps(net, still.contiguous()))
 
 
 @needs_numba
 def test_neither_threads_nor_cuts_change_a_bit(net, monkeypatch):
     window = histories(5000, 5)
-    expected = kernel.steps(net, window)
+    expected = fast.steps(net, window)
     for cut in (1, 3, 500, 777, 2048):
         some = window if cut > 3 else window[:100]
-        assert torch.equal(torch.cat([kernel.steps(net, part) for part in some.split(cut)]), expected[: len(some)])
+        assert torch.equal(torch.cat([fast.steps(net, part) for part in some.split(cut)]), expected[: len(some)])
     order = torch.randperm(len(window), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(kernel.steps(net, window[order]), expected[order])
+    assert torch.equal(fast.steps(net, window[order]), expected[order])
     for piece in (1000, 64, 257):
-        monkeypatch.setattr(kernel, "PIECE", piece)
+        monkeypatch.setattr(fast, "PIECE", piece)
         for threads in (1, 2, 5):
             monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            assert torch.equal(kernel.steps(net, window), expected)
+            assert torch.equal(fast.steps(net, window), expected)
 
 
 @needs_numba
 @torch.no_grad()
 def test_windows_that_are_extreme_get_the_plain_answer(net):
     window = histories(600, 5)
-    ordinary = kernel.steps(net, window)
+    ordinary = fast.steps(net, window)
     extreme = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e38, -1e30, 1001.0])
     rows = torch.arange(0, 600, 100)
     window[rows, torch.arange(6) % 5] = extreme
-    answer = kernel.steps(net, window)
+    answer = fast.steps(net, window)
     torch.testing.assert_close(answer[rows], net(window[rows]), atol=0, rtol=0, equal_nan=True)
     others = torch.ones(600, dtype=bool).index_fill(0, rows, False)
     assert torch.equal(answer[others], ordinary[others])
@@ -133,7 +134,7 @@ def test_an_exponential_that_overflows_gets_the_plain_answer(net):
     steep = copy.deepcopy(net)
     steep.values.rate.weight.mul_(30)
     window = 3 * histories(500, 5)
-    answer, plain = kernel.steps(steep, window), steep(window)
+    answer, plain = fast.steps(steep, window), steep(window)
     lost = ~steep.double()(window.double()).abs().lt(0.999)
     assert 0 < int(lost.sum()) < 500
     torch.testing.assert_close(answer[lost], plain[lost], atol=1e-6, rtol=0, equal_nan=True)
@@ -148,7 +149,7 @@ def test_a_network_that_is_extreme_is_asked_as_it_is(net, layer, value):
     broken = copy.deepcopy(net)
     broken.get_parameter(layer).fill_(value)
     window = histories(300, 5)
-    torch.testing.assert_close(kernel.steps(broken, window), broken(window), atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(fast.steps(broken, window), broken(window), atol=0, rtol=0, equal_nan=True)
 
 
 # where it is used
@@ -159,7 +160,7 @@ def test_a_network_that_is_extreme_is_asked_as_it_is(net, layer, value):
 def test_large_windows_are_left_to_it_and_answered_alike(models, model, monkeypatch):
     asked, calls = models[model], []
     monkeypatch.setattr(known, "LARGE", 1000)
-    monkeypatch.setattr(kernel, "steps", lambda net, window, steps=kernel.steps: calls.append(1) or steps(net, window))
+    monkeypatch.setattr(fast, "steps", lambda net, window, steps=fast.steps: calls.append(1) or steps(net, window))
     window = histories(1000, 5)
     answer = asked.residual(window, "fc")
     assert calls
@@ -174,10 +175,12 @@ def test_without_numba_the_answer_is_the_plain_one(hyper, monkeypatch):
     window = histories(1000, 5)
     monkeypatch.setattr(known, "LARGE", 1000)
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert not kernel.available()
+    monkeypatch.delitem(sys.modules, "know.fast", raising=False)
+    monkeypatch.delattr("know.fast", raising=False)
+    assert known.compiled() is None
     assert torch.equal(hyper.residual(window, "conv"), hyper.residual(window, "conv", chunk=16384))
 
 
 def test_numba_is_imported_only_when_it_is_needed():
-    code = "import sys, know, know.cli, know.kernel; sys.exit('numba' in sys.modules)"
+    code = "import sys, know, know.cli, know.known; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,9 +5,6 @@ import csv
 import pytest
 import torch
 
-from benchmarks.suite import Arms, Cell, PredictorArms
-from know.checkpoints import save_state
-from know.errors import KnowError
 from know.inspection import (
     MOVEMENT,
     PARTS,
@@ -15,15 +12,13 @@ from know.inspection import (
     RESPONSES,
     decompose,
     histories,
-    inspect_suite,
     inspect_trajectory,
     movement,
     responses,
     steps,
 )
-from know.known import Known, KnownNet
-from know.methods import predict
-from know.roles import PREDICTED, roles
+from know.prediction import predict
+from know.roles import PREDICTED, only_predicted, roles
 
 SHAPES = {
     "a.weight": (4, 2, 3, 3),
@@ -108,7 +103,7 @@ def test_zeros_are_finite(zero):
 
 def test_the_rows_are_tensors_then_roles_then_all(walk):
     rows = steps(walk, random_state(9))
-    predicted = {name: role for name, role in roles(walk.theta_0).items() if role in PREDICTED}
+    predicted = only_predicted(roles(walk.theta_0))
     assert [(row.tensor, row.role) for row in rows] == [
         *predicted.items(),
         *(("", role) for role in (*PREDICTED, "all")),
@@ -253,7 +248,7 @@ def test_responses_are_complete_and_those_of_the_network(models):
         assert (row["spread"] > 0) <= (row["history"] == "noisy")
 
 
-# whole trajectories and suites
+# whole trajectories
 
 
 def table(path) -> list[dict[str, str]]:
@@ -273,72 +268,3 @@ def test_inspecting_a_trajectory_writes_its_three_tables(walk, models, tmp_path)
     assert [row["tensor"] for row in written["steps"]] == [row.tensor for row in rows]
     assert float(written["steps"][0]["step"]) == pytest.approx(rows[0].step, rel=1e-3)
     assert inspect_trajectory(walk, "shrink", 3, known=models, of="released") == rows
-
-
-def test_what_changes_no_weights_cannot_be_inspected(walk, models):
-    with pytest.raises(KnowError, match="changes no weights"):
-        inspect_trajectory(walk, "matched_rate", known=models)
-
-
-@pytest.fixture
-def work(tmp_path, trajectory, models):
-    """Function that makes a suite's folder of one real trajectory, and networks for S = `length`: both, by S."""
-
-    def make(length: int):
-        folder = tmp_path / f"work-{length}"
-        origin = folder / "trajectories" / Cell("overflow", "digits", "mnist", "mlp", 1.0).origin.slug
-        for name in ("p0", "t0"):
-            (origin / name).mkdir(parents=True)
-            (origin / name / "overflow").symlink_to(trajectory.paths[0].parent)
-        torch.manual_seed(0)
-        for name, scaling in (("known", "none"), ("scaled", "range")):
-            known = Known({role: KnownNet(length) for role in PREDICTED}, {"scaling": scaling})
-            known.save(folder / "known" / str(length) / f"{name}.safetensors")
-        terms = {f"{role}{end}": torch.ones(length - 1 + bool(end)) for role in PREDICTED for end in ("", ".theta_0")}
-        save_state(folder / "known" / str(length) / "meta_linear.safetensors", terms)
-        return folder, {length: folder / "known" / str(length)}
-
-    return make
-
-
-def test_inspecting_a_suite_covers_every_predictor_that_moves_weights(work, monkeypatch):
-    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
-    cells = [Cell("overflow", "digits", target, "mlp", 1.0, length=5) for target in ("mnist", "cifar10")]
-    folder = work(5)
-    inspect_suite(cells, ["p0", "t0"], Arms(references=["naive"]), *folder)
-    found = {name: table(folder[0] / "inspection" / f"{name}.csv") for name in ("steps", "movement", "responses")}
-    assert {row["trajectory"] for row in found["steps"] + found["movement"]} == {"t0"}  # no pilot
-    depths: dict[str, set[str]] = {}
-    for row in found["steps"]:
-        depths.setdefault(row["predictor"], set()).add(row["depth"])
-    assert not depths.keys() & {"matched_rate", "recalibrate", "reset", "released", "wnn"}
-    assert {"known", "scaled_known", "meta_linear_theta0", "rre_global", "mixture"} <= depths.keys()
-    assert depths["logfit"] == {"1", "2", "3"}
-    assert depths["rre"] == {"0"}
-    keys = [tuple(row[column] for column in ("predictor", "depth", "role")) for row in found["steps"]]
-    assert len(set(keys)) == len(keys)  # two targets of one source are one place
-    assert {row["model"] for row in found["responses"]} == {"known, S = 5", "scaled, S = 5"}
-    linear = next(r for r in found["steps"] if (r["predictor"], r["depth"], r["role"]) == ("linear", "1", "all"))
-    assert float(linear["linear"]) == pytest.approx(1, abs=1e-3)
-
-
-def test_short_histories_leave_out_what_needs_more(work):
-    folder = work(2)
-    arms = Arms(references=["naive"], predictors={"known": None, "rre": None, "dmd": None})
-    inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=2)], ["t0"], arms, *folder)
-    assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == {"known"}
-
-
-@pytest.mark.parametrize(
-    "entry", [PredictorArms(predictor="released"), PredictorArms(predictor="shrink", options={"of": "released"})]
-)
-def test_released_networks_are_left_out_at_other_lengths(work, entry, monkeypatch, models, tmp_path):
-    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
-    for role in ("Conv", "FC", "Bias"):
-        (tmp_path / f"KNOWN_{role}.h5").touch()
-    monkeypatch.setattr(Known, "from_keras", lambda folder, model: models[model])
-    arms = Arms(references=["naive"], predictors={"linear": None, "mine": entry})
-    for length, expected in ((3, {"linear"}), (5, {"linear", "mine"})):
-        folder = work(length)
-        inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=length)], ["t0"], arms, *folder)
-        assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == expected

@@ -12,7 +12,8 @@ import torch
 from know.checkpoints import load_state, save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models, scale_windows
-from know.methods import predict, recurse
+from know.methods import recurse
+from know.prediction import predict
 from know.roles import PREDICTED, roles
 
 

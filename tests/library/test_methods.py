@@ -55,12 +55,28 @@ def history(length: int = 5) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory) -> Trajectory:
-    folder = tmp_path_factory.mktemp("walk")
-    paths = [folder / f"{k}.safetensors" for k in range(5)]
-    for path, state in zip(paths, history(), strict=True):
-        save_state(path, state)
-    return Trajectory.from_checkpoints(paths, FRACTIONS)
+def kept(tmp_path_factory):
+    """Function that makes a trajectory of states, smallest subset first, and writes it once for all tests, by name."""
+    made, folder = {}, tmp_path_factory.mktemp("kept")
+
+    def write(name: str, states) -> Trajectory:
+        if name not in made:
+            paths = [folder / name / f"{k}.safetensors" for k in range(len(states))]
+            for path, state in zip(paths, states, strict=True):
+                save_state(path, state)
+            made[name] = Trajectory.from_checkpoints(paths, FRACTIONS[-len(states) :])
+        return made[name]
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def walk(kept) -> Trajectory:
+    return kept("walk", history())
+
+
+def cast(dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
+    return [{n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()} for state in history()]
 
 
 def predicted_names(state) -> list[str]:
@@ -159,23 +175,21 @@ def test_what_has_no_depth_refuses_one(name, walk, models):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if methods.get(name).least > 2])
-def test_too_few_snapshots_are_refused(name, write_trajectory, models):
+def test_too_few_snapshots_are_refused(name, kept, models):
     least = methods.get(name).least
     with pytest.raises(KnowError, match=f"method {name} takes at least {least} snapshots"):
-        predict(write_trajectory(history()[-least + 1 :]), name, known=models)
+        predict(kept(f"last-{least - 1}", history()[-least + 1 :]), name, known=models)
     if name not in CONTROLS:  # those need a network of that length
-        assert predict(write_trajectory(history()[-least:]), name, known=models)
+        assert predict(kept(f"last-{least}", history()[-least:]), name, known=models)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
-def test_it_keeps_the_precision_of_the_weights(name, dtype, write_trajectory, models):
-    states = [{n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()} for state in history()]
-    answer = predict(write_trajectory(states), name, known=models)
-    assert {n: t.dtype for n, t in answer.items()} == {n: t.dtype for n, t in states[-1].items()}
-    same = predict(
-        write_trajectory([{n: t.float() for n, t in s.items()} for s in states], name="32"), name, known=models
-    )
+def test_it_keeps_the_precision_of_the_weights(name, dtype, kept, models):
+    trajectory, rounded = kept(str(dtype), cast(dtype)), [{n: t.float() for n, t in s.items()} for s in cast(dtype)]
+    answer = predict(trajectory, name, known=models)
+    assert {n: t.dtype for n, t in answer.items()} == {n: t.dtype for n, t in trajectory.meta.items()}
+    same = predict(kept(f"{dtype} in float32", rounded), name, known=models)
     torch.testing.assert_close(
         {n: t.float() for n, t in answer.items()}, {n: t.float() for n, t in same.items()}, atol=1e-2, rtol=1e-2
     )
@@ -188,7 +202,7 @@ def test_it_keeps_the_precision_of_the_weights(name, dtype, write_trajectory, mo
     + [("meta_linear", {"theta_0": True})],
     ids=str,
 )
-def test_the_order_of_neurons_is_of_no_meaning(name, options, walk, write_trajectory, models):
+def test_the_order_of_neurons_is_of_no_meaning(name, options, walk, kept, models):
     """The rows of a layer permuted with the columns of the next, in every snapshot: the answer is permuted alike."""
     order = torch.randperm(HIDDEN, generator=torch.Generator().manual_seed(1))
 
@@ -198,7 +212,7 @@ def test_the_order_of_neurons_is_of_no_meaning(name, options, walk, write_trajec
 
     asked = {"known": models, **options}
     first = predict(walk, name, deepest(name), **asked)
-    permuted = write_trajectory([permute(state) for state in walk.states], name="permuted")
+    permuted = kept("permuted", [permute(state) for state in walk.states])
     answer = predict(permuted, name, deepest(name), **asked)
     expected, theta_0 = permute(first), permute(walk.theta_0)
     for key in predicted_names(theta_0):
@@ -225,10 +239,10 @@ def test_the_order_of_snapshots_matters(name, order, walk, models):
 
 @pytest.mark.parametrize("scale", [100.0, 1e4])
 @pytest.mark.parametrize("name", NAMES)
-def test_huge_weights_give_finite_ones_or_are_named(name, scale, write_trajectory, models):
+def test_huge_weights_give_finite_ones_or_are_named(name, scale, kept, models):
     states = [{n: t * scale if t.is_floating_point() else t for n, t in state.items()} for state in history()]
     try:
-        answer = predict(write_trajectory(states), name, 3 if name in DEEP else 1, known=models)
+        answer = predict(kept(f"times {scale:g}", states), name, 3 if name in DEEP else 1, known=models)
     except KnowError as error:
         assert re.search(r"tensor '\d\.(weight|bias)'", str(error))  # noqa: PT017
     else:
@@ -667,14 +681,14 @@ def test_shrink_and_perturb_shrinks_and_perturbs(write_trajectory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_answer_to_a_zero_tensor_is_finite(name, write_trajectory, models):
-    walk = write_trajectory([{"weight": torch.zeros(3, 3), "bias": torch.zeros(3)} for _ in FRACTIONS])
+def test_the_answer_to_a_zero_tensor_is_finite(name, kept, models):
+    walk = kept("zeros", [{"weight": torch.zeros(3, 3), "bias": torch.zeros(3)} for _ in FRACTIONS])
     assert all(bool(t.isfinite().all()) for t in predict(walk, name, known=models).values())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_answer_to_a_trajectory_that_stands_still_is_finite(name, write_trajectory, models):
-    walk = write_trajectory([history()[-1]] * 5)
+def test_the_answer_to_a_trajectory_that_stands_still_is_finite(name, kept, models):
+    walk = kept("still", [history()[-1]] * 5)
     assert all(bool(t.isfinite().all()) for t in predict(walk, name, known=models).values())
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from know import files
 from know.errors import KnowError
-from know.files import atomic, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
+from know.files import atomic, new_folder, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
 from know.seeds import stream
 
 
@@ -83,6 +83,32 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     write_text(tmp_path / "file", "")
     with pytest.raises(KnowError, match=r"cannot write .*file/below"):
         write_text(tmp_path / "file" / "below", "text")
+
+
+def test_of_two_processes_that_make_one_new_folder_the_later_one_fails_and_leaves_nothing(tmp_path):
+    out = tmp_path / "a" / "out"
+
+    def make() -> None:
+        with new_folder(out) as folder:
+            (folder / "mine").touch()
+            out.mkdir()  # another process has finished meanwhile
+
+    with pytest.raises(KnowError, match="a/out exists by now"):
+        make()
+    with pytest.raises(KnowError, match="a/out exists already"):
+        make()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert list(out.iterdir()) == []
+
+
+def test_a_new_folder_that_fails_leaves_no_parents_and_clears_what_a_killed_process_left(tmp_path):
+    stale = tmp_path / ".out.999999999.tmp"
+    stale.mkdir()
+    with contextlib.suppress(RuntimeError), new_folder(tmp_path / "a" / "b"):
+        raise RuntimeError
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "mine").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
 # resumable folders

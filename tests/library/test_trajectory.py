@@ -8,9 +8,9 @@ import pickle
 
 import pytest
 import torch
+from tiny import ITEMS
 from torch import nn
 
-from benchmarks.networks import build
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import sha256_file
@@ -72,11 +72,11 @@ def test_anybodys_checkpoints_make_a_trajectory(tmp_path, suffix):
             assert torch.equal(window[:, k], state[name].flatten())
 
 
-def test_a_made_trajectory_is_found_again(trajectory, digits):
+def test_a_made_trajectory_is_found_again(trajectory):
     again = Trajectory.load(trajectory.paths[0].parent)
     assert again.fractions == (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     images = [snapshot["images"] for snapshot in again.manifest["snapshots"]]
-    assert images == [round(fraction * len(digits.train)) for fraction in again.fractions]
+    assert images == [round(fraction * ITEMS) for fraction in again.fractions]
     assert torch.equal(again.window("head.weight"), trajectory.window("head.weight"))
 
 
@@ -265,10 +265,21 @@ def test_an_unknown_reference_is_named(trajectory):
 # roles
 
 
-@pytest.mark.parametrize("network", ["resnet18_cifar", "vit_tiny", "plaincnn", "timm:resnet10t", "timm:convnext_atto"])
+class Block(nn.Module):
+    """Layers of every kind, normalised and not, with a residual path and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False))
+        self.depthwise, self.norm = nn.Conv2d(4, 4, 3, groups=4), nn.LayerNorm(4)
+        self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
+        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.Embedding(5, 4)])
+
+
+@pytest.mark.parametrize("network", [Block, lambda: nn.TransformerEncoderLayer(8, 2, 16)])
 def test_the_role_of_a_parameter_follows_from_its_layer(network):
     with torch.device("meta"):
-        model = build(network, (3, 32, 32), 10)
+        model = network()
     found = roles(model.state_dict())
     assert found.keys() == model.state_dict().keys()
     parameters, seen = dict(model.named_parameters()), set()
@@ -278,7 +289,7 @@ def test_the_role_of_a_parameter_follows_from_its_layer(network):
             assert found[own["weight"]] == ("conv" if module.kernel_size == (3, 3) else "fc")
         elif isinstance(module, nn.Linear):
             assert found[own["weight"]] == "fc"
-        elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+        elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
             assert {found[n] for n in own.values()} == {"norm"}
         if isinstance(module, nn.Conv2d | nn.Linear) and "bias" in own:
             assert found[own["bias"]] == "bias"

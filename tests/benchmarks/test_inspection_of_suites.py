@@ -1,0 +1,81 @@
+"""The inspection of a suite: which methods and arms it covers, and what it leaves out."""
+
+import csv
+
+import pytest
+import torch
+
+from benchmarks.inspection import inspect_suite
+from benchmarks.suite import Arms, Cell, LineOfArms
+from know.checkpoints import save_state
+from know.known import Known, KnownNet
+from know.roles import PREDICTED
+
+
+def table(path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def work(tmp_path, trajectory, models):
+    """Function that makes a suite's folder of one real trajectory, and networks for S = `length`: both, by S."""
+
+    def make(length: int):
+        folder = tmp_path / f"work-{length}"
+        origin = folder / "trajectories" / Cell("overflow", "digits", "mnist", "mlp", 1.0).origin.slug
+        for name in ("p0", "t0"):
+            (origin / name).mkdir(parents=True)
+            (origin / name / "overflow").symlink_to(trajectory.paths[0].parent)
+        torch.manual_seed(0)
+        for name, scaling in (("known", "none"), ("scaled", "range")):
+            known = Known({role: KnownNet(length) for role in PREDICTED}, {"scaling": scaling})
+            known.save(folder / "known" / str(length) / f"{name}.safetensors")
+        terms = {f"{role}{end}": torch.ones(length - 1 + bool(end)) for role in PREDICTED for end in ("", ".theta_0")}
+        save_state(folder / "known" / str(length) / "meta_linear.safetensors", terms)
+        return folder, {length: folder / "known" / str(length)}
+
+    return make
+
+
+def test_inspecting_a_suite_covers_every_line_that_moves_weights(work, monkeypatch):
+    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
+    cells = [Cell("overflow", "digits", target, "mlp", 1.0, length=5) for target in ("mnist", "cifar10")]
+    folder = work(5)
+    inspect_suite(cells, ["p0", "t0"], Arms(references=["naive"]), *folder)
+    found = {name: table(folder[0] / "inspection" / f"{name}.csv") for name in ("steps", "movement", "responses")}
+    assert {row["trajectory"] for row in found["steps"] + found["movement"]} == {"t0"}  # no pilot
+    depths: dict[str, set[str]] = {}
+    for row in found["steps"]:
+        depths.setdefault(row["predictor"], set()).add(row["depth"])
+    assert not depths.keys() & {"matched_rate", "recalibrate", "reset", "released", "wnn"}
+    assert {"known", "scaled_known", "meta_linear_theta0", "rre_global", "mixture"} <= depths.keys()
+    assert depths["logfit"] == {"1", "2", "3"}
+    assert depths["rre"] == {"0"}
+    keys = [tuple(row[column] for column in ("predictor", "depth", "role")) for row in found["steps"]]
+    assert len(set(keys)) == len(keys)  # two targets of one source are one place
+    assert {row["model"] for row in found["responses"]} == {"known, S = 5", "scaled, S = 5"}
+    linear = next(r for r in found["steps"] if (r["predictor"], r["depth"], r["role"]) == ("linear", "1", "all"))
+    assert float(linear["linear"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_short_histories_leave_out_what_needs_more(work):
+    folder = work(2)
+    arms = Arms(references=["naive"], methods={"known": None, "rre": None, "dmd": None})
+    inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=2)], ["t0"], arms, *folder)
+    assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == {"known"}
+
+
+@pytest.mark.parametrize(
+    "entry", [LineOfArms(method="released"), LineOfArms(method="shrink", options={"of": "released"})]
+)
+def test_released_networks_are_left_out_at_other_lengths(work, entry, monkeypatch, models, tmp_path):
+    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
+    for role in ("Conv", "FC", "Bias"):
+        (tmp_path / f"KNOWN_{role}.h5").touch()
+    monkeypatch.setattr(Known, "from_keras", lambda folder, model: models[model])
+    arms = Arms(references=["naive"], methods={"linear": None, "mine": entry})
+    for length, expected in ((3, {"linear"}), (5, {"linear", "mine"})):
+        folder = work(length)
+        inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=length)], ["t0"], arms, *folder)
+        assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == expected
