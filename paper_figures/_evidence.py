@@ -10,25 +10,11 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from accuracy_by_arm import ROW, draw_cell
+import style
+from accuracy_by_arm import draw_cell
 from matplotlib.figure import Figure
-from style import (
-    RECIPES,
-    arms_of,
-    cells_of,
-    counted,
-    dagger_note,
-    footnote,
-    interval_note,
-    legend,
-    load_runs,
-    panels,
-    rows_of,
-    save,
-    title,
-)
 
-from benchmarks.report.claims import CORE, MAIN
+from benchmarks.report.claims import CLAIMS
 from benchmarks.report.statistics import summarise
 from know.files import read_json
 
@@ -38,37 +24,37 @@ BESIDE = {"oracle", "oracle_steps", "matched_rate_x8", "matched_rate_released_x8
 
 def published(results: Path) -> list[Path]:
     """The folders of the suites that the primary contrasts are read in, as far as they have been run."""
-    return [results / name for name in MAIN if (results / name / "suite.json").is_file()]
+    return [results / name for name in CLAIMS.main_suites if (results / name / "suite.json").is_file()]
 
 
 def draw(results: Path) -> Figure:
-    found = [cell for folder in published(results) for cell in cells(folder)]
-    height = 0.75 + ROW * max(len(rows) for *_, rows in found)
-    figure, axes = panels(len(found), columns=2, height=height)
-    for place, (axis, (name, part, unavailable, rows)) in enumerate(zip(axes, found, strict=True)):
-        levels = " / ".join(f"{part.loc[recipe, 'naive'].accuracy:.1f} %" for recipe in RECIPES)
-        title(axis, f"{name}, {counted(part['n'])}\nnaive {levels}", beside=1.45)
+    panels = [cell for folder in published(results) for cell in cells(folder)]
+    height = 0.75 + style.ROW * max(len(rows) for *_, rows in panels)
+    figure, axes = style.panels(len(panels), columns=2, height=height)
+    for place, (axis, (name, part, unavailable, rows)) in enumerate(zip(axes, panels, strict=True)):
+        levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.POLICIES)
+        style.title(axis, f"{name}, {style.counted(part['n'])}\nnaive {levels}", beside=1.45)
         draw_cell(axis, part, rows, unavailable)
-        if place % 2 and rows["label"].tolist() == found[place - 1][-1]["label"].tolist():
+        if place % 2 and rows["label"].tolist() == panels[place - 1][-1]["label"].tolist():
             axis.set_yticklabels([])
         axis.set_xlabel("accuracy − naive (points)")
-    legend(figure, axes, 2)
-    n = pd.concat(part["n"] for _, part, *_ in found)
-    labels = pd.concat(rows for *_, rows in found)["label"]
-    footnote(
+    style.legend(figure, axes, 2)
+    n = pd.concat(part["n"] for _, part, *_ in panels)
+    labels = pd.concat(rows for *_, rows in panels)["label"]
+    style.footnote(
         figure,
-        f"{interval_note(n)} Points: percentage points of target test accuracy. Above: the accuracy of naive, "
+        f"{style.interval_note(n)} Points: percentage points of target test accuracy. Above: the accuracy of naive, "
         "published / tuned rate. Arrows: what lies beyond the axis; a number beside one is the mean. Yellow: oracles, "
-        f"really trained on twice the data.{dagger_note(labels)}",
+        f"really trained on twice the data.{style.dagger_note(labels)}",
     )
     return figure
 
 
 def cells(folder: Path) -> list[tuple[str, pd.DataFrame, dict[str, str], pd.DataFrame]]:
-    """Of every cell of a suite: its name, the summary by (recipe, arm), what is not available, and the rows to show."""
-    runs, every = load_runs(folder), arms_of(folder)
+    """Of every cell of a suite: its name, the summary by (policy, arm), what is not available, and the rows to show."""
+    runs, every = style.load_runs(folder), style.arms_of(folder)
     unavailable = read_json(folder / "suite.json")["unavailable"]
-    chosen = every[every.index.isin(CORE | BESIDE) | (every["group"] == "known")].drop("naive")
+    chosen = every[every.index.isin(CLAIMS.core | BESIDE) | (every["group"] == "known")].drop("naive")
     summary = summarise(runs)
     return [
         (
@@ -77,12 +63,12 @@ def cells(folder: Path) -> list[tuple[str, pd.DataFrame, dict[str, str], pd.Data
                 ["recipe", "arm"]
             ),
             unavailable.get(cell, {}),
-            rows_of(chosen, runs, unavailable, cell),
+            style.rows_of(chosen, runs, unavailable, cell),
         )
-        for cell, name in cells_of(runs).items()
+        for cell, name in style.cells_of(runs).items()
     ]
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    save(draw(folder), Path(sys.argv[2]) if sys.argv[2:] else folder / "figures", "evidence")
+    style.save(draw(folder), Path(sys.argv[2]) if sys.argv[2:] else folder / "figures", "evidence")

@@ -6,76 +6,59 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from style import (
-    MOST,
-    arms_of,
-    block_panels,
-    blocks_of,
-    counted,
-    first_in_line,
-    footnote,
-    interval_note,
-    limits,
-    line_styles,
-    load_runs,
-    main,
-    mark_beyond,
-    name_of_cell,
-    only_words,
-    title,
-    widened,
-)
 
 from benchmarks.report.statistics import summarise
-from benchmarks.suite import LENGTH, RATE
+from benchmarks.suite import LENGTH, RATIO
 
 CELL = ["track", "source", "target", "network", "share", "rate", "length"]
-USUAL = {"length": LENGTH, "rate": RATE}
+USUAL = {"length": LENGTH, "rate": RATIO}
 """What may vary, with the paper's value."""
 LEFT_OUT = ("naive", "scratch")
 
 
 def draw(results: Path) -> Figure:
-    runs, arms = load_runs(results), arms_of(results)
-    every_group = [(varied, cells, table_of(runs, arms, cells, varied)) for varied, cells in groups_of(runs)]
-    groups = [group for group in every_group if len(group[2])]
-    if not groups:
-        return only_words("This suite varies neither S nor r.")
-    every = pd.concat(table for *_, table in groups)
+    runs, arms = style.load_runs(results), style.arms_of(results)
+    every_series = [(varied, cells, table_of(runs, arms, cells, varied)) for varied, cells in series_of(runs)]
+    shown = [one for one in every_series if len(one[2])]
+    if not shown:
+        return style.only_words("This suite varies neither S nor r.")
+    every = pd.concat(table for *_, table in shown)
     arms = arms[arms["family"].isin(every["family"])]
-    blocks, lines = blocks_or_one(arms), line_styles(every["depth"])
-    figure, rows = block_panels(len(groups), blocks, arms, height=2.1)
-    for axes, (varied, cells, table) in zip(rows, groups, strict=True):
-        for axis in (left := first_in_line(axes)):
+    blocks, lines = blocks_or_one(arms), style.line_styles(every["depth"])
+    figure, rows = style.block_panels(len(shown), blocks, arms, height=2.1)
+    for axes, (varied, cells, table) in zip(rows, shown, strict=True):
+        for axis in (left := style.first_in_line(axes)):
             first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
-            title(axis, f"{name_of_cell(first)}, {counted(table['n'])}", span=-(-len(axes) // len(left)))
+            name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
+            style.title(axis, name, span=-(-len(axes) // len(left)))
             axis.set_ylabel("gain over naive (points)")
-        axes[0].set_ylim(widened(limits(table), table[table["family"] == "oracle"]))
+        axes[0].set_ylim(style.widened(style.limits(table), table[table["family"] == "oracle"]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
             draw_panel(axis, table[table["family"].isin(families)], varied, lines)
             label_values(axis, table, varied, cells["rate"].iloc[0])
     add_legend(figure, lines)
-    footnote(
+    style.footnote(
         figure,
-        f"{interval_note(every['n'])} Gain: accuracy minus that of naive in the same cell, in percentage points, each "
-        "arm at its tuned rate. A line joins the same depth d, d predictions one after the other, which stands for r⁻ᵈ "
-        "times the data. Arms that two values or more have, without naive and from scratch; next to each other only "
-        "so that bars can be told apart. A triangle on the edge: the mean lies beyond it.",
+        f"{style.interval_note(every['n'])} Gain: accuracy minus that of naive in the same cell, in percentage points, "
+        "each arm at its tuned rate. A line joins the same depth d, d predictions one after the other, which stands "
+        "for r⁻ᵈ times the data. Arms that two values or more have, without naive and from scratch; next to each "
+        "other only so that bars can be told apart. A triangle on the edge: the mean lies beyond it.",
     )
     return figure
 
 
-def groups_of(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """What varies, and the cells that differ in it alone, one row per cell; first all groups for S, then for r."""
+def series_of(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """What varies, and the cells that differ in it alone, one row per cell; first all series for S, then for r."""
     cells = runs[[*CELL, "cell"]].drop_duplicates()
-    groups = []
+    series = []
     for varied in USUAL:
         for _, own in cells.groupby([key for key in CELL if key != varied]):
-            groups += [(varied, own.sort_values(varied))] if len(own) > 1 else []
-    return groups
+            series += [(varied, own.sort_values(varied))] if len(own) > 1 else []
+    return series
 
 
 def table_of(runs: pd.DataFrame, arms: pd.DataFrame, cells: pd.DataFrame, varied: str) -> pd.DataFrame:
@@ -94,27 +77,27 @@ def table_of(runs: pd.DataFrame, arms: pd.DataFrame, cells: pd.DataFrame, varied
 def blocks_or_one(arms: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """All families in one panel, if they are few and look different; else the blocks of the other figures."""
     looks = arms.drop_duplicates("family")
-    if len(looks) <= MOST and not looks[["colour", "marker"]].duplicated().any():
+    if len(looks) <= style.MOST and not looks[["colour", "marker"]].duplicated().any():
         return [("", list(looks["family"]))]
-    return blocks_of(arms)
+    return style.blocks_of(arms)
 
 
 def draw_panel(axis: Axes, table: pd.DataFrame, varied: str, lines: dict[int, str]) -> None:
     """One line per family and depth, deepest filled and solid; the y axis has its ends."""
     axis.axhline(0, color="black", linewidth=0.6, zorder=1)
-    groups = list(table.groupby(["family", "depth"], sort=False))
+    own = list(table.groupby(["family", "depth"], sort=False))
     values = sorted(table["value"].unique())
-    side = min(0.32 * np.diff(values).min(), 0.014 * (values[-1] - values[0]) * (len(groups) - 1))
-    for shift, ((family, depth), rows) in zip(np.linspace(-side, side, len(groups)), groups, strict=True):
+    side = min(0.32 * np.diff(values).min(), 0.014 * (values[-1] - values[0]) * (len(own) - 1))
+    for shift, ((family, depth), rows) in zip(np.linspace(-side, side, len(own)), own, strict=True):
         rows = rows.sort_values("value")
         x, colour = rows["value"].to_numpy() + shift, rows["colour"].iloc[0]
-        style = {"color": colour, "zorder": 4 if family == "known" else 3}
-        style["markerfacecolor"] = colour if lines[depth] == "-" else "white"
+        look = {"color": colour, "zorder": 4 if family == "known" else 3}
+        look["markerfacecolor"] = colour if lines[depth] == "-" else "white"
         axis.vlines(x, rows["low"], rows["high"], linewidth=0.7, color=colour, zorder=2)
         size = 6 if family == "oracle" else 3.5
         marker = rows["marker"].iloc[0]
-        axis.plot(x, rows["difference"], marker, ls=lines[depth], linewidth=0.7, markersize=size, **style)
-        mark_beyond(axis, x, rows["difference"], **style)
+        axis.plot(x, rows["difference"], marker, ls=lines[depth], linewidth=0.7, markersize=size, **look)
+        style.mark_beyond(axis, x, rows["difference"], **look)
 
 
 def label_values(axis: Axes, table: pd.DataFrame, varied: str, rate: float) -> None:
@@ -136,11 +119,11 @@ def add_legend(figure: Figure, lines: dict[int, str]) -> None:
     """Line styles of the depths, where there are several; the families stand above their column."""
     handles = []
     for depth, line in lines.items():
-        style = {"marker": "o", "markersize": 3.5, "markerfacecolor": "black" if line == "-" else "white"}
-        handles += [Line2D([], [], color="black", linestyle=line, label=f"depth {depth}", **style)] if depth else []
+        look = {"marker": "o", "markersize": 3.5, "markerfacecolor": "black" if line == "-" else "white"}
+        handles += [Line2D([], [], color="black", linestyle=line, label=f"depth {depth}", **look)] if depth else []
     if len(handles) > 1:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

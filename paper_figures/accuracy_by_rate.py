@@ -6,22 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from style import (
-    arms_of,
-    block_panels,
-    blocks_of,
-    cells_of,
-    dashed,
-    first_in_line,
-    footnote,
-    line_styles,
-    load_runs,
-    main,
-    title,
-)
 
 from benchmarks.records import PilotRecord, read_records
 
@@ -30,17 +18,17 @@ LABEL = 0.32
 
 
 def draw(results: Path) -> Figure:
-    runs, pilots = load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
-    arms, cells = arms_of(results), cells_of(runs)
+    runs, pilots = style.load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
+    arms, cells = style.arms_of(results), style.cells_of(runs)
     arms = arms[arms.index.isin(pilots["arm"])]
-    blocks, lines = blocks_of(arms), line_styles(arms["depth"])
-    figure, rows = block_panels(len(cells), blocks, arms, height=1.75)
+    blocks, lines = style.blocks_of(arms), style.line_styles(arms["depth"])
+    figure, rows = style.block_panels(len(cells), blocks, arms, height=1.75)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = pilots[pilots["cell"] == cell]
         count = part["trajectory"].nunique()
-        for axis in (left := first_in_line(axes)):
+        for axis in (left := style.first_in_line(axes)):
             name_and_count = f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}"
-            title(axis, name_and_count, span=-(-len(axes) // len(left)))
+            style.title(axis, name_and_count, span=-(-len(axes) // len(left)))
             axis.set_ylabel("validation accuracy (%)")
         for axis, (_, families) in zip(axes, blocks, strict=True):
             own = arms[arms["family"].isin([*families, "naive", "oracle"])]
@@ -49,7 +37,7 @@ def draw(results: Path) -> Figure:
     for axis in rows[-1]:
         axis.set_xlabel("learning rate")
     add_legend(figure, arms, lines)
-    footnote(
+    style.footnote(
         figure,
         "Mean over n pilot trajectories, which choose the rates and are never evaluated; no interval, since they serve "
         "no comparison. Marker: the tuned rate of an arm. Vertical line: the published rate. Naive and the oracle are "
@@ -63,13 +51,13 @@ def draw_panel(axis: Axes, pilots: pd.DataFrame, runs: pd.DataFrame, arms: pd.Da
     mean = 100 * pilots.groupby(["arm", "learning_rate"])["validation_accuracy"].mean()
     tuned = runs[runs["recipe"] == "tuned"].groupby("arm")["learning_rate"].first()
     for arm in (arm for arm in arms.itertuples() if arm.Index in mean):
-        style = {"color": arm.colour, "zorder": {"known": 4, "naive": 3}.get(arm.family, 2)}
+        look = {"color": arm.colour, "zorder": {"known": 4, "naive": 3}.get(arm.family, 2)}
         width = {"naive": 1.4, "oracle": 1.4}.get(arm.family, 0.8)
-        found = mean[arm.Index]
-        axis.plot(found.index, found, dashed(arm.family, lines[arm.depth]), linewidth=width, **style)
-        if tuned.get(arm.Index) in found.index:
+        curve = mean[arm.Index]
+        axis.plot(curve.index, curve, style.dashed(arm.family, lines[arm.depth]), linewidth=width, **look)
+        if tuned.get(arm.Index) in curve.index:
             best = tuned[arm.Index]
-            axis.plot(best, found[best], arm.marker, markersize=3, **style)
+            axis.plot(best, curve[best], arm.marker, markersize=3, **look)
     axis.set_xscale("log", base=2)
     published = runs.loc[runs["recipe"] == "published", "learning_rate"].unique()
     label_rates(axis, sorted(pilots["learning_rate"].unique()), published)
@@ -106,12 +94,12 @@ def add_legend(figure: Figure, arms: pd.DataFrame, lines: dict[int, str]) -> Non
     """Line styles of the depths; the families stand above their column."""
     factors = arms[arms["depth"] > 0].groupby("depth")["factor"].unique()
     handles = [
-        Line2D([], [], color="black", label=f"at {', '.join(found)}", linestyle=lines[depth])
-        for depth, found in factors.items()
+        Line2D([], [], color="black", label=f"at {', '.join(named)}", linestyle=lines[depth])
+        for depth, named in factors.items()
     ]
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

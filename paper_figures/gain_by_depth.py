@@ -6,25 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import (
-    arms_of,
-    block_panels,
-    blocks_of,
-    cells_of,
-    counted,
-    first_in_line,
-    footnote,
-    interval_note,
-    limits,
-    load_runs,
-    main,
-    mark_beyond,
-    only_words,
-    title,
-    widened,
-)
 
 from benchmarks.report.statistics import summarise
 
@@ -33,42 +17,42 @@ REPEATED = ("known", "oracle")
 
 
 def draw(results: Path) -> Figure:
-    runs = load_runs(results)
-    arms, cells = arms_of(results), cells_of(runs)
+    runs = style.load_runs(results)
+    arms, cells = style.arms_of(results), style.cells_of(runs)
     ran = arms[arms.index.isin(runs["arm"])]
     several = ran[ran["depth"] > 0].groupby("family")["depth"].nunique() > 1
     arms = ran[ran["family"].isin(several.index[several])]
     if arms.empty:
-        return only_words("No predictor was run at more than one depth.")
+        return style.only_words("No predictor was run at more than one depth.")
     blocks = blocks_with_known(arms)
     arms = pd.concat([arms, ran[ran["family"] == "oracle"]])
     summary = summarise(runs[runs["recipe"] == "tuned"])
-    figure, rows = block_panels(len(cells), blocks, arms, height=1.9)
+    figure, rows = style.block_panels(len(cells), blocks, arms, height=1.9)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = summary[summary["cell"] == cell].set_index("arm")
-        for axis in (left := first_in_line(axes)):
-            title(axis, f"{name}, {counted(part['n'])}", span=-(-len(axes) // len(left)))
+        for axis in (left := style.first_in_line(axes)):
+            style.title(axis, f"{name}, {style.counted(part['n'])}", span=-(-len(axes) // len(left)))
             axis.set_ylabel("gain over naive (points)")
-        ends = limits(part[part.index.isin(arms.index)])
-        axes[0].set_ylim(widened(ends, part[part.index == "oracle"]))
+        ends = style.limits(part[part.index.isin(arms.index)])
+        axes[0].set_ylim(style.widened(ends, part[part.index == "oracle"]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
             draw_panel(axis, part, arms[arms["family"].isin([*families, *REPEATED]) & arms.index.isin(part.index)])
     for axis in rows[-1]:
         axis.set_xlabel("virtual data factor")
-    footnote(
+    style.footnote(
         figure,
-        f"{interval_note(summary['n'])} Gain: accuracy minus naive, in percentage points, each arm at its tuned rate "
-        "(the published rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel. Right of the "
-        "scale: the oracle, really trained on more data. A triangle on the edge: the mean lies beyond it.",
+        f"{style.interval_note(summary['n'])} Gain: accuracy minus naive, in percentage points, each arm at its tuned "
+        "rate (the published rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel. Right of "
+        "the scale: the oracle, really trained on more data. A triangle on the edge: the mean lies beyond it.",
     )
     return figure
 
 
 def blocks_with_known(arms: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """The blocks of `arms`; KNOWN has a column of its own only if nothing else is there to be compared with it."""
-    blocks = [(heading, families) for heading, families in blocks_of(arms) if families != ["known"]]
+    blocks = [(heading, families) for heading, families in style.blocks_of(arms) if families != ["known"]]
     if not blocks:
-        return blocks_of(arms)
+        return style.blocks_of(arms)
     first = ["known"] if "known" in set(arms["family"]) else []
     return [(heading, [*first, *(f for f in families if f not in first)]) for heading, families in blocks]
 
@@ -82,13 +66,13 @@ def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
     side = min(0.33, 0.04 * (len(lines) - 1))
     shift = {"oracle": 0.0, **dict(zip(lines, np.linspace(-side, side, len(lines)), strict=True))}  # side by side
     for family, rows in arms.groupby("family", sort=False):
-        found, (colour, marker) = part.loc[rows.index], rows[["colour", "marker"]].iloc[0]
+        gains, (colour, marker) = part.loc[rows.index], rows[["colour", "marker"]].iloc[0]
         x = np.array([place.get(factor, beyond) + shift[family] for factor in rows["factor"]])
-        style = {"color": colour, "zorder": 4 if family == "known" else 3}
-        axis.vlines(x, found["low"], found["high"], linewidth=0.7, **style)
+        look = {"color": colour, "zorder": 4 if family == "known" else 3}
+        axis.vlines(x, gains["low"], gains["high"], linewidth=0.7, **look)
         size = 6 if family == "oracle" else 3
-        axis.plot(x, found["difference"], marker, ls="-", linewidth=0.5, markersize=size, **style)
-        mark_beyond(axis, x, found["difference"], **style)
+        axis.plot(x, gains["difference"], marker, ls="-", linewidth=0.5, markersize=size, **look)
+        style.mark_beyond(axis, x, gains["difference"], **look)
     if "oracle" in set(arms["family"]):
         axis.axvline(beyond - 0.45, color="#BBBBBB", linewidth=0.6, zorder=1)
         place["oracle"] = beyond
@@ -96,4 +80,4 @@ def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

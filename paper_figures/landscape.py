@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import style
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
@@ -13,11 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.interpolate import RectBivariateSpline
-from style import COLUMN, FAMILIES, footnote, load_table, main, title
+
+from benchmarks.report.folders import load_table
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 LEVELS = 15
-WIDTH = COLUMN - 1.3
+WIDTH = style.COLUMN - 1.3
 """Inches of a panel, without the labels and the scale beside it."""
 SMALL = 0.35
 """Part of the plane, in x or y, from which on the trajectory and the predictions need no second panel."""
@@ -37,7 +39,7 @@ def draw(results: Path) -> Figure:
     parts = [loss] if window is None else [loss, zoomed(loss, window)]
     high = [WIDTH * np.ptp(part.index) / np.ptp(part.columns) for part in parts]
     figure, axes = plt.subplots(
-        len(parts), figsize=(COLUMN, sum(high) + 0.7 + 0.8 * len(parts)), height_ratios=high, squeeze=False
+        len(parts), figsize=(style.COLUMN, sum(high) + 0.7 + 0.8 * len(parts)), height_ratios=high, squeeze=False
     )
     for axis, part in zip(axes.flat, parts, strict=True):
         draw_loss(axis, part)
@@ -51,10 +53,10 @@ def draw(results: Path) -> Figure:
         draw_points(whole, kinds, labels=False)
         draw_window(whole, window)
         last.set(xlim=window[0], ylim=window[1])
-    title(whole, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
+    style.title(whole, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
     first = kinds["snapshot"]["label"].iloc[0].translate(SUBSCRIPTS).replace("theta_", "θ")
     zoom = "" if window is None else " Below: the rectangle, with the loss interpolated by cubic splines."
-    footnote(
+    style.footnote(
         figure,
         f"n = 1 trajectory, hence no interval. Black: snapshots, {first} of the smallest subset to θ₀. Blue, dashed: "
         f"KNOWN. Star: oracle. The plane (PCA) holds {both} of their variance; grey is the loss on the plane, off "
@@ -111,16 +113,18 @@ def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> 
     """Trajectory, predictions and oracle; without labels, the oracle is named alone."""
     snapshots, known, oracle = kinds["snapshot"], kinds["known"], kinds["oracle"]
     # theta_0 is where the trajectory ends and KNOWN's way back begins
-    draw_path(axis, pd.concat([snapshots.iloc[-1:], known]), FAMILIES["known"][1], "--", FAMILIES["known"][2])
+    draw_path(
+        axis, pd.concat([snapshots.iloc[-1:], known]), style.FAMILIES["known"][1], "--", style.FAMILIES["known"][2]
+    )
     draw_path(axis, snapshots, "black", "-", "o")
-    draw_path(axis, oracle, FAMILIES["oracle"][1], "", FAMILIES["oracle"][2], size=11)
+    draw_path(axis, oracle, style.FAMILIES["oracle"][1], "", style.FAMILIES["oracle"][2], size=11)
     ends = snapshots.iloc[[0, -1]].assign(label=lambda rows: rows["label"].str.replace("theta_", "θ"))
     for row in pd.concat([ends, known, oracle] if labels else [oracle]).itertuples():
         text = row.label.translate(SUBSCRIPTS) if row.kind == "snapshot" else row.label.replace("x", "×")
-        style = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True}
+        look = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True}
         if axis.transAxes.inverted().transform(axis.transData.transform((row.x, row.y)))[0] > 0.8:
-            style |= {"xytext": (-7, 4), "horizontalalignment": "right"}  # or it would stick out on the right
-        axis.annotate(text, (row.x, row.y), textcoords="offset points", **{"xytext": (5, 4), **style})
+            look |= {"xytext": (-7, 4), "horizontalalignment": "right"}  # or it would stick out on the right
+        axis.annotate(text, (row.x, row.y), textcoords="offset points", **{"xytext": (5, 4), **look})
 
 
 def draw_window(axis: Axes, window: tuple[tuple[float, float], tuple[float, float]]) -> None:
@@ -142,4 +146,4 @@ def draw_path(axis: Axes, points: pd.DataFrame, colour: str, line: str, marker: 
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import FAMILIES, footnote, legend, load_table, main, panels, title
+
+from benchmarks.report.folders import load_table
 
 COLUMNS = ["length", "model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 NETWORKS = {"known": "known", "scaled": "scaled_known"}
@@ -21,13 +23,13 @@ def draw(results: Path) -> Figure:
     table = table[table["length"] == length]
     errors = errors[errors["length"] == length]
     roles = table["role"].unique()
-    figure, axes = panels(len(roles), columns=3, height=2.3)
+    figure, axes = style.panels(len(roles), columns=3, height=2.3)
     for axis, role in zip(axes, roles, strict=True):
         draw_panel(axis, table[table["role"] == role], errors[errors["role"] == role], role)
     axes[0].set_ylabel("mean |error| of a weight")
-    legend(figure, axes, 4)
+    style.legend(figure, axes, 4)
     only = f" S = {length}, the largest of {', '.join(map(str, lengths))}." if len(lengths) > 1 else f" S = {length}."
-    footnote(
+    style.footnote(
         figure,
         "Loss: mean absolute error of the predicted weight, in units of the weights. Thick: on the windows of whole "
         "trajectories that only choose the update which is kept (marker); thin: on training windows, mean since the "
@@ -45,13 +47,15 @@ def draw_panel(axis: Axes, part: pd.DataFrame, errors: pd.DataFrame, role: str) 
     ratios = means["loss"] / means["no_change_loss"]
     count = errors.groupby("model").size().iloc[0]
     for model, family in NETWORKS.items():
-        label, colour, marker = FAMILIES[family]
+        label, colour, marker = style.FAMILIES[family]
         rows = part[part["model"] == model]
         best = rows.loc[rows["selection_loss"].idxmin()]
         axis.plot(rows["update"], rows["training_loss"], color=colour, linewidth=0.5)
         axis.plot(rows["update"], rows["selection_loss"], color=colour, label=label)
         axis.plot(best["update"], best["selection_loss"], marker, color=colour)
-    axis.axhline(first["linear_loss"], color=FAMILIES["linear"][1], linestyle=":", label=FAMILIES["linear"][0])
+    axis.axhline(
+        first["linear_loss"], color=style.FAMILIES["linear"][1], linestyle=":", label=style.FAMILIES["linear"][0]
+    )
     axis.axhline(first["no_change_loss"], color="black", linestyle="--", linewidth=0.9, label="no change")
     losses = part[["training_loss", "selection_loss"]]
     if losses.max(axis=None) > 10 * losses.min(axis=None):
@@ -61,9 +65,9 @@ def draw_panel(axis: Axes, part: pd.DataFrame, errors: pd.DataFrame, role: str) 
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     names = {"known": "KNOWN", "scaled": "scaled", "meta_linear": "meta-linear"}
     shares = ", ".join(f"{name} {ratios[model]:.2f}" for model, name in names.items())
-    title(axis, f"role {role}, n = {count}\n{shares} × no change")
+    style.title(axis, f"role {role}, n = {count}\n{shares} × no change")
     axis.set_xlabel("update")
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

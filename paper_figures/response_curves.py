@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import style
 from matplotlib.figure import Figure
-from style import FAMILIES, footnote, legend, load_table, main, panels
 
+from benchmarks.report.folders import load_table
 from know.drawing import draw_responses
 
 COLUMNS = ["model", "role", "history", "theta_0", "step", "spread"]
@@ -20,7 +21,7 @@ def draw(results: Path) -> Figure:
     table = load_table(results / "responses.csv", COLUMNS)
     roles, histories = table["role"].unique(), table["history"].unique()
     looks = looks_of(table["model"].unique())
-    figure, axes = panels(len(roles) * len(histories), columns=len(histories), height=1.6, sharex=True)
+    figure, axes = style.panels(len(roles) * len(histories), columns=len(histories), height=1.6, sharex=True)
     for place, axis in enumerate(axes):
         role, history = roles[place // len(histories)], histories[place % len(histories)]
         if place % len(histories) == 0:
@@ -34,8 +35,8 @@ def draw(results: Path) -> Figure:
             axis.set_title(history)
         if place >= len(axes) - len(histories):
             axis.set_xlabel("θ₀")
-    legend(figure, axes, 5)
-    footnote(
+    style.legend(figure, axes, 5)
+    style.footnote(
         figure,
         "One network per model and role, hence no interval. Histories that end at θ₀; constant: it never moved; "
         "rising: the last fifth of it grew in even steps; saturating: likewise, each step half the one before; noisy: "
@@ -50,11 +51,11 @@ def looks_of(models: list[str]) -> dict[str, dict]:
     lengths = sorted({int(length) for _, length in parts.values()}, reverse=True)
     looks = {}
     for model, (network, length) in parts.items():
-        label, colour, _ = FAMILIES[NETWORKS[network]]
+        label, colour, _ = style.FAMILIES[NETWORKS[network]]
         line = DASHES[lengths.index(int(length)) % len(DASHES)]
         looks[model] = {"label": f"{label}, S = {length}", "color": colour, "linestyle": line}
     return looks
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from style import arms_of, counted, footnote, legend, load_table, main, name_of, only_words, panels, place_of, title
 
+from benchmarks.report.folders import load_table
 from know.drawing import draw_steps
 
 PLACE = ["track", "source", "network", "rate", "length"]
@@ -22,7 +23,7 @@ LINES = (
 
 def draw(results: Path) -> Figure:
     table = load_table(results / "steps.csv", COLUMNS)
-    arms = arms_of(results)
+    arms = style.arms_of(results)
     table = table[(table["role"] == "all") & table["predictor"].isin(arms["family"])]
     left_out = [family for family in dict.fromkeys(arms["family"]) if family in set(table["predictor"]) - set(LINES)]
     shown = [line for line in LINES if line in set(table["predictor"])]
@@ -30,12 +31,12 @@ def draw(results: Path) -> Figure:
         ["predictor", "depth", "trajectory"], key=lambda c: c.map(shown.index) if c.name == "predictor" else c
     )
     if table.empty:
-        return only_words("None of the main predictors was run.")
-    names = {line: name_of(arms, line) for line in shown}
+        return style.only_words("None of the main predictors was run.")
+    names = {line: style.name_of(arms, line) for line in shown}
     places = list(table.groupby(PLACE))
     rows = max(len(part[["predictor", "depth"]].drop_duplicates()) for _, part in places)
     columns = 2 if len(places) in (2, 4) else 3
-    figure, axes = panels(len(places), columns=columns, height=0.8 + 0.125 * rows)
+    figure, axes = style.panels(len(places), columns=columns, height=0.8 + 0.125 * rows)
     labels: list[list[str]] = []
     for place, (axis, (_, part)) in enumerate(zip(axes, places, strict=True)):
         draw_place(axis, part, names)
@@ -44,15 +45,15 @@ def draw(results: Path) -> Figure:
             axis.set_yticklabels([])  # the left neighbour has the same bars
         if place >= len(places) - columns:
             axis.set_xlabel("|step| / |θ₀|")
-    legend(figure, axes, 4)
+    style.legend(figure, axes, 4)
     n = table.groupby([*PLACE, "predictor", "depth"])["trajectory"].nunique()
-    rest = f" Not drawn: {', '.join(name_of(arms, family) for family in left_out)}." if left_out else ""
-    footnote(
+    rest = f" Not drawn: {', '.join(style.name_of(arms, family) for family in left_out)}." if left_out else ""
+    style.footnote(
         figure,
-        f"Mean over {counted(n)} source trajectories; dots: the |step| of each. All predicted tensors. Each tensor's "
-        "step is a (−θ₀) + b (θ₀ − θ₁) + a rest orthogonal to both; the length of a part is |step| times its share of "
-        "|step|², left of 0 where the share is negative. // with a number: a bar too long for the axis, drawn shorter "
-        f"in proportion, and its |step|.{rest}",
+        f"Mean over {style.counted(n)} source trajectories; dots: the |step| of each. All predicted tensors. Each "
+        "tensor's step is a (−θ₀) + b (θ₀ − θ₁) + a rest orthogonal to both; the length of a part is |step| times its "
+        "share of |step|², left of 0 where the share is negative. // with a number: a bar too long for the axis, drawn "
+        f"shorter in proportion, and its |step|.{rest}",
     )
     return figure
 
@@ -66,8 +67,9 @@ def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str]) -> None:
     for odd, (_, own) in enumerate(bars.groupby(bars, sort=False)):
         if odd % 2 == 0:
             axis.axhspan(own.index[0] - 0.5, own.index[-1] + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
-    title(axis, f"{first['source']}\n{place_of(first)}, {counted(pd.Series([part['trajectory'].nunique()]))}")
+    n = style.counted(pd.Series([part["trajectory"].nunique()]))
+    style.title(axis, f"{first['source']}\n{style.place_of(first)}, {n}")
 
 
 if __name__ == "__main__":
-    main(__file__, draw)
+    style.main(__file__, draw)

@@ -26,8 +26,10 @@ from matplotlib.transforms import offset_copy
 from PIL import Image
 
 from benchmarks.records import RunRecord, read_records
-from benchmarks.report.pages import DAGGER, GROUPS, SEEN_NOTE, axes_of, in_distribution
+from benchmarks.report.evidence import DAGGER, SEEN_NOTE, in_distribution
+from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import CONFIDENCE, FEW
+from benchmarks.report.tables import axes_of
 from know.drawing import STYLE
 from know.errors import KnowError
 from know.files import atomic, read_json
@@ -89,7 +91,7 @@ MOST = 8
 LINES = [":", "--", "-"]
 """Line styles of the depths of a predictor, deepest solid."""
 
-RECIPES = {"published": ("published rate", "#858585", "o"), "tuned": ("tuned rate", "#332288", "D")}
+POLICIES = {"published": ("published rate", "#858585", "o"), "tuned": ("tuned rate", "#332288", "D")}
 """Label, colour and marker; the colours belong to no family."""
 
 ROW = 0.15
@@ -122,7 +124,7 @@ def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]
 
     Those with a depth come first: a figure of depths alone then has the same neighbours, and their colours differ.
     """
-    found = []
+    blocks = []
     for groups in BLOCKS:
         own = arms[arms["group"].isin(groups)]
         families = list(dict.fromkeys([*own.loc[own["depth"] > 0, "family"], *own["family"]]))
@@ -131,8 +133,8 @@ def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]
         size = -(-len(families) // max(1, count))
         for k in range(count):
             part = f" ({k + 1} of {count})".replace(" ", "\N{NO-BREAK SPACE}")[1:] if count > 1 else ""
-            found.append((f"{heading} {part}".strip(), families[k * size : (k + 1) * size]))
-    return found
+            blocks.append((f"{heading} {part}".strip(), families[k * size : (k + 1) * size]))
+    return blocks
 
 
 def main_arms(arms: pd.DataFrame) -> pd.DataFrame:
@@ -143,8 +145,8 @@ def main_arms(arms: pd.DataFrame) -> pd.DataFrame:
 
 def line_styles(depths: Iterable[int]) -> dict[int, str]:
     """Depth to line style; the depth 0 of references and of predictors without depth is solid."""
-    found = sorted(set(depths) - {0})
-    return {0: "-", **{depth: LINES[max(-len(LINES), place - len(found))] for place, depth in enumerate(found)}}
+    deep = sorted(set(depths) - {0})
+    return {0: "-", **{depth: LINES[max(-len(LINES), place - len(deep))] for place, depth in enumerate(deep)}}
 
 
 def name_of(arms: pd.DataFrame, family: str) -> str:
@@ -157,23 +159,11 @@ def load_runs(folder: Path) -> pd.DataFrame:
     return read_records([folder / "runs.csv"], RunRecord)
 
 
-def load_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A csv without a record schema; KnowError if it is missing or lacks a column."""
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise KnowError(f"{path} cannot be read ({reason}); run the suite first") from error
-    if missing := [column for column in columns if column not in table]:
-        raise KnowError(f"{path} lacks the columns {', '.join(missing)}")
-    return table
-
-
 def cells_of(runs: pd.DataFrame) -> dict[str, str]:
     """Slug to title, in the order track, source, target, network, share, and r and S where they are not the paper's."""
     keys = ["track", "source", "target", "network", "share", "rate", "length", "cell"]
-    found = runs[keys].drop_duplicates().sort_values(keys).to_dict("records")
-    return {cell["cell"]: name_of_cell(cell) for cell in found}
+    cells = runs[keys].drop_duplicates().sort_values(keys).to_dict("records")
+    return {cell["cell"]: name_of_cell(cell) for cell in cells}
 
 
 def name_of_cell(row: pd.Series | dict) -> str:
@@ -383,8 +373,8 @@ def legend(figure: Figure, axes: list[Axes], columns: int) -> None:
     columns: at the width of a page; one text column has room for two.
     """
     columns = columns if figure.get_figwidth() > COLUMN else min(columns, 2)
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)
 
 
 def footnote(figure: Figure, text: str) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
 from benchmarks.references import REFERENCES
-from benchmarks.report.pages import GROUPS, SNAPSHOT_COLUMNS, page
+from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, load
 from benchmarks.report.publish import metrics
+from benchmarks.report.render import suite_page
 from benchmarks.suite import Cell, load_suite
 from know.files import write_csv, write_json, write_text
 
@@ -145,7 +146,7 @@ def write_results(
         write_csv(folder / f"{name}.csv", rows, list(rows[0]))
     write_csv(folder / "landscape.csv", _landscape(), ["kind", "label", "x", "y", "loss"])
     write_json(folder / "metrics.json", metrics(read_records([folder / "runs.csv"], RunRecord)))
-    write_text(folder / "README.md", page(folder))
+    write_text(folder / "README.md", suite_page(load(folder)))
     return folder
 
 

@@ -1,7 +1,7 @@
 """Publishing a run: gather its records into `results/<suite>/`, write the pages, and check committed ones.
 
 `results/<suite>/` holds the records of a run (runs.csv and its companions), `README.md` made from them
-(`benchmarks.report.pages`), and figures made by the scripts in paper_figures/. `provenance.json`, `cost.csv` and
+(`benchmarks.report.render`), and figures made by the scripts in paper_figures/. `provenance.json`, `cost.csv` and
 `cost_by_arm.csv` say where and at what price; they, and the pages made of them, alone differ between two runs of the
 same code on one machine.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.records import PilotRecord, RunRecord, read_records
-from benchmarks.report import claims
-from benchmarks.report.pages import GROUPS, SNAPSHOT_COLUMNS, cost_page, index, load, page, suites
+from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, Published, load, load_all, suites
+from benchmarks.report.render import front_pages, suite_page
 from benchmarks.report.statistics import summarise
 from benchmarks.steps import lacking, steps
 from benchmarks.suite import Cell, Suite
@@ -83,10 +83,10 @@ def publish(
     }
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
-    write_text(folder / "README.md", page(folder))
+    write_text(folder / "README.md", suite_page(load(folder)))
     write_json(folder / "provenance.json", provenance(device or settings.device))
     _write_cost(work, folder)
-    _write_front_pages(results)
+    _write_front_pages(results, load_all(results))
     if lost:
         return
     published = sorted(path for path in folder.glob("*.*") if path.name not in UNVERSIONED)
@@ -123,43 +123,35 @@ def _arms(cells: list[Cell], work: Path) -> dict:
 
 def check(results: Path) -> list[str]:
     """Names of all pages, each of which equals what its records give; KnowError names the first that does not."""
-    found = []
-    for folder in suites(results):
-        _compare_page(folder / "README.md", page(folder))
-        if read_json(folder / "metrics.json") != metrics(load(folder)[1]):
-            raise KnowError(f"{folder / 'metrics.json'} does not fit its records; publish the suite again")
-        found.append(str(folder / "README.md"))
-    for name, text in _front_pages(results).items():
+    published, checked = load_all(results), []
+    for one in published:
+        _compare_page(one.folder / "README.md", suite_page(one))
+        if read_json(one.folder / "metrics.json") != metrics(one.runs):
+            raise KnowError(f"{one.folder / 'metrics.json'} does not fit its records; publish the suite again")
+        checked.append(str(one.folder / "README.md"))
+    for name, text in front_pages(published).items():
         _compare_page(results / name, text)
-        found.append(str(results / name))
-    return found
+        checked.append(str(results / name))
+    return checked
 
 
-def _front_pages(results: Path) -> dict[str, str]:
-    """The pages that look at all suites together."""
-    judged = claims.summary(results)
-    return {
-        "README.md": index(results, judged, claims.CORE),
-        "CLAIMS.md": claims.page(results),
-        "COST.md": cost_page(results),
-    }
-
-
-def _write_front_pages(results: Path) -> None:
-    for name, text in _front_pages(results).items():
+def _write_front_pages(results: Path, published: list[Published]) -> None:
+    for name, text in front_pages(published).items():
         write_text(results / name, text)
 
 
 def write_pages(results: Path) -> None:
-    """Write the page of every published suite and the index anew, from the records beside them.
+    """Write the page of every published suite and the front pages anew, from the records beside them.
 
     Figures that have been added or removed since are listed as they are now; `python -m paper_figures` draws them.
     """
-    for folder in suites(results):
-        _, runs = load(folder)
-        write_json(folder / "suite.json", read_json(folder / "suite.json") | {"figures": figures_of(runs)})
-        write_text(folder / "README.md", page(folder))
-    _write_front_pages(results)
+    published = load_all(results)
+    for one in published:
+        figures = {"figures": figures_of(one.runs)}
+        write_json(one.folder / "suite.json", read_json(one.folder / "suite.json") | figures)
+        one.settings.update(figures)
+        write_text(one.folder / "README.md", suite_page(one))
+    _write_front_pages(results, published)
 
 
 def merge(source: Path, results: Path) -> list[str]:
@@ -175,7 +167,7 @@ def merge(source: Path, results: Path) -> list[str]:
     here = provenance()
     for name in names:
         folder = source / name
-        _, runs = load(folder)
+        runs = load(folder).runs
         code = code_hash("benchmarks.transfer:run_cell")
         if strange := sorted(set(runs["code"]) - {code}):
             raise KnowError(
@@ -251,7 +243,9 @@ def _compare_page(path: Path, expected: str) -> None:
     if text != expected:
         pairs = zip(text.splitlines(), expected.splitlines(), strict=False)
         line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), "the end")
-        raise KnowError(f"{path} does not fit its records (line {line}); write it anew with `know report`")
+        raise KnowError(
+            f"{path} does not fit its records (line {line}); write it anew with `python -m benchmarks report`"
+        )
 
 
 def metrics(runs: pd.DataFrame) -> dict:

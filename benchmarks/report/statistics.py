@@ -39,18 +39,18 @@ def paired_t(differences: np.ndarray) -> Interval:
         return Interval(math.nan, math.nan, math.nan, 0)
     if n == 1:
         return Interval(float(values[0]), math.nan, math.nan, 1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values)
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
 
 
-def pooled_t(groups: Sequence[np.ndarray]) -> tuple[Interval, float]:
-    """Mean over independent groups of paired differences, each group counting once, and the p value against 0.
+def pooled_t(samples: Sequence[np.ndarray]) -> tuple[Interval, float]:
+    """Mean over independent samples of paired differences, each sample counting once, and its p value against 0.
 
-    A group: float (n_g,), one value per trajectory of one source and network. Standard error from the groups' own
-    variances, degrees of freedom by Welch (1947) and Satterthwaite; with one group this is `paired_t`. No interval
-    where a group has fewer than two values.
+    A sample: float (n_i,), one value per trajectory of one source and network. The standard error is from the samples'
+    own variances, the degrees of freedom are those of Welch (1947) and Satterthwaite; with one sample this is
+    `paired_t`. There is no interval where a sample has fewer than two values. scipy has this for two samples only.
     """
-    kept = [values[np.isfinite(values)] for values in (np.asarray(group, dtype=float) for group in groups)]
+    kept = [values[np.isfinite(values)] for values in (np.asarray(sample, dtype=float) for sample in samples)]
     kept = [values for values in kept if len(values)]
     n = sum(map(len, kept))
     if not kept:

@@ -1,0 +1,115 @@
+"""The pages: each is a function of the files in results/, so that `python -m benchmarks report --check` can compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.report import tables
+from benchmarks.report.claims import CLAIMS
+from benchmarks.report.evidence import SEEN_NOTE, Evidence, cost_verdict, costs, gates, informative
+from benchmarks.report.folders import Published
+from benchmarks.report.statistics import CONFIDENCE, FEW
+from benchmarks.report.template import fill
+from benchmarks.suite import SUITES, load_suite
+
+COMMON = {"seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
+"""What several templates say."""
+
+
+def suite_page(published: Published) -> str:
+    """README.md of one suite, in Markdown."""
+    settings, lost = published.settings, published.lost
+    inspected = "inspect" not in lost
+    return fill(
+        "suite.md.j2",
+        **COMMON,
+        suite=settings,
+        lost=lost,
+        n=int(published.summary["n"].max()),
+        overview=tables.overview(published),
+        cells=[_cell(published, cell) for cell in published.cells],
+        described=tables.described(settings),
+        steps=tables.steps(published) if inspected else None,
+        movement=tables.movement(published) if inspected else None,
+        held_out=tables.held_out(published),
+        meta_linear=tables.meta_linear(published),
+    )
+
+
+def _cell(published: Published, cell: str) -> dict:
+    reasons: dict[str, list[str]] = {}
+    for arm, reason in published.settings["unavailable"].get(cell, {}).items():
+        reasons.setdefault(reason, []).append(arm)
+    passed = gates(published, cell)
+    return {
+        "title": tables.cell_title(published.cells[cell].iloc[0]),
+        "table": tables.arms_of_cell(published, cell),
+        "unavailable": reasons,
+        "gates": {name: (tables.signed(gate), gate.low > 0) for name, gate in passed.items()},
+        "informative": informative(passed),
+    }
+
+
+def front_pages(results: Sequence[Published]) -> dict[str, str]:
+    """The pages that look at all suites together, in Markdown, by the name of their file."""
+    evidence, cost = Evidence(results), costs(results)
+    return {
+        "README.md": _front_page(results, tables.front(evidence, cost)),
+        "CLAIMS.md": _claims_page(evidence, cost),
+        "COST.md": _cost_page(results),
+    }
+
+
+def _front_page(results, verdicts) -> str:
+    overviews = {}
+    for one in results:
+        arms = one.settings["described"]
+        shown = {arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.core}
+        overviews[one.name] = tables.overview(one, shown)
+    return fill("front.md.j2", **COMMON, verdicts=verdicts, suites=results, overviews=overviews)
+
+
+def _claims_page(evidence: Evidence, cost) -> str:
+    claims = []
+    for claim in CLAIMS.claims:
+        contrasts = evidence.contrasts(claim)
+        claims.append(
+            {
+                "name": claim.name,
+                "table": tables.contrasts(evidence, claim) if contrasts else None,
+                "verdicts": {policy: evidence.claim(claim, policy) for policy in tables.POLICIES},
+                "in_distribution": any(contrast.better.arm in evidence.marked for contrast in contrasts),
+                "by_network": tables.by_network(evidence, claim),
+                "controls": tables.controls(evidence, claim) if claim.controls_of else None,
+            }
+        )
+    return fill(
+        "claims.md.j2",
+        rules=CLAIMS,
+        cells=evidence.informative,
+        waiting=evidence.waits_for(),
+        primary=tables.primary(evidence),
+        claims=claims,
+        by_cell=tables.by_cell(evidence),
+        across={line.arm: tables.across(evidence, line.deepest) for line in CLAIMS.lines.values()},
+        costs=tables.costs_of_known(cost),
+        cost_verdict=cost_verdict(cost),
+        planned=_planned(evidence),
+    )
+
+
+def _planned(evidence: Evidence) -> dict[str, str]:
+    """Titles by name of the suites in this checkout that are evidence and have not been run."""
+    names = sorted(path.relative_to(SUITES).with_suffix("").as_posix() for path in SUITES.rglob("*.yaml"))
+    planned = {name: load_suite(name) for name in names if name not in evidence.suites}
+    return {name: suite.title.partition(": ")[2] or suite.title for name, suite in planned.items() if suite.evidence}
+
+
+def _cost_page(results: Sequence[Published]) -> str:
+    """COST.md: what every arm costs before fine-tuning, suite by suite, and every job of the suites that were run."""
+    suites = []
+    for one in results:
+        jobs = one.table("cost")
+        run = {} if jobs is None or jobs.empty else {"jobs": jobs, "table": tables.costs_of_jobs(jobs)}
+        suites.append({"title": one.settings["title"], "name": one.name, "arms": tables.costs_of_arms(one), **run})
+    return fill("cost.md.j2", paper=CLAIMS.paper, suites=suites)

@@ -1,0 +1,354 @@
+"""The tables of the pages: plain rows of texts, computed from the records. Words and layout stand in the templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.report.claims import CLAIMS, Claim, Contrast, Side
+from benchmarks.report.evidence import (
+    DAGGER,
+    POLICIES,
+    Evidence,
+    Judged,
+    cost_verdict,
+    gates,
+    informative,
+    marked,
+    together,
+)
+from benchmarks.report.folders import GROUPS, PLACE, Published
+from benchmarks.report.statistics import Interval, fieller
+from benchmarks.suite import LENGTH, RATIO
+
+# texts
+
+
+def signed(interval: Interval) -> str:
+    """A difference in points with its interval; a rounded zero has no minus sign."""
+    mean, low, high = (round(value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def axes_of(row: Mapping[str, Any]) -> str:
+    """What the name of a cell says of r and S: nothing where they are the paper's."""
+    axes = [f"r = {row['rate']:g}"] if row["rate"] != RATIO else []
+    return "".join(f", {axis}" for axis in [*axes, *([f"S = {row['length']}"] if row["length"] != LENGTH else [])])
+
+
+def cell_title(row: Mapping[str, Any]) -> str:
+    """Track, source, target, network and share of the target of a cell, in one line."""
+    place = f"{row['track']}: {row['source']} to {row['target']}, {row['network']}{axes_of(row)}"
+    return f"{place}, {100 * row['share']:g} % of the target"
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    """What a trajectory belongs to, from the columns `PLACE`."""
+    return f"{row['track']}, {row['source']}, {row['network']}, r = {row['rate']:g}, S = {row['length']:g}"
+
+
+def _head_of(row: Mapping[str, Any]) -> str:
+    place = f"{row['track']}<br>{row['source']} to {row['target']}"
+    return f"{place}<br>{row['network']}{axes_of(row)}, {100 * row['share']:g} %"
+
+
+def _difference(row: pd.Series) -> str:
+    return signed(Interval(row["difference"], row["low"], row["high"], row["n"]))
+
+
+def _shown(interval: Interval) -> str:
+    return signed(interval) if interval.n > 1 else "-"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _p_value(p: float) -> str:
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+# the page of a suite
+
+
+def overview(published: Published, shown: Container[str] | None = None) -> pd.DataFrame:
+    """The tuned difference to naive: arms as rows, cells as columns; first the accuracy of naive, last the gates.
+
+    shown: the arms to show; by default all.
+    """
+    tuned = published.summary[published.summary["recipe"] == "tuned"].set_index(["cell", "arm"])
+    unavailable = published.settings["unavailable"]
+    columns: dict[str, list[str]] = {"arm": ["naive"]}
+    columns["arm"] += [arm for arm in published.order if arm != "naive" and (shown is None or arm in shown)]
+    for cell, runs in published.cells.items():
+        marks = marked(published, cell)
+        entries = [f"{tuned.loc[(cell, 'naive'), 'accuracy']:.2f} %"]
+        for arm in columns["arm"][1:]:
+            if (cell, arm) in tuned.index:
+                entries.append(_difference(tuned.loc[(cell, arm)]) + (f" {DAGGER}" if arm in marks else ""))
+            else:
+                entries.append("not available" if arm in unavailable.get(cell, {}) else "")
+        passed = informative(gates(published, cell))
+        columns[_head_of(runs.iloc[0])] = [*entries, "passed" if passed else "uninformative"]
+    for job in (job for job in published.lost if job.startswith("transfer/")):  # a cell without records
+        head = job.removeprefix("transfer/").replace(".", "<br>")
+        columns[head] = ["missing"] * (len(columns["arm"]) + 1)
+    columns["arm"].append("gates")
+    return pd.DataFrame(columns)
+
+
+def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
+    """Every arm of a cell at both rate policies, with its share of the gap, rate, step and source accuracy."""
+    rows = published.summary[published.summary["cell"] == cell]
+    unavailable, marks = published.settings["unavailable"].get(cell, {}), marked(published, cell)
+    retrodiction = rows["weight_error"].notna().any()
+    head = ["arm", "published", "difference", "tuned", "difference", "gap closed", "rate", "step"]
+    head += ["source", "recalibrated", *(["weight error"] if retrodiction else [])]
+    at = rows.set_index(["recipe", "arm"])
+    table = []
+    for arm in sorted({*rows["arm"], *unavailable}, key=published.order.__getitem__):
+        if arm in unavailable:
+            table.append([arm, "not available", *[""] * (len(head) - 2)])
+            continue
+        tuned = at.loc[("tuned", arm)]
+        entries = [f"{arm} {DAGGER}" if arm in marks else arm]
+        for row in (at.loc[("published", arm)], tuned):
+            failed = f" ({row['failed']} diverged)" if row["failed"] else ""
+            entries += [f"{row['accuracy']:.2f}{failed}", "" if arm == "naive" else _difference(row)]
+        share, low, high = (round(tuned[key], 2) + 0.0 for key in ("share", "share_low", "share_high"))
+        entries += [
+            "" if arm == "naive" else "-" if math.isnan(share) else f"{share:.2f} [{low:.2f}, {high:.2f}]",
+            f"{tuned['learning_rate']:g}{'*' if tuned['on_edge'] else ''}",
+            _number(tuned["step"], 3),
+            f"{tuned['source_accuracy']:.2f}",
+            f"{tuned['source_accuracy_recalibrated']:.2f}",
+        ]
+        table.append(entries + ([_number(tuned["weight_error"], 2)] if retrodiction else []))
+    return pd.DataFrame(table, columns=head)
+
+
+def described(settings: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By heading of a group: names, summary, reference and options of its arms. Depths of one method share a line."""
+    found: dict[str, dict[tuple, list[str]]] = {heading: {} for heading in GROUPS.values()}
+    for arm in settings["described"]:
+        options = ", ".join(f"{key} = {value}" for key, value in sorted(arm["options"].items()))
+        key = (arm["summary"], arm["reference"], options)
+        found[GROUPS[arm["group"]]].setdefault(key, []).append(arm["name"])
+    keys = ("summary", "reference", "options")
+    return {
+        heading: [{"names": names, **dict(zip(keys, key, strict=True))} for key, names in arms.items()]
+        for heading, arms in found.items()
+        if arms
+    }
+
+
+def steps(published: Published) -> pd.DataFrame:
+    """The steps of every predictor, and the shares of their parts: mean over trajectories, one column per place."""
+    table = published.table("steps")
+    table = table[(table["role"] == "all") & table["depth"].isin([0, 1, 3])]
+    parts = ["step", "shrink", "linear", "neither"]
+    means = {
+        place_of(rows.iloc[0]): rows.groupby(["predictor", "depth"])[parts].mean()
+        for _, rows in table.groupby(["track", "source", "network", "rate", "length"], sort=True)
+    }
+    rows = [["", "", *["step: shrink, linear, neither"] * len(means)]]
+    for key in sorted({key for mean in means.values() for key in mean.index}):
+        entries = []
+        for mean in means.values():
+            step, *shares = mean.loc[key] if key in mean.index else [math.nan]
+            entries.append(f"{step:.3f}: {', '.join(f'{share + 0.0:.2f}' for share in shares)}" if shares else "")
+        rows.append([key[0], str(key[1] or ""), *entries])
+    return pd.DataFrame(rows, columns=["predictor", "depth", *means])
+
+
+def movement(published: Published) -> pd.DataFrame:
+    """Sizes of the differences between neighbouring snapshots, and cosines: mean over trajectories, a row per place."""
+    table = published.table("movement")
+    table = table[table["role"] == "all"]
+    numbers = range(int(table["difference"].max()) + 1)
+    rows = []
+    for _, own in table.groupby(["track", "source", "network", "rate", "length"], sort=True):
+        means = own.groupby("difference")[["size", "cosine"]].mean()
+        entries = [f"{size:.3f}" + (f", {cosine:.2f}" if k else "") for k, (size, cosine) in means.iterrows()]
+        rows.append([place_of(own.iloc[0]), *entries, *[""] * (len(numbers) - len(entries))])
+    return pd.DataFrame(rows, columns=["trajectories", *(f"theta_{k} - theta_{k + 1}" for k in numbers)])
+
+
+def held_out(published: Published) -> pd.DataFrame:
+    """Errors of the meta-trained networks on trajectories that they have not seen, as shares of no change."""
+    errors = published.table("held_out")
+    models = {"known": "KNOWN", "scaled": "scaled KNOWN", "meta_linear": "meta-linear"}
+    models |= {"meta_linear_theta0": "with theta_0"}
+    if "shipped" in set(errors["model"]):
+        models["shipped"] = f"KNOWN that ships, group `{published.settings['metatraining']['beside']}`"
+    rows = []
+    for (length, role), own in errors.groupby(["length", "role"], sort=False):
+        at = {model: part.set_index("run") for model, part in own.groupby("model")}
+        known = at["known"]
+        still, step = known["no_change_loss"], known["step"].mean()
+        ratios = [_ratio(at[model]["loss"], still) for model in models] + [_ratio(known["linear_loss"], still)]
+        said = f"{step:.2g}{' (no prediction)' if step < CLAIMS.still else ''}"
+        rows.append([str(length), role, str(len(known)), *ratios, said])
+    return pd.DataFrame(rows, columns=["S", "role", "n", *models.values(), "linear step", "step"])
+
+
+def _ratio(a: pd.Series, b: pd.Series) -> str:
+    interval = fieller(a.to_numpy(), b.to_numpy())
+    if interval:
+        return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{a.mean() / b.mean() if b.mean() else math.nan:.3f}"
+
+
+def meta_linear(published: Published) -> pd.DataFrame:
+    """Coefficients of the meta-linear steps, without and with theta_0."""
+    rows = []
+    for (length, role), own in published.table("meta_linear").groupby(["length", "role"], sort=False):
+        differences = own[own["term"].str.startswith("difference")]
+        texts = [
+            ", ".join(f"{value + 0.0:.2f}" for value in differences.loc[differences["model"] == model, "value"])
+            for model in ("meta_linear", "meta_linear_theta0")
+        ]
+        rows.append([str(length), role, *texts, f"{own.loc[own['term'] == 'theta_0', 'value'].iloc[0] + 0.0:.3f}"])
+    return pd.DataFrame(rows, columns=["S", "role", "differences", "with theta_0: differences", "theta_0"])
+
+
+# the page of costs
+
+
+def costs_of_arms(published: Published) -> dict[str, tuple[pd.Series, pd.DataFrame]]:
+    """What each arm costs before fine-tuning, by place: the first row of cost_by_arm.csv there, and a row per arm."""
+    table = published.table("cost_by_arm")
+    places = [] if table is None else table.groupby(PLACE, sort=True)
+    head = ["arm", "training", "prediction, s", "per weight, s", "share", "memory, MiB"]
+    found = {}
+    for _, own in places:
+        rows = []
+        for _, row in own.sort_values("arm", key=lambda arms: arms.map(published.order)).iterrows():
+            seconds, memory = row["seconds"], row["memory_mb"]
+            per_weight, share = seconds / row["weights"], seconds / row["theta_0_seconds"]
+            times = [f"{seconds:.2g}", f"{per_weight:.1e}", f"{100 * share:.2g} %"] if seconds else ["", "", ""]
+            grown = "" if not memory or math.isnan(memory) else f"{memory:.1f}"
+            rows.append([row["arm"], f"{row['trained']:.2f}", *times, grown])
+        found[place_of(own.iloc[0])] = (own.iloc[0], pd.DataFrame(rows, columns=head))
+    return found
+
+
+def costs_of_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
+    """Time and memory of every job of a run, from the rows of cost.csv."""
+    numbers = jobs[["seconds", "cpu_seconds", "peak_memory_mb"]] / [60, 60, 1024]
+    table = numbers.map("{:.1f}".format).set_axis(["minutes", "processor minutes", "peak memory, GiB"], axis=1)
+    table.insert(0, "job", jobs["job"])
+    return table
+
+
+# the pages of claims
+
+
+def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
+    """Every claim with its verdict at both rate policies."""
+    rows = []
+    for claim in CLAIMS.claims:
+        rows.append([claim.name, *(evidence.claim(claim, policy) for policy in POLICIES)])
+        alone = [evidence.by_network(claim, policy) for policy in POLICIES]
+        for network in alone[-1]:
+            said = (together(one.verdict for one in judged[network].values()) for judged in alone)
+            rows.append([f"- on {network} alone", *said])
+    for line in CLAIMS.lines.values():
+        said = across(evidence, line.deepest)
+        rows.append([f"{line.label} beats naive in every cell that was run (networks, datasets)", *said.values()])
+    rows.append(["predicting is cheap beside training", *[cost_verdict(costs)] * 2])
+    return pd.DataFrame(rows, columns=["claim of the paper", "published rate", "tuned rates"])
+
+
+def primary(evidence: Evidence) -> pd.DataFrame:
+    """The primary contrasts, with p values after Holm's correction over those that were run."""
+    rows = []
+    for contrast in CLAIMS.primary.contrasts:
+        judged = evidence.judge(contrast, CLAIMS.primary.policy)
+        interval = judged.interval
+        rows.append([contrast, _shown(interval), interval.n, _p_value(judged.corrected), judged.verdict])
+    return pd.DataFrame(rows, columns=["contrast", "difference", "n", "p (Holm)", "verdict"]).astype(str)
+
+
+def contrasts(evidence: Evidence, claim: Claim) -> pd.DataFrame:
+    """The contrasts of a claim, with the paper's number, at both rate policies."""
+    head = ["contrast", "paper", "published rate", "n", "verdict", "tuned rate", "n", "verdict"]
+    rows = []
+    for contrast in evidence.contrasts(claim):
+        paper = CLAIMS.paper_gain(contrast)
+        row = [contrast, "" if paper is None else f"{paper:+.2f}"]
+        for policy in POLICIES:
+            judged = evidence.judge(contrast, policy, claim.suites)
+            row += [_shown(judged.interval), judged.interval.n, judged.verdict]
+        rows.append(row)
+    return pd.DataFrame(rows, columns=head).astype(str)
+
+
+def by_network(evidence: Evidence, claim: Claim) -> pd.DataFrame:
+    """The contrasts of a claim on each network alone; no rows where that would tell nothing more."""
+    published, tuned = (evidence.by_network(claim, policy) for policy in POLICIES)
+    rows = [
+        [str(contrast), network, *_pair(published[network][contrast]), *_pair(judged)]
+        for network, own in tuned.items()
+        for contrast, judged in own.items()
+    ]
+    return pd.DataFrame(rows, columns=["contrast", "network", "published rate", "verdict", "tuned rate", "verdict"])
+
+
+def _pair(judged: Judged) -> tuple[str, str]:
+    return _shown(judged.interval), judged.verdict
+
+
+def controls(evidence: Evidence, claim: Claim) -> list[dict[str, Any]]:
+    """What is left of KNOWN's gain beside each control that was run, at tuned rates."""
+    arm = CLAIMS.lines[claim.controls_of].deepest
+    found = []
+    for control in CLAIMS.controls:
+        other = control.arms[claim.controls_of]
+        judged = evidence.judge(_contrast(arm, other), "tuned")
+        if judged.interval.n:
+            difference = _shown(judged.interval)
+            found.append(
+                {"arm": arm, "control": other, "difference": difference, "sign": judged.sign, "text": control.text}
+            )
+    return found
+
+
+def by_cell(evidence: Evidence) -> pd.DataFrame:
+    """The deepest KNOWN minus naive in every informative cell, those that count before the ablations."""
+    rows = []
+    for line in CLAIMS.lines.values():
+        published, tuned = (evidence.by_cell(_contrast(line.deepest, "naive"), policy) for policy in POLICIES)
+        for place in sorted(tuned, reverse=True, key=lambda place: place[0]):
+            counts, cell = place
+            name = f"`{line.arm}` {'' if counts else 'ablation, '}{cell}"
+            rows.append([name, *_pair(published[place]), *_pair(tuned[place])])
+    head = ["KNOWN x8 - naive, by cell", "published rate", "verdict", "tuned rate", "verdict"]
+    return pd.DataFrame(rows, columns=head)
+
+
+def across(evidence: Evidence, arm: str) -> dict[str, str]:
+    """By rate policy, whether an arm beats naive in every cell that counts."""
+    cells = {policy: evidence.by_cell(_contrast(arm, "naive"), policy) for policy in POLICIES}
+    return {
+        policy: together(one.verdict for (counts, _), one in found.items() if counts) for policy, found in cells.items()
+    }
+
+
+def costs_of_known(costs: pd.DataFrame) -> pd.DataFrame:
+    """What a prediction of KNOWN costs beside the training of theta_0, from `evidence.costs`."""
+    rows = []
+    for _, row in costs.iterrows():
+        depth = {"x2": 1, "x8": 3}[row["arm"].rpartition("_")[2]]
+        per_step, share = row["seconds"] / row["weights"] / depth, row["seconds"] / row["theta_0_seconds"]
+        shown = [f"{per_step:.1e}", f"{100 * share:.2f} %", f"{row['trained'] - 1:.2f}"]
+        rows.append([row["arm"], row["network"], *shown])
+    head = ["arm", "network", "s per weight and step back", "prediction / training of theta_0", "forgetting / training"]
+    return pd.DataFrame(rows, columns=head)
+
+
+def _contrast(better: str, worse: str) -> Contrast:
+    return Contrast(better=Side(arm=better), worse=Side(arm=worse))
