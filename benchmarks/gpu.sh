@@ -8,7 +8,7 @@
 # where it was: call it again, with a time limit if the machine has one (`timeout 540 bash benchmarks/gpu.sh`).
 #
 #   DEVICE   cuda                    cpu runs the same pieces without a GPU, slowly
-#   OUT      work/records            the records of the finished pieces, a few MB, for `know report --merge` elsewhere
+#   OUT      work/records            the records of the finished pieces, a few MB, for `python -m benchmarks merge` elsewhere
 #   PYTHON   python3
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
 finished=()
 for suite in "$@"; do
   echo "== $suite"
-  "$PYTHON" -m know run --suite "$suite" --device "$DEVICE" --results work/published
+  "$PYTHON" -m benchmarks run --suite "$suite" --device "$DEVICE" --results work/published
   finished+=("$suite")
   mkdir -p "$OUT/$suite"
   cp "work/published/$suite"/*.csv "work/published/$suite"/*.json "$OUT/$suite/"
@@ -36,7 +36,7 @@ for suite in suites:
         for cell, arms in json.load(file).items():
             naive = arms["naive"]["tuned"]
             print(f"{suite}  {cell}  naive {naive:.2f}")
-            for arm, found in arms.items():
-                print(f"    {arm:30}{found['tuned'] - naive:+7.2f}")
+            for arm, accuracy in arms.items():
+                print(f"    {arm:30}{accuracy['tuned'] - naive:+7.2f}")
 PYTHON
-echo "records: $OUT; elsewhere, in a checkout of the same commit: know report --merge FOLDER"
+echo "records: $OUT; elsewhere, in a checkout of the same commit: python -m benchmarks merge FOLDER"

@@ -13,9 +13,10 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks import data
-from benchmarks.data import DRAWS, SOURCES, augment, load, nested_subsets, normalise
+from benchmarks.data import DRAWS, SOURCES, augment, load, normalise
 from know.errors import KnowError
 from know.files import sha256_file
+from know.trajectory import nested_subsets
 
 RNG = np.random.default_rng(0)
 CLASSES = np.array(["a", "b", "c"])

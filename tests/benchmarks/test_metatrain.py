@@ -54,19 +54,19 @@ def settings(**changes) -> MetaTraining:
 
 @pytest.mark.parametrize(("images", "smallest"), [(600, 16), (1000, 64), (100, 50), (50_000, 64)])
 def test_draws_stay_within_their_ranges_and_keep_the_smallest_subset(images, smallest):
-    ranges = settings(images=images, smallest=smallest, rate=(0.3, 0.9), learning_rate=(1e-5, 4e-3), batch_size=32)
+    ranges = settings(images=images, smallest=smallest, ratio=(0.3, 0.9), learning_rate=(1e-5, 4e-3), batch_size=32)
     runs = [draw_run(i, ranges) for i in range(300)]
     for run in runs:
-        assert 0.3 <= run["rate"] <= 0.9
+        assert 0.3 <= run["ratio"] <= 0.9
         assert 1e-5 <= run["learning_rate"] <= 4e-3
-        assert run["smallest"] == round(images * run["rate"] ** 6) >= smallest
+        assert run["smallest"] == round(images * run["ratio"] ** 6) >= smallest
         assert min(32, run["smallest"]) <= run["batch_size"] <= max(32, run["smallest"])
         assert run["pretraining_epochs"] in (1, 2, 3)
-    for key in ("rate", "learning_rate"):  # the whole of the range is used
+    for key in ("ratio", "learning_rate"):  # the whole of the range is used
         values = [run[key] for run in runs]
         low, high = min(values), max(values)
         assert sum(value > (low + high) / 2 for value in values) == pytest.approx(150, abs=50)
-    assert max(run["rate"] for run in runs) > 0.88
+    assert max(run["ratio"] for run in runs) > 0.88
     assert len({run["seed"] for run in runs}) == 300
 
 
@@ -83,7 +83,7 @@ def test_runs_go_through_all_pairs_of_data_and_network():
 
 
 def test_ranges_that_no_run_can_satisfy_are_refused():
-    with pytest.raises(KnowError, match=r"100 images keep 90 .* above 0\.98, but rate ends at 0\.9"):
+    with pytest.raises(KnowError, match=r"100 images keep 90 .* above 0\.98, but ratio ends at 0\.9"):
         draw_run(0, settings(images=100, smallest=90))
 
 
@@ -208,7 +208,7 @@ def test_runs_that_are_trained_at_once_share_what_must_be_shared_and_nothing_els
         assert all(facts == shared[0] for facts in shared)
         assert len({run["learning_rate"] for run in group}) == len({run["seed"] for run in group}) == together
     assert len({(run["dataset"], run["network"]) for run in runs}) == 4
-    assert len({run["rate"] for run in runs}) == 12
+    assert len({run["ratio"] for run in runs}) == 12
 
 
 def test_runs_that_are_trained_at_once_come_out_as_one_after_another(tmp_path):

@@ -108,42 +108,42 @@ def test_cells_are_the_product_of_what_is_varied(changed):
 PAIR = {"source": "digits:0-4", "target": "digits:5-9", "networks": ["mlp"]}
 
 
-def test_rates_and_lengths_are_axes_that_names_mention_only_where_they_differ(changed):
-    suite = changed("pairs", [{**PAIR, "rates": [0.5, 0.7], "lengths": [3, 5]}])
+def test_ratios_and_lengths_are_axes_that_names_mention_only_where_they_differ(changed):
+    suite = changed("pairs", [{**PAIR, "ratios": [0.5, 0.7], "lengths": [3, 5]}])
     start = "overflow.digits_0-4.digits_5-9.mlp.100"
     assert {cell.slug for cell in suite.cells} == {start, f"{start}.s3", f"{start}.r0_7", f"{start}.r0_7.s3"}
-    assert {cell.slug: (cell.rate, cell.length) for cell in suite.cells}[f"{start}.r0_7.s3"] == (0.7, 3)
+    assert {cell.slug: (cell.ratio, cell.length) for cell in suite.cells}[f"{start}.r0_7.s3"] == (0.7, 3)
     assert [origin.slug for origin in suite.origins] == ["digits_0-4.mlp", "digits_0-4.mlp.r0_7"]
     assert [suite.cell(cell.slug) for cell in suite.cells] == suite.cells
     assert [suite.origin(origin.slug) for origin in suite.origins] == suite.origins
 
 
-def test_rate_and_length_are_those_of_the_forgetting_by_default(changed):
+def test_ratio_and_length_are_those_of_the_forgetting_by_default(changed):
     (plain,) = changed("pairs", [PAIR]).cells
-    assert (plain.rate, plain.length, plain.slug) == (0.5, 5, "overflow.digits_0-4.digits_5-9.mlp.100")
-    cells = changed("forgetting", {"rate": 0.6, "length": 4, "step": {"epochs": 1, "learning_rate": 1e-3}}).cells
-    assert {(cell.rate, cell.length) for cell in cells} == {(0.6, 4)}
+    assert (plain.ratio, plain.length, plain.slug) == (0.5, 5, "overflow.digits_0-4.digits_5-9.mlp.100")
+    cells = changed("forgetting", {"ratio": 0.6, "length": 4, "step": {"epochs": 1, "learning_rate": 1e-3}}).cells
+    assert {(cell.ratio, cell.length) for cell in cells} == {(0.6, 4)}
     assert all(cell.slug.endswith(".100.r0_6.s4") for cell in cells)
 
 
 def test_an_origin_has_the_snapshots_that_its_longest_cell_takes_and_its_own_rate(changed):
-    suite = changed("pairs", [{**PAIR, "lengths": [3]}, {**PAIR, "rates": [0.5, 0.7], "lengths": [4, 6]}])
-    found = {origin.rate: suite.forgetting_of(origin) for origin in suite.origins}
-    assert {rate: (f.rate, f.length) for rate, f in found.items()} == {0.5: (0.5, 6), 0.7: (0.7, 6)}
-    short = changed("pairs", [{**PAIR, "lengths": [3]}, {**PAIR, "rates": [0.7], "lengths": [4]}])
-    assert {o.rate: short.forgetting_of(o).length for o in short.origins} == {0.5: 3, 0.7: 4}
-    same = {"rate", "length"}
+    suite = changed("pairs", [{**PAIR, "lengths": [3]}, {**PAIR, "ratios": [0.5, 0.7], "lengths": [4, 6]}])
+    found = {origin.ratio: suite.forgetting_of(origin) for origin in suite.origins}
+    assert {rate: (f.ratio, f.length) for rate, f in found.items()} == {0.5: (0.5, 6), 0.7: (0.7, 6)}
+    short = changed("pairs", [{**PAIR, "lengths": [3]}, {**PAIR, "ratios": [0.7], "lengths": [4]}])
+    assert {o.ratio: short.forgetting_of(o).length for o in short.origins} == {0.5: 3, 0.7: 4}
+    same = {"ratio", "length"}
     assert found[0.7].model_dump(exclude=same) == suite.forgetting.model_dump(exclude=same)
 
 
 def test_every_length_has_a_known_of_its_own(changed):
-    suite = changed("pairs", [{**PAIR, "lengths": [6, 2]}, {**PAIR, "rates": [0.7]}])
+    suite = changed("pairs", [{**PAIR, "lengths": [6, 2]}, {**PAIR, "ratios": [0.7]}])
     assert suite.lengths == [2, 5, 6]
 
 
 def test_tracks_are_those_of_the_origins_cells(changed):
     both = {**PAIR, "networks": ["mlp", "normcnn"], "tracks": ["retrodiction", "overflow"]}
-    suite = changed("pairs", [both, {**PAIR, "networks": ["plaincnn"]}, {**PAIR, "rates": [0.7]}])
+    suite = changed("pairs", [both, {**PAIR, "networks": ["plaincnn"]}, {**PAIR, "ratios": [0.7]}])
     assert {origin.slug: suite.tracks(origin) for origin in suite.origins} == {
         "digits_0-4.mlp": ["overflow", "retrodiction"],
         "digits_0-4.mlp.r0_7": ["overflow"],
@@ -152,15 +152,15 @@ def test_tracks_are_those_of_the_origins_cells(changed):
     }
 
 
-def test_arms_may_name_their_predictor(changed):
-    entries = {"half": {"predictor": "linear", "options": {"step": 0.5}, "depths": [2]}, "known": None}
-    found = changed("arms.predictors", entries).arms.predictors
-    assert (found["half"].predictor, found["half"].options, found["half"].depths) == ("linear", {"step": 0.5}, [2])
+def test_arms_may_name_their_method(changed):
+    entries = {"half": {"method": "linear", "options": {"step": 0.5}, "depths": [2]}, "known": None}
+    found = changed("arms.methods", entries).arms.methods
+    assert (found["half"].method, found["half"].options, found["half"].depths) == ("linear", {"step": 0.5}, [2])
     assert found["known"] is None
-    with pytest.raises(KnowError, match=r"changed\.yaml: unknown predictor 'lineal': did you mean 'linear'"):
-        changed("arms.predictors", {"known": {"predictor": "lineal"}})
-    with pytest.raises(KnowError, match="unknown predictor 'half'"):
-        changed("arms.predictors", {"half": {"options": {"step": 0.5}}})
+    with pytest.raises(KnowError, match=r"changed\.yaml: unknown method or arm 'lineal': did you mean 'linear'"):
+        changed("arms.methods", {"known": {"method": "lineal"}})
+    with pytest.raises(KnowError, match="unknown method or arm 'half'"):
+        changed("arms.methods", {"half": {"options": {"step": 0.5}}})
 
 
 def test_a_pair_given_twice_is_run_once(changed):
@@ -197,7 +197,7 @@ def test_unknown_cells_and_origins_are_named():
         ("forgetting.step.epoch", "epochs"),
         ("metatraining.network", "networks"),
         ("pairs.0.track", "tracks"),
-        ("pairs.0.rate", "rates"),
+        ("pairs.0.ratio", "ratios"),
         ("pairs.0.length", "lengths"),
         ("arms.reference", "references"),
     ],
@@ -207,11 +207,9 @@ def test_an_unknown_key_is_named_with_the_nearest(changed, place, near):
         changed(place, 1)
 
 
-def test_an_unknown_key_of_a_predictor_is_named_with_the_nearest(changed):
-    with pytest.raises(
-        KnowError, match=r"unknown key 'arms\.predictors\.known\.depth', did you mean 'depths'"
-    ) as caught:
-        changed("arms.predictors", {"known": {"depth": [1]}})
+def test_an_unknown_key_of_a_method_is_named_with_the_nearest(changed):
+    with pytest.raises(KnowError, match=r"unknown key 'arms\.methods\.known\.depth', did you mean 'depths'") as caught:
+        changed("arms.methods", {"known": {"depth": [1]}})
     assert "should be 'all'" not in str(caught.value)
 
 
@@ -229,12 +227,12 @@ def test_a_missing_key_is_named(changed, place):
         ("trajectories", 1, "at least 2"),
         ("trajectories", "many", "trajectories"),
         ("pairs", [], "pairs"),
-        ("forgetting.rate", 1.0, "forgetting.rate"),
+        ("forgetting.ratio", 1.0, "forgetting.ratio"),
         ("forgetting.length", 1, "forgetting.length"),
         ("forgetting.length", 7, "at most 6"),
         ("pairs", [{**PAIR, "lengths": [7]}], "pairs.0.lengths.0"),
         ("pairs", [{**PAIR, "lengths": [1]}], "pairs.0.lengths.0"),
-        ("pairs", [{**PAIR, "rates": [1.0]}], "pairs.0.rates.0"),
+        ("pairs", [{**PAIR, "ratios": [1.0]}], "pairs.0.ratios.0"),
         ("transfer.grid", [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.3e-3], "factors of 2"),
         ("transfer.grid", [6.4e-3, 3.2e-3, 1.6e-3, 8e-4, 4e-4, 2e-4], "factors of 2"),
         ("transfer.grid", [3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3], "0.0004"),
@@ -248,7 +246,7 @@ def test_a_missing_key_is_named(changed, place):
         ("arms.references", ["oracle"], "naive"),
         ("arms.references", ["naive", "oracle_x4"], "oracle_x4 needs a forgetting.d0 of at most 0.25"),
         ("forgetting.d0", 0.6, "forgetting.d0"),
-        ("metatraining.rate", [0.9, 0.3], "0.9 down to 0.3"),
+        ("metatraining.ratio", [0.9, 0.3], "0.9 down to 0.3"),
         ("metatraining.held_out", 0.001, "empty"),
     ],
 )

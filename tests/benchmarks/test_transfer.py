@@ -11,15 +11,20 @@ import pytest
 import torch
 
 from benchmarks import transfer
+from benchmarks.arms import ARMS as OTHER_ARMS
+from benchmarks.arms import Arm, arms_of, find
 from benchmarks.finetune import Result
 from benchmarks.records import PilotRecord, RunRecord, read_records
-from benchmarks.suite import Arms, Cell, Forgetting, Origin, PredictorArms, Recipe, Transfer
-from benchmarks.transfer import GROUPS, REFERENCES, Arm, _portions, arms_of, choose_rates, describe, run_cell
-from know import methods as predictors
+from benchmarks.references import REFERENCES
+from benchmarks.store import Store
+from benchmarks.suite import Arms, Cell, Forgetting, LineOfArms, Origin, Recipe, Transfer
+from benchmarks.trajectories import make_origin
+from benchmarks.transfer import _portions, choose_rates, describe, run_cell
+from know import methods
 from know.checkpoints import save_state
 from know.errors import KnowError
-from know.forgetting import make_origin
 from know.known import Known, KnownNet
+from know.prediction import predict
 from know.roles import PREDICTED
 from know.trajectory import Trajectory
 
@@ -129,20 +134,18 @@ def place(**changes) -> Cell:
     return replace(CELL, **changes)
 
 
-def test_arms_are_references_and_every_predictor_at_its_depths():
+def test_arms_are_references_and_every_method_at_its_depths():
     settings = Arms(references=list(REFERENCES))
     arms = arms_of(settings, CELL)
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
     count = len(settings.references)
     assert names[:count] == settings.references
-    assert {arm.predictor for arm in arms[count:]} == set(predictors.names()) - {"released", "wnn", "shipped"}
+    assert {arm.predictor for arm in arms[count:]} == {*methods.names(), *OTHER_ARMS} - {"released", "wnn", "shipped"}
     assert {"known_x2", "known_x4", "known_x8", "shrink_x8", "rre", "rre_global", "meta_linear_theta0_x2"} <= set(names)
     assert not any(arm.missing for arm in arms)
     for arm in arms:
-        assert (
-            arm.group == GROUPS.get(arm.name, "reference") if not arm.predictor else predictors.get(arm.predictor).group
-        )
+        assert arm.group == (find(arm.predictor) if arm.predictor else REFERENCES[arm.name]).group
         assert arm.summary.endswith((".", ":"))
         assert arm.reference
     retrodiction = arms_of(settings, place(track="retrodiction"))
@@ -151,20 +154,20 @@ def test_arms_are_references_and_every_predictor_at_its_depths():
 
 def test_depths_and_options_may_be_chosen():
     chosen = {
-        "linear": PredictorArms(depths=[2], options={"step": 0.5}),
+        "linear": LineOfArms(depths=[2], options={"step": 0.5}),
         "known": None,
-        "mine": PredictorArms(predictor="rre", options={"scope": "model"}),
+        "mine": LineOfArms(method="rre", options={"scope": "model"}),
     }
-    settings = Arms(references=["naive"], predictors=chosen)
-    arms = {arm.name: arm for arm in arms_of(settings, place(rate=1 / 3))}
+    settings = Arms(references=["naive"], methods=chosen)
+    arms = {arm.name: arm for arm in arms_of(settings, place(ratio=1 / 3))}
     assert list(arms) == ["naive", "known_x3", "known_x9", "known_x27", "linear_x9", "mine"]
     assert arms["linear_x9"].options == {"step": 0.5}
     assert (arms["mine"].predictor, arms["mine"].options["scope"], arms["mine"].depth) == ("rre", "model", 0)
-    with pytest.raises(KnowError, match="predictor 'lineal': did you mean 'linear'"):
-        arms_of(Arms(references=["naive"], predictors={"lineal": None}), CELL)
-    wrong = {"linear": PredictorArms(options={"size": 1.0})}
-    with pytest.raises(KnowError, match="option of predictor linear 'size'"):
-        arms_of(Arms(references=["naive"], predictors=wrong), CELL)
+    with pytest.raises(KnowError, match="method or arm 'lineal': did you mean 'linear'"):
+        arms_of(Arms(references=["naive"], methods={"lineal": None}), CELL)
+    wrong = {"linear": LineOfArms(options={"size": 1.0})}
+    with pytest.raises(KnowError, match="option of method linear 'size'"):
+        arms_of(Arms(references=["naive"], methods=wrong), CELL)
 
 
 @pytest.mark.parametrize("policy", ["carry", "reset", "recalibrate"])
@@ -177,13 +180,13 @@ def test_the_suites_normalisation_is_that_of_all_arms_but_those_about_it(policy)
 OF_RELEASED = {
     "released": None,
     "wnn": None,
-    "shrink_released": PredictorArms(predictor="shrink", options={"of": "released"}),
+    "shrink_released": LineOfArms(method="shrink", options={"of": "released"}),
     "known": None,
 }
 
 
 def test_networks_that_are_not_here_are_arms_that_say_so(monkeypatch, tmp_path):
-    settings = Arms(references=["naive"], predictors=OF_RELEASED)
+    settings = Arms(references=["naive"], methods=OF_RELEASED)
     monkeypatch.delenv("KNOW_REFERENCE", raising=False)
     for arm in arms_of(settings, CELL):
         assert bool(arm.missing) == (arm.predictor in ("released", "wnn", "shrink"))
@@ -203,7 +206,7 @@ def test_networks_that_are_not_here_are_arms_that_say_so(monkeypatch, tmp_path):
 def test_short_histories_leave_out_what_needs_more_snapshots():
     arms = arms_of(Arms(references=["naive"]), place(length=2))
     missing = {arm.predictor: arm.missing for arm in arms if arm.missing}
-    assert missing.keys() == {name for name in predictors.names() if predictors.get(name).least > 2}
+    assert missing.keys() == {name for name in methods.names() if methods.get(name).least > 2}
     assert {"rre", "mpe", "dmd", "shuffled"} <= missing.keys()
     assert set(missing.values()) == {"it takes at least 3 snapshots"}
     assert not any(arm.missing for arm in arms_of(Arms(references=["naive"]), place(length=3)))
@@ -212,14 +215,22 @@ def test_short_histories_leave_out_what_needs_more_snapshots():
 # a whole cell
 
 IDS = ["p0", "t0", "t1"]
-FEW = Arms(references=["naive", "oracle"], predictors={"known": PredictorArms(depths=[3])})
+FEW = Arms(references=["naive", "oracle"], methods={"known": LineOfArms(depths=[3])})
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
     out, step = tmp_path_factory.mktemp("cell") / "origin", Recipe(epochs=1, learning_rate=1e-3, batch_size=32)
     tracks = ["overflow", "retrodiction"]
-    make_origin(Origin("digits:0-4", "mlp"), IDS, tracks, step, Forgetting(step=step, smallest=16), out=out)
+    make_origin(
+        Origin("digits:0-4", "mlp"),
+        IDS,
+        tracks,
+        step,
+        Forgetting(step=step, smallest=16),
+        store=Store(out.with_name("store")),
+        out=out,
+    )
     return out
 
 
@@ -238,11 +249,11 @@ def trained(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cell(origin, trained):
-    """Function that runs the small cell into a folder; its memory lies beside it."""
+    """Function that runs the small cell into a folder; the store lies beside it."""
 
     def run(out, which=CELL, settings=SETTINGS, arms=FEW, known=trained, **options) -> None:
-        memory = out.with_suffix(".jsonl")
-        run_cell(which, IDS, settings, arms, origin=origin, known=known, memory=memory, out=out, **options)
+        store = Store(out.with_name("store"))
+        run_cell(which, IDS, settings, arms, origin=origin, known=known, store=store, out=out, **options)
 
     return run
 
@@ -255,13 +266,18 @@ def done(cell, tmp_path_factory):
     return out
 
 
+def lines_of(store) -> list[str]:
+    """Every result of fine-tuning in a store."""
+    return [line for path in (store / "fine-tunes").rglob("*.jsonl") for line in path.read_text().splitlines()]
+
+
 def test_the_number_of_processes_changes_no_byte_and_all_of_them_remember(cell, done, tmp_path):
     out = tmp_path / "two"
     cell(out, processes=2)
     files = sorted(path.name for path in done.iterdir())
     assert files == sorted(path.name for path in out.iterdir())
     assert all((out / name).read_bytes() == (done / name).read_bytes() for name in files)
-    alone, shared = (sorted(folder.with_suffix(".jsonl").read_text().splitlines()) for folder in (done, out))
+    alone, shared = (sorted(lines_of(folder.with_name("store"))) for folder in (done, out))
     assert alone == shared
 
 
@@ -291,9 +307,9 @@ def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_
     calls.clear()
     monkeypatch.setattr(transfer, "fine_tune_stacked", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cell(tmp_path / "twice", settings=together)
-    cell(tmp_path / "twice", settings=together)
-    assert folder_bytes(tmp_path / "twice") == folder_bytes(tmp_path / "once")
+        cell(tmp_path / "again" / "twice", settings=together)
+    cell(tmp_path / "again" / "twice", settings=together)
+    assert folder_bytes(tmp_path / "again" / "twice") == folder_bytes(tmp_path / "once")
 
 
 @pytest.mark.parametrize("together", [1, 2, 5, 100])
@@ -377,7 +393,7 @@ def test_source_accuracies_are_those_of_the_weights_before_fine_tuning(done, tra
 
 def test_the_choice_describes_every_arm_also_those_that_are_missing(cell, tmp_path, monkeypatch):
     monkeypatch.delenv("KNOW_REFERENCE", raising=False)
-    arms = Arms(references=["naive"], predictors={"released": PredictorArms(depths=[1])})
+    arms = Arms(references=["naive"], methods={"released": LineOfArms(depths=[1])})
     cell(tmp_path / "cell", arms=arms)
     described = json.loads((tmp_path / "cell" / "choice.json").read_text())["described"]
     assert [arm["name"] for arm in described] == ["naive", "released_x2"]
@@ -425,8 +441,9 @@ def test_an_interrupted_cell_continues_to_the_same_bytes(done, cell, tmp_path, f
         cell(out)
     assert not out.exists()
     if finished:
-        with (tmp_path / "cell.jsonl").open("a") as memory:
-            memory.write('{"key": "0123456789')  # a line that the kill cut short
+        for path in (tmp_path / "store" / "fine-tunes").rglob("*.jsonl"):
+            with path.open("a") as results:
+                results.write('{"key": "0123456789')  # a line that the kill cut short
     fine_tunes.stop_at = -1
     cell(out)
     assert folder_bytes(out) == folder_bytes(done)
@@ -457,7 +474,7 @@ def test_an_added_arm_leaves_the_other_rows_as_they_were_and_computes_its_own_al
         {name: (out / name).read_text().splitlines() for name in ("runs.csv", "pilots.csv")},
         len(fine_tunes),
     )
-    more = FEW.model_copy(update={"predictors": {**FEW.predictors, "linear": PredictorArms(depths=[1])}})
+    more = FEW.model_copy(update={"methods": {**FEW.methods, "linear": LineOfArms(depths=[1])}})
     cell(out, settings=fixed, arms=more)
     for name, lines in before.items():
         after = (out / name).read_text().splitlines()
@@ -467,7 +484,7 @@ def test_an_added_arm_leaves_the_other_rows_as_they_were_and_computes_its_own_al
 
 
 def test_all_arms_of_a_suite_run_through(cell, tmp_path):
-    """Every reference and predictor, on the shortest of cells."""
+    """Every reference, method and arm, on the shortest of cells."""
     quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1, "images": 8, "grid": GRID[2:3]})
     out = tmp_path / "cell"
     arms = Arms(references=[name for name in REFERENCES if name not in ("oracle_x4", "oracle_x8")])  # D0 is a half
@@ -485,9 +502,7 @@ def test_all_arms_of_a_suite_run_through(cell, tmp_path):
 
 
 def test_an_arm_that_overflows_is_recorded_as_diverged(cell, models, overflowing, tmp_path):
-    arms = Arms(
-        references=["naive"], predictors={name: PredictorArms(depths=[1]) for name in ("known", "linear", "shrink")}
-    )
+    arms = Arms(references=["naive"], methods={name: LineOfArms(depths=[1]) for name in ("known", "linear", "shrink")})
     cell(tmp_path / "cell", arms=arms, known=networks(tmp_path / "known", models, known=overflowing))
     runs = read_records([tmp_path / "cell" / "runs.csv"], RunRecord)
     for arm, table in runs.groupby("arm"):
@@ -517,19 +532,20 @@ def test_a_shorter_history_is_read_from_the_longer_trajectory(origin, tmp_path, 
     """S = 3 on trajectories of five snapshots, with a KNOWN of its own."""
     known = Known({role: KnownNet(3) for role in PREDICTED})
     folder = networks(tmp_path / "known", models, known=known)
-    arms, out = Arms(references=["naive"], predictors={"known": PredictorArms(depths=[1])}), tmp_path / "cell"
+    arms, out = Arms(references=["naive"], methods={"known": LineOfArms(depths=[1])}), tmp_path / "cell"
     quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1})
-    run_cell(place(length=3), IDS, quick, arms, origin=origin, known=folder, memory=tmp_path / "memory.jsonl", out=out)
+    run_cell(place(length=3), IDS, quick, arms, origin=origin, known=folder, store=Store(tmp_path / "store"), out=out)
     runs = read_records([out / "runs.csv"], RunRecord)
     assert set(runs.length) == {3}
     short = Trajectory.load(origin / "t0" / "overflow").last(3)
-    expected = describe(predictors.predict(short, "known", known=known), short, "overflow")["step"]
+    expected = describe(predict(short, "known", known=known), short, "overflow")["step"]
     assert set(runs[(runs.arm == "known_x2") & (runs.trajectory == "t0")].step) == {expected}
 
 
 def test_a_track_that_was_not_made_is_named(origin, trained, tmp_path):
     shutil.copytree(origin, tmp_path / "origin")
     shutil.rmtree(tmp_path / "origin" / "t1" / "retrodiction")
-    folders = {"origin": tmp_path / "origin", "known": trained, "memory": tmp_path / "memory", "out": tmp_path / "out"}
+    folders = {"origin": tmp_path / "origin", "known": trained, "out": tmp_path / "out"}
+    folders["store"] = Store(tmp_path / "store")
     with pytest.raises(KnowError, match="t1/retrodiction holds no finished trajectory"):
         run_cell(place(track="retrodiction"), IDS, SETTINGS, FEW, **folders)

@@ -13,6 +13,8 @@ import torch
 from benchmarks.workers import workers
 from know.errors import KnowError
 
+PLACES = Path(__file__).parent, Path(__file__).parents[2]
+
 
 def threads_and_square(number: int) -> tuple[int, int]:
     return torch.get_num_threads(), number**2
@@ -50,7 +52,7 @@ def _alive(process: int) -> bool:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from test_workers import wait_forever\n"
         "from benchmarks.workers import workers\n"
         "if __name__ == '__main__':\n"
@@ -60,7 +62,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(code)
     (tmp_path / "seen").mkdir()
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "seen"), str(Path(__file__).parent)])
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "seen"), *map(str, PLACES)])
     try:
         _until(lambda: len(list((tmp_path / "seen").iterdir())) == 2)
     finally:

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster, unavailable
 
 REPOSITORY = Path(__file__).parents[2]
-UNVERSIONED = {"logs", "benchmarks", "memory", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
-"""Times, and the memory of fine-tunes, which has those of other cells in the order in which these ended."""
+UNVERSIONED = {"logs", "benchmarks", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
+"""What differs between two runs: times, and where they were."""
 QUICK = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
 QUICK += ["--seconds-between-status-checks=3", "--latency-wait=5", "--cores=2"]
 HALF, WHOLE = (f"overflow.digits_0-4.digits_5-9.mlp.{share}" for share in (50, 100))
@@ -93,10 +93,10 @@ def running_job(cluster: Cluster, rule: str) -> str | None:
     return next((number for number, comment in jobs if comment.startswith(f"rule_{rule}")), None)
 
 
-def lines(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.read_text(encoding="utf-8").count("\n")
-    return 0
+def fine_tunes(store: Path) -> list[str]:
+    """Every whole line that a store has of fine-tunes."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(store.glob("fine-tunes/*/*.jsonl"))]
+    return [line for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 # the same bytes
@@ -109,7 +109,7 @@ def test_the_smoke_suite_makes_the_bytes_of_a_local_run(cluster, tmp_path):
         end(start(local, "--cores=2"), local)
     folder = copy(tmp_path / "slurm")
     shutil.rmtree(folder / "results/smoke")
-    said = end(on_slurm(folder, "smoke"), folder)
+    said = end(on_slurm(folder, "smoke", "--workflow-profile=profiles/small"), folder)
     assert content(folder / "results") == content(local / "results")
     assert said.count("has been submitted with SLURM jobid") < said.count("\nrule ") + said.count("\n    rule ")
 
@@ -128,10 +128,11 @@ def tiny(tmp_path_factory) -> Callable[[str], Path]:
     def make(name: str) -> Path:
         folder = copy(tmp_path_factory.mktemp(name) / "checkout")
         (folder / "benchmarks/suites/tiny.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
-        table = yaml.safe_load((folder / "workflow/resources.yaml").read_text(encoding="utf-8"))
-        table["tiny"] = {rule: {"minutes": 20, "memory_mb": 2000} for rule in table["smoke"]}
-        table["tiny"]["transfer"]["memory_mb"] = LITTLE_MB
-        (folder / "workflow/resources.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
+        profile = folder / "profiles/slurm/config.yaml"
+        settings = yaml.safe_load(profile.read_text(encoding="utf-8"))
+        requests = {rule: {"runtime": 20, "mem_mb": 2000} for rule in settings["set-resources"]}
+        requests["transfer"]["mem_mb"] = f"{LITTLE_MB} * 2 ** (attempt - 1)"
+        profile.write_text(yaml.safe_dump({**settings, "set-resources": requests}), encoding="utf-8")
         return folder
 
     return make
@@ -151,11 +152,16 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
 
     # a cancelled job resumes: the folder it had begun is gone on with, and marked for that
     running = on_slurm(folder, "tiny", "--retries=2")
-    partial = work / "trajectories/digits_0-4.mlp.partial"
-    wait_until(lambda: any(partial.rglob("s*.safetensors")), running, "a snapshot")
+    store = folder / "work/store"
+
+    def begun() -> list[Path]:
+        return [path.parent for path in store.glob("trajectories/*.partial/s*.safetensors")]
+
+    wait_until(begun, running, "a snapshot")
     cluster.ask("scancel", running_job(cluster, "forget"))
     wait_until(lambda: not running_job(cluster, "forget"), running, "the cancelled job to end")
-    (partial / "mark").touch()
+    for partial in set(begun()):
+        (partial / "mark").touch()
 
     # one cell is cancelled as often as it is tried; the other, killed for its memory, is tried with twice as much
     def cancel_half() -> bool:
@@ -169,7 +175,10 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
         assert time.monotonic() < deadline
         time.sleep(0.3)
     said = end(running, folder, code=1)
-    (work / "trajectories/digits_0-4.mlp/mark").unlink()
+    marked = list(work.glob("trajectories/digits_0-4.mlp/*/*/mark"))
+    assert marked
+    for mark in marked:
+        mark.unlink()
     assert f"mem_mb={LITTLE_MB}," in said
     assert f"mem_mb={2 * LITTLE_MB}," in said
     assert content(work / "transfers" / WHOLE) == content(undisturbed / "work/tiny/transfers" / WHOLE)
@@ -184,20 +193,22 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
 
     # the node is lost in the middle of the other cell, and comes back
     running = on_slurm(folder, "tiny", "--set-resources", "transfer:mem_mb=2000")
-    memory = work / "memory" / f"{HALF}.jsonl"
-    wait_until(lambda: running_job(cluster, "transfer") and lines(memory) > 20, running, "some fine-tunes")
+    before = fine_tunes(store)
+    enough = lambda: running_job(cluster, "transfer") and len(fine_tunes(store)) > len(before) + 20  # noqa: E731
+    wait_until(enough, running, "some fine-tunes")
     number = running_job(cluster, "transfer")
     cluster.kill_node()
     for process in processes_in(folder) - {running.pid}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    kept = memory.read_bytes().rpartition(b"\n")[0]  # but a line that was cut short
+    kept = fine_tunes(store)
     wait_until(lambda: cluster.node().startswith("DOWN"), running, "the loss of the node")
     cluster.restart_slurmd()
     said = end(running, folder)
     assert number in cluster.jobs("COMPLETED")  # queued again by Slurm under its number, and no error to Snakemake
     assert "Error in" not in said
-    assert memory.read_bytes().startswith(kept)
+    assert set(kept) <= set(fine_tunes(store))
+    assert len(set(fine_tunes(store))) == len(fine_tunes(store))  # nothing twice
     assert content(folder / "work/tiny") == content(undisturbed / "work/tiny")
     assert content(folder / "results") == content(undisturbed / "results")
 

@@ -1,0 +1,394 @@
+"""The list of jobs: it is that of the workflow; what a run lacks and why; a run without Snakemake."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks import __main__ as commands
+from benchmarks import steps as listed
+from benchmarks.report import publish as publishing
+from benchmarks.steps import STATES, lacking, steps
+from benchmarks.suite import load_suite
+from know.cli import main_of
+from know.files import read_json, write_json
+from know.fingerprint import code_hash
+
+REPOSITORY = Path(__file__).parents[2]
+CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
+WORK = Path("work/smoke")
+SUITES = sorted(
+    path.relative_to(REPOSITORY / "benchmarks/suites").with_suffix("").as_posix()
+    for path in (REPOSITORY / "benchmarks/suites").rglob("*.yaml")
+)
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main_of(commands.app, "python -m benchmarks")
+    return stopped.value.code or 0
+
+
+# the workflow
+
+
+@pytest.mark.parametrize("suite", ["smoke", "cpu-wide/lengths", "cpu/resnet8"])
+def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
+    """Every rule's outputs, inputs from other jobs, and command."""
+    program = Path(sys.executable).with_name("snakemake")
+    if not program.is_file():
+        pytest.skip("Snakemake is not installed beside this Python")
+    for name in ("Snakefile", "workflow", "benchmarks", "know", "paper_figures", "profiles", "environment.yml"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    monkeypatch.chdir(tmp_path)
+    line = [program, "--cores", "1", "--forceall", "--dry-run", "--printshellcmds", "--config", f"suite={suite}"]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    jobs = {}
+    for block in re.split(r"^(?=(?:local)?rule \w+:\n)", said, flags=re.M)[1:]:
+        rule, command = re.match(r"(?:local)?rule (\w+):", block)[1], re.search(r"python -m benchmarks (.*?) >", block)
+        if command and rule != "publish":
+            output = re.search(r"^    output: (.*)$", block, flags=re.M)[1].split(", ")
+            read = re.search(r"^    input: (.*)$", block, flags=re.M)
+            jobs[command[1]] = rule, set(output), set(read[1].split(", ") if read else ())
+    every = steps(load_suite(suite), Path("work") / suite)
+    made = {step.name: {path.as_posix() for path in step.outputs} for step in every}
+    wanted = {}
+    for step in every:
+        words = [*step.command]
+        if "--processes" in words:  # Snakemake gives what there are cores for
+            words[-1] = "1"
+        command = " ".join([words[0], "--suite", suite, *words[1:]])
+        wanted[command] = step.rule, made[step.name], set().union(*(made[need] for need in step.needs))
+    assert jobs.keys() == wanted.keys()
+    for command, (rule, outputs, inputs) in wanted.items():
+        shipped = {path for path in jobs[command][2] if path.startswith("know/pretrained/")}
+        assert jobs[command] == (rule, outputs, inputs | shipped), command
+
+
+def test_the_workflow_names_the_code_of_the_list():
+    text = (REPOSITORY / "workflow/compute.smk").read_text(encoding="utf-8")
+    rules = dict(re.findall(r'^rule (\w+):\n(?:(?!^rule ).*\n)*?        code=code_hash\("(.*?)"\)', text, flags=re.M))
+    assert rules == {step.rule: step.code for step in steps(load_suite("smoke"), WORK)}
+    for entry in rules.values():
+        assert code_hash(entry)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_job_comes_after_those_that_it_needs(suite, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    done, outputs = set(), set()
+    for step in steps(load_suite(suite), Path("work") / suite):
+        assert set(step.needs) <= done
+        assert not outputs & set(step.outputs)
+        done.add(step.name)
+        outputs |= set(step.outputs)
+
+
+def test_dvc_keeps_what_the_jobs_make():
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    kept = [next(iter(out)) for stage in stages.values() for out in stage["outs"]]
+    for step in steps(load_suite("smoke"), WORK):
+        for path in step.outputs:
+            under = [out for out in kept if path.as_posix() == out or path.as_posix().startswith(f"{out}/")]
+            assert len(under) == (step.rule != "cost"), path  # times differ from run to run
+
+
+# what a cluster is asked for
+
+
+def profile(name: str) -> dict:
+    return yaml.safe_load((REPOSITORY / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))
+
+
+def asked(expression: str | int, attempt: int) -> int:
+    return eval(str(expression), {"__builtins__": {}, "min": min}, {"attempt": attempt})
+
+
+def measured() -> dict[str, list[tuple[str, float, float]]]:
+    """Suite, seconds and peak memory of every job that was run, by rule."""
+    jobs: dict[str, list[tuple[str, float, float]]] = {}
+    for path in sorted((REPOSITORY / "results").rglob("cost.csv")):
+        with path.open(encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle):
+                entry = path.parent.name, float(row["seconds"]), float(row["peak_memory_mb"])
+                jobs.setdefault(row["job"].partition("/")[0], []).append(entry)
+    return jobs
+
+
+@pytest.mark.parametrize("name", ["slurm", "small"])
+def test_a_profile_leaves_the_documented_room_for_every_job_that_was_measured(name):
+    requests = profile(name)["set-resources"]
+    for rule, jobs in measured().items():
+        for suite, seconds, peak in jobs:
+            if name == "small" and suite not in ("smoke", "released"):
+                continue
+            assert 60 * asked(requests[rule]["runtime"], 1) >= 3 * seconds, (rule, suite)
+            assert asked(requests[rule]["mem_mb"], 1) >= 1.5 * peak + 500 - 1, (rule, suite)
+
+
+@pytest.mark.parametrize("name", ["slurm", "small"])
+def test_every_rule_asks_for_something_and_for_more_when_it_is_tried_again(name):
+    text = "".join((REPOSITORY / f"workflow/{part}.smk").read_text(encoding="utf-8") for part in ("compute", "publish"))
+    rules = set(re.findall(r"^rule (\w+):\n(?:(?: .*)?\n)*?    shell:", text, flags=re.M))
+    requests = profile(name)["set-resources"]
+    assert requests.keys() == rules
+    for rule in ("forget", "transfer", "metaset", "metatrain"):
+        for key in ("runtime", "mem_mb"):
+            assert asked(requests[rule][key], 2) == 2 * asked(requests[rule][key], 1)
+    assert profile("slurm")["retries"] > 0
+
+
+def test_small_jobs_share_submissions_in_their_own_profile_only():
+    small = profile("small")
+    assert set(small["groups"].values()) == set(small["group-components"])
+    assert "groups" not in profile("slurm")
+    assert not {"data", "cost"} & set(small["groups"])
+    assert profile("default").items() <= small.items()  # which it stands in for
+
+
+def test_profiles_name_no_site():
+    text = yaml.safe_dump([profile("slurm"), profile("small")])
+    assert not re.search(r"partition|account|qos", text)
+
+
+# what a run lacks
+
+ERROR = """\
+[Wed Jan  1 00:00:00 2025]
+Error in rule transfer:
+    message: SLURM-job '7' failed, SLURM status is: '{state}'. Detailed failure reason unavailable.
+    jobid: 5
+    output: work/{suite}/transfers/{cell}/runs.csv
+    log: work/{suite}/logs/transfer/{cell}.log, work/slurm/rule_transfer/7.log (check log file(s))
+"""
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch):
+    """The jobs of the suite, in a folder where all of its work is done."""
+    (tmp_path / "benchmarks").symlink_to(REPOSITORY / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    every = steps(load_suite("smoke"), WORK)
+    for path in (path for step in every for path in step.outputs):
+        write(path)
+    return every
+
+
+def write(path: Path, text: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_of_a_finished_run_nothing_is_missing(smoke):
+    assert lacking(smoke, WORK) == {}
+
+
+def test_what_waits_for_a_job_names_the_first_cause_and_the_rest_is_there(smoke):
+    (WORK / "trajectories/digits_0-4.mlp/manifest.json").unlink()
+    write(WORK / "logs/forget/digits_0-4.mlp.log", "0:01 one\nknow: error: no room\n\n")
+    missing = lacking(smoke, WORK)
+    waits = {f"transfer/{track}.digits_0-4.digits_5-9.mlp.100" for track in ("overflow", "retrodiction")}
+    assert missing.pop("forget/digits_0-4.mlp") == "no room"
+    assert missing == dict.fromkeys(waits | {"inspect", "landscape"}, "needs forget/digits_0-4.mlp: no room")
+
+
+def test_the_cause_is_named_through_several_jobs(smoke):
+    (WORK / "metaset/1/manifest.json").unlink()
+    missing = lacking(smoke, WORK)
+    assert missing.pop("metaset/1") == "not run"
+    assert {"metatrain/5", "inspect", "cost", f"transfer/{CELL}"} <= missing.keys()
+    assert set(missing.values()) == {"needs metaset/1: not run"}
+
+
+@pytest.mark.parametrize(("state", "words"), [*STATES.items(), ("FAILED", "RuntimeError: boom")])
+def test_the_reason_is_the_clusters_where_it_has_one_and_else_the_last_line_of_the_log(smoke, state, words):
+    (WORK / "transfers" / CELL / "pilots.csv").unlink()
+    write(WORK / f"logs/transfer/{CELL}.log", "Traceback\nRuntimeError: boom\n")
+    said = ERROR.format(state="TIMEOUT", suite="smoke", cell=CELL)
+    said += ERROR.format(state=state, suite="smoke", cell=CELL) + "Trying to restart job 5.\n"
+    write(Path(".snakemake/log/2025-01-01.snakemake.log"), said)
+    write(Path(".snakemake/log/2025-01-02.snakemake.log"), ERROR.format(state="TIMEOUT", suite="other", cell=CELL))
+    assert lacking(smoke, WORK) == {f"transfer/{CELL}": words}
+
+
+# without Snakemake
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a published run of a tiny suite of few arms and, beside it, the work."""
+    folder = tmp_path_factory.mktemp("steps")
+    shutil.copytree(REPOSITORY / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (REPOSITORY / "tests" / "suites" / "tiny.yaml").read_text(encoding="utf-8")
+    few = text.replace("methods: all", "methods: {known: {depths: [1]}, shrink: {depths: [1]}}")
+    (folder / "benchmarks" / "suites" / "tiny.yaml").write_text(few, encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            assert run(patch, "run", "--suite", "tiny") == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def there(place, tmp_path, monkeypatch) -> Path:
+    """A copy of it that may be changed; the current folder."""
+    folder = shutil.copytree(place, tmp_path / "there")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def jobs_said(capsys) -> list[str]:
+    return [line.split("] ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+
+
+def test_a_second_run_computes_nothing(there, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in there.rglob("*.csv")}
+    assert run(monkeypatch, "run", "--suite", "tiny") == 0
+    said = jobs_said(capsys)
+    assert len(said) == len(steps(load_suite("tiny"), Path("work/tiny")))
+    assert all(line.endswith(": done before") for line in said)
+    assert {path: path.read_bytes() for path in there.rglob("*.csv")} == before
+
+
+def test_other_settings_make_anew_what_comes_after_them(there, monkeypatch, capsys):
+    suite = there / "benchmarks" / "suites" / "tiny.yaml"
+    suite.write_text(suite.read_text().replace("shrink: {depths: [1]}", "shrink: {depths: [1, 2]}"))
+    assert run(monkeypatch, "run", "--suite", "tiny") == 0
+    said = jobs_said(capsys)
+    same = ("data", "metaset/0", "metatrain/5", "forget/digits_0-4.mlp")
+    assert said == [*(f"{name}: done before" for name in same), f"transfer/{CELL}", "landscape", "inspect", "cost"]
+    assert "shrink_x4" in (there / "results" / "tiny" / "runs.csv").read_text()
+
+
+def test_a_file_that_is_not_the_one_that_was_made_is_made_anew(there, monkeypatch, capsys):
+    path = there / "work/tiny/landscape.csv"
+    before = path.read_bytes()
+    path.write_bytes(before + b"x")
+    assert run(monkeypatch, "run", "--suite", "tiny") == 0
+    assert "landscape" in jobs_said(capsys)
+    assert path.read_bytes() == before
+
+
+def test_the_records_are_those_of_the_steps_by_hand(there, monkeypatch):
+    """`run` only orders the commands, which the workflow calls too."""
+    shutil.move(there / "work", there / "old")
+    commands = [("data",), ("forget", "--origin", "digits_0-4.mlp"), ("metaset", "--shard", "0"), ("metatrain",)]
+    for name, *options in [*commands, ("transfer", "--cell", CELL)]:
+        assert run(monkeypatch, name, "--suite", "tiny", *options) == 0
+    for file in (f"transfers/{CELL}/runs.csv", f"transfers/{CELL}/pilots.csv", "known/5/known.safetensors"):
+        assert (there / "work" / "tiny" / file).read_bytes() == (there / "old" / "tiny" / file).read_bytes()
+
+
+def test_a_device_that_is_not_there_is_one_line(there, monkeypatch, capsys):
+    assert run(monkeypatch, "forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cuda:7") == 2
+    assert "device 'cuda:7' is not available here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_suite_names_its_device(there, monkeypatch, capsys):
+    suite = there / "benchmarks" / "suites" / "tiny.yaml"
+    suite.write_text(suite.read_text() + "\ndevice: cuda\n")
+    assert run(monkeypatch, "forget", "--suite", "tiny", "--origin", "digits_0-4.mlp") == 2
+    assert "device 'cuda' is not available" in capsys.readouterr().err
+    assert run(monkeypatch, "forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cpu") == 0
+
+
+def test_another_device_makes_everything_anew(there, monkeypatch):
+    """The mark of a job names the device, so that results of two devices never mix."""
+    asked = []
+    suite = load_suite("tiny")
+
+    def execute(command):
+        asked.append(command[0])
+
+    work = Path("work/tiny")
+    listed.run_steps(steps(suite, work), execute, work, print, "cuda")
+    assert len(asked) == len(steps(suite, work))
+
+
+# records of another machine
+
+
+@pytest.fixture
+def here(there, tmp_path, monkeypatch) -> Path:
+    """Another folder, with results of its own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    shutil.copytree(REPOSITORY / "results" / "smoke", folder / "results" / "smoke")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_records_of_another_machine_are_taken_over_with_its_provenance(there, here, monkeypatch):
+    about = read_json(there / "results" / "tiny" / "provenance.json")
+    about |= {"commit": "unknown"}
+    about["environment"]["gpu"] = "NVIDIA of another machine"
+    write_json(there / "results" / "tiny" / "provenance.json", about)
+    assert run(monkeypatch, "merge", str(there / "results")) == 0
+    assert {path.parent.name for path in here.glob("results/*/suite.json")} == {"smoke", "tiny"}
+    taken = read_json(here / "results" / "tiny" / "provenance.json")
+    assert taken["environment"]["gpu"] == "NVIDIA of another machine"
+    assert taken["commit"] == publishing.provenance()["commit"]
+    for name in ("runs.csv", "pilots.csv", "cost.csv"):
+        assert (here / "results" / "tiny" / name).read_bytes() == (there / "results" / "tiny" / name).read_bytes()
+    assert publishing.check(Path("results"))
+
+
+@pytest.mark.parametrize("damage", ["code", "metrics", "row", "nothing"])
+def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, monkeypatch, capsys, damage):
+    theirs = there / "results" / "tiny"
+    runs = (theirs / "runs.csv").read_text()
+    if damage == "code":
+        (theirs / "runs.csv").write_text(runs.replace(code_hash("benchmarks.transfer:run_cell"), "0" * 16))
+    elif damage == "metrics":
+        write_json(theirs / "metrics.json", {})
+    elif damage == "row":
+        (theirs / "runs.csv").write_text(runs.replace(",ok,0", ",ok,7", 1))
+    source = there / "results" if damage != "nothing" else there / "nowhere"
+    assert run(monkeypatch, "merge", str(source)) == 2
+    error = capsys.readouterr().err
+    said = {"code": "is of other code", "metrics": "does not fit its records", "row": "line 2", "nothing": "no folder"}
+    assert said[damage] in error
+    assert error.count("\n") == 1
+    assert not (here / "results" / "tiny").exists()
+
+
+@pytest.mark.slow
+def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(there, monkeypatch):
+    """On the CPU, with the tiny suite: twice, the second time without computing."""
+    shutil.rmtree(there / "work")
+    shutil.copytree(REPOSITORY / "know", there / "know", ignore=shutil.ignore_patterns("__pycache__"))
+    surroundings = {**os.environ, "DEVICE": "cpu", "OUT": "back", "PYTHON": sys.executable}
+    for again in (False, True):
+        command = ["bash", "benchmarks/gpu.sh", "tiny"]
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+        assert done.stdout.count("done before") == (8 if again else 0)
+        assert "known_x2" in done.stdout.rpartition("difference to naive")[2]
+    assert run(monkeypatch, "merge", "back") == 0
+    same = ("runs.csv", "pilots.csv", "metrics.json")
+    assert all(
+        (there / "results" / "tiny" / f).read_bytes() == (there / "back" / "tiny" / f).read_bytes() for f in same
+    )
+
+
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if "/" in suite])
+def test_every_suite_that_ships_is_valid_and_fair(suite, monkeypatch):
+    from benchmarks.arms import lines
+
+    monkeypatch.chdir(REPOSITORY)
+    settings = load_suite(suite)
+    assert settings.evidence
+    assert {"naive", "scratch", "oracle"} <= set(settings.arms.references)
+    assert {"known", "shrink", "linear"} <= {line.entry.name for line in lines(settings.arms)}
+    assert settings.device == ("cuda" if suite.startswith(("gpu/", "paper/")) else "cpu")
