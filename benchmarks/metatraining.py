@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import jinja2
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,8 @@ WINDOWS = 2
 HISTORY = ["model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 COEFFICIENTS = ["model", "role", "term", "value"]
 HELD_OUT = ["run", "dataset", "network", "role", "model", "windows", "loss", "no_change_loss", "linear_loss", "step"]
+CARD = Path(__file__).parent / "report" / "templates" / "known_card.md.j2"
+"""Template of a card."""
 STILL = 1e-3
 """A network whose |step| / |theta_0| is smaller predicts nothing."""
 NETWORKS: dict[str, Scaling] = {"known": "none", "scaled": "range"}
@@ -94,7 +97,7 @@ def histories(states: list[State], limit: int, seed: int) -> dict[str, Tensor]:
     """
     role_of = roles(states[0])
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    kept = {}
     for role in PREDICTED:
         names = sorted(name for name in states[0] if role_of[name] == role)
         if not names:
@@ -227,7 +230,7 @@ def fit_known(
     cut = {path: {role: windows(h, length) for role, h in load_state(path).items()} for path in good}
 
     def of(part: str, role: str) -> Tensor:  # (N, S + 1)
-        found = [cut[path][role] for path in parts[part] if role in cut[path]]
+        histories_of = [cut[path][role] for path in parts[part] if role in cut[path]]
         if not found:
             raise KnowError(f"metatraining: no windows of role {role}; add a network that has such tensors")
         return torch.cat(found).to(device)
@@ -326,7 +329,7 @@ def _errors(
 
 def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
     """Means over the held-out trajectories, each counting once, by role."""
-    found = {}
+    means = {}
     for role in PREDICTED:
         rows = [row for row in errors if (row["model"], row["role"]) == (model, role)]
         if not rows:
@@ -337,39 +340,13 @@ def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
 
 
 def card(known: Known) -> str:
-    """The card of a trained KNOWN, in Markdown, from what its file records."""
-    facts, settings, counts = known.facts, known.facts["settings"], known.facts["trajectories"]
-    losses = [
-        f"| {role} | {own['loss']:.3g} | {own['no_change_loss']:.3g} | {own['linear_loss']:.3g} | {own['step']:.2g}"
-        f"{' (no prediction)' if own['step'] < STILL else ''} |"
-        for role, own in ((role, facts["held_out"][role]) for role in PREDICTED)
-    ]
+    """The card of a trained KNOWN, in Markdown, from the facts in its file."""
+    template = jinja2.Template(
+        CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     size = sum(parameter.numel() for parameter in known.nets["conv"].parameters())
-    ranges = {key: " to ".join(f"{bound:g}" for bound in settings[key]) for key in ("ratio", "learning_rate")}
-    return f"""# KNOWN, meta-trained on {", ".join(facts["data"])}
-
-Three networks (conv, fc, bias) of {size:,} parameters each, for histories of S = {known.length} snapshots; see
-`know/known.py` for the paper.
-
-- Trained on {counts["training"]} forgetting trajectories of {", ".join(facts["networks"])}; {counts["selection"]} \
-others chose the update that is kept,
-  {counts["held_out"]} others gave the errors below, {counts["diverged"]} more diverged.
-- Ratios drawn from {ranges["ratio"]}, learning rates from {ranges["learning_rate"]}; {settings["images"]} images in \
-the largest subset, at least {settings["smallest"]} in the smallest.
-- Seeds are hashes of names (`know/seeds.py`): of the run's number in the meta-set, and of model and role in the \
-training.
-- In-distribution wherever the source or target is one of {", ".join(facts["data"])}: results there are no evidence.
-- Nothing is known about networks, sizes and data far from these.
-
-Mean absolute error of a predicted weight, and |step| / |theta_0|, mean over the held-out trajectories; a step under
-{STILL:g} is called no prediction:
-
-| role | KNOWN | no change | linear step | step |
-|---|---:|---:|---:|---:|
-{chr(10).join(losses)}
-
-By trajectory: held_out.csv. Code fingerprint {facts["code"]}.
-"""
+    about = {"facts": known.facts, "settings": known.facts["settings"], "length": known.length, "size": size}
+    return template.render(about, roles=PREDICTED, still=STILL) + "\n"
 
 
 def _fit_role(
