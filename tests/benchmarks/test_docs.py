@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import typer
 import yaml
+from tiny import call
 
+from benchmarks.__main__ import app
+from know import cli
 from know.checkpoints import load_state
 
 REPOSITORY = Path(__file__).parents[2]
-PAGE = REPOSITORY / "docs" / "adding_a_predictor.md"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -56,10 +61,12 @@ def said(line: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_page_on_adding_a_predictor_does_what_it_says(checkout):
-    (file,) = blocks(PAGE, "python")
-    (commands,) = blocks(PAGE, "sh")
-    (place,) = re.findall(r"Save it as `(know/methods/\w+\.py)`", PAGE.read_text(encoding="utf-8"))
+@pytest.mark.slow
+def test_the_page_on_adding_a_method_does_what_it_says(checkout):
+    page = REPOSITORY / "docs" / "adding_a_method.md"
+    (file,) = blocks(page, "python")
+    (commands,) = blocks(page, "sh")
+    (place,) = re.findall(r"Save it as `(know/methods/\w+\.py)`", page.read_text(encoding="utf-8"))
     assert not (checkout / place).exists()
     (checkout / place).write_text(file, encoding="utf-8")
     before = pd.read_csv(checkout / "results" / "smoke" / "runs.csv")
@@ -70,7 +77,7 @@ def test_the_page_on_adding_a_predictor_does_what_it_says(checkout):
     after = pd.read_csv(checkout / "results" / "smoke" / "runs.csv")
     table = (checkout / "results" / "smoke" / "README.md").read_text(encoding="utf-8")
     for arm in ("secant_x2", "secant_x8"):
-        assert f"\n| {arm} | " in table
+        assert re.search(rf"^\| *{arm} *\| ", table, flags=re.M)
         assert set(after.loc[after["arm"] == arm, "cell"]) == set(before["cell"])
     others = after[~after["arm"].isin(["secant_x2", "secant_x8"])]
     assert set(others["arm"]) == set(before["arm"])
@@ -79,22 +86,26 @@ def test_the_page_on_adding_a_predictor_does_what_it_says(checkout):
 MINE = """
 import torch
 from torch import nn
-from benchmarks.data import load
 
-digits = load("digits:0-4")
-images, labels = digits.train.images.float().flatten(1) / 16, digits.train.labels
+dice = torch.Generator().manual_seed(0)
+labels = torch.arange(320) % 5
+images = torch.randn(5, 64, generator=dice)[labels] + torch.randn(320, 64, generator=dice)
 dataset = torch.utils.data.TensorDataset(images, labels)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5))
 
 
-def fit(model, subset):
+def train(model, subset):
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     model.train()
-    for x, y in torch.utils.data.DataLoader(subset, batch_size=32):
+    for x, y in torch.utils.data.DataLoader(subset, batch_size=20):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
+
+
+def setup():
+    return model, dataset, train
 
 
 def evaluate(model):
@@ -102,40 +113,65 @@ def evaluate(model):
     return (model(images).argmax(1) == labels).float().mean()
 
 
-fit(model, dataset)
+train(model, dataset)
 """
 
 
-def test_the_readme_does_what_it_says_to_a_model_of_ones_own(tmp_path):
+def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, monkeypatch):
+    def know(line: str) -> None:
+        program, *arguments = shlex.split(line, comments=True)
+        assert (program, call(*arguments)) == ("know", 0), line
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "my_training.py").write_text(MINE, encoding="utf-8")
     section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Use it on your model")[1]
     (tmp_path / "section.md").write_text(section.split("\n## ")[0], encoding="utf-8")
-    make, check = blocks(tmp_path / "section.md", "python")
-    (tmp_path / "my_training.py").write_text(MINE, encoding="utf-8")
-    (tmp_path / "make_trajectory.py").write_text(make, encoding="utf-8")
-    (tmp_path / "check.py").write_text(check, encoding="utf-8")
-    commands = blocks(tmp_path / "section.md", "sh")
-    assert len(commands) == 4
-    for command in commands:
-        if "s4.pt" in command:  # as a training script that wraps its model would have saved them
-            for k in range(5):
-                state = load_state(tmp_path / "run" / f"s{k}.safetensors")
-                wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
-                torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / f"s{k}.pt")
-        for line in command.strip().splitlines():
-            said(line, tmp_path)
-    folders = ["better", "best", "better_digits"]
-    assert all((tmp_path / folder / "model.safetensors").is_file() for folder in folders)
+    (loop,), (three,) = (blocks(tmp_path / "section.md", language) for language in ("python", "sh"))
+    exec(compile(f"from my_training import *\n{loop}", "README.md", "exec"), {})
+    lines = three.strip().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        know(line)
     better = load_state(tmp_path / "better" / "model.safetensors")
+    manual = REPOSITORY / "docs" / "manual.md"
+    (check,) = blocks(manual, "python")
+    (tmp_path / "check.py").write_text(check, encoding="utf-8")
+    for k in range(5):  # as a training script that wraps its model would have saved them
+        state = load_state(tmp_path / "run" / f"s{k}.safetensors")
+        wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+        torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / f"s{k}.pt")
+    for line in [line for block in blocks(manual, "sh") for line in block.strip().splitlines()]:
+        if line.partition("#")[0].strip() not in lines:
+            shutil.rmtree(tmp_path / "better", ignore_errors=True)
+            know(line)
     again = load_state(tmp_path / "from_files" / "model.pt", key="state_dict")
     assert all(torch.equal(better[name], again[name]) for name in better | again)
-    tried = yaml.safe_load((tmp_path / "best" / "know_config.yml").read_text(encoding="utf-8"))["validate"]["values"]
-    assert max(tried, key=tried.get) == yaml.safe_load((tmp_path / "best" / "know_config.yml").read_text())["scale"]
+    config = yaml.safe_load((tmp_path / "best" / "know_config.yml").read_text(encoding="utf-8"))
+    tried = config["validate"]["values"]
+    assert max(tried, key=tried.get) == config["scale"]
 
 
-def test_a_clone_restores_a_run_as_the_readme_says_and_notices_what_is_missing(checkout, tmp_path_factory):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_link_on_a_page_exists(page):
+    text = page.read_text(encoding="utf-8")
+    commands = {"know": cli.app, "python -m benchmarks": app}
+    for program, commands_of in commands.items():
+        known = typer.main.get_command(commands_of).commands
+        named = set(re.findall(rf"(?:^|`){program} ([a-z][a-z-]+)", text, flags=re.M))
+        assert named <= known.keys(), program
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    places = re.findall(r"`((?:know|benchmarks|docs|tests|examples|paper_figures|workflow|profiles)/[\w./-]*)`", text)
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    missing += [place for place in places if not (REPOSITORY / place).exists()]
+    assert [place for place in missing if place != "know/methods/secant.py"] == []
+
+
+@pytest.mark.slow
+def test_a_clone_restores_a_run_as_the_manual_says_and_notices_what_is_missing(checkout, tmp_path_factory):
     if not (checkout / "work" / "smoke" / "published.json").is_file():
         pytest.skip("needs a finished smoke run")
-    block = next(text for text in blocks(REPOSITORY / "README.md", "sh") if "dvc pull" in text)
+    block = next(text for text in blocks(REPOSITORY / "docs" / "benchmark.md", "sh") if "dvc pull" in text)
     remote, push, pull, *rest = (line.partition("#")[0].strip() for line in block.splitlines())
     remote = remote.replace("URL", str(tmp_path_factory.mktemp("remote")))
     shutil.rmtree(checkout / ".dvc" / "cache", ignore_errors=True)
@@ -155,12 +191,12 @@ def test_a_clone_restores_a_run_as_the_readme_says_and_notices_what_is_missing(c
     assert not (there / "work").exists()
     for line in (remote, pull):
         said(line, there)
-    assert rest[0] == "know verify"
+    assert rest[0] == "python -m benchmarks verify"
     answers = [said(line, there) for line in rest]
     assert "have their recorded hashes" in answers[0]
     assert "Nothing to be done" in answers[-1]
     snapshot = min((there / "work" / "smoke" / "trajectories").rglob("*.safetensors"))
     snapshot.unlink()
-    failed = run("know verify", there)
+    failed = run("python -m benchmarks verify", there)
     assert failed.returncode == 2
     assert f"{snapshot.relative_to(there)} is missing; restore it with `dvc pull`" in failed.stderr
