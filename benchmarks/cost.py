@@ -48,8 +48,8 @@ def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path
     data, rows = read_json(work / "data.json"), []
     seen = {(c.source, c.network, c.track, c.ratio, c.length): c for c in settings.cells}
     for place, cell in sorted(seen.items()):
-        found = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]), device)
-        rows += [dict(zip(COLUMNS, [*place, *entries], strict=True)) for entries in found]
+        arms = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]), device)
+        rows += [dict(zip(COLUMNS, [*place, *entries], strict=True)) for entries in arms]
     write_csv(out, rows, COLUMNS)
 
 
@@ -79,8 +79,8 @@ def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
     size: images of D0.
     """
     run = _Counted(settings, cell, size)
-    found = {r.name: r.function(run) for r in REFERENCES.values()}
-    return {**found, "trajectory": run.train_on()}
+    shown = {r.name: r.function(run) for r in REFERENCES.values()}
+    return {**shown, "trajectory": run.train_on()}
 
 
 class _Counted:
@@ -134,12 +134,12 @@ def _looks_back(arm: Arm, trajectory: Trajectory, other: Trajectory, models: Mod
 
 
 def _fastest(call: Callable[[], Any]) -> float:
-    found = []
+    seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def _growth(call: Callable[[], Any]) -> float | None:

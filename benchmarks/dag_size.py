@@ -50,9 +50,9 @@ def measure(jobs: int, minutes: float, gigabytes: float, options: list[str]) -> 
         (folder / "benchmarks/suites/synthetic.yaml").write_text(yaml.safe_dump(synthetic(jobs)), encoding="utf-8")
         seconds, used, text, whole = _dry_run(folder, minutes, gigabytes, options)
         _, one, *_ = _dry_run(folder, minutes, gigabytes, ["work/synthetic/data.json", *options])
-    found = [line.split()[1] for line in text.splitlines() if line.startswith("total ")]
+    totals = [line.split()[1] for line in text.splitlines() if line.startswith("total ")]
     return {
-        "jobs": found[0] if found else jobs,
+        "jobs": totals[0] if totals else jobs,
         "finished": "yes" if whole else "no",
         "seconds": f"{seconds:.0f}",
         "cpu_seconds": f"{used.ru_utime + used.ru_stime:.0f}",

@@ -129,10 +129,10 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
         raise unknown("dataset", name, SOURCES)
     source = SOURCES[name]
     arrays = _read(name, source, Path(root or os.environ.get("KNOW_DATA") or "data"))
-    found = arrays.pop("sha256", None) or _hash(arrays)
-    if source.sha256 and found != source.sha256:
+    sha256 = arrays.pop("sha256", None) or _hash(arrays)
+    if source.sha256 and sha256 != source.sha256:
         raise KnowError(
-            f"dataset {name}: the decoded data has sha256 {found[:16]}..., expected {source.sha256[:16]}...; "
+            f"dataset {name}: the decoded data has sha256 {sha256[:16]}..., expected {source.sha256[:16]}...; "
             "the file is altered or of another version, fetch it again"
         )
     if "domains" in arrays:
@@ -145,7 +145,7 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
         classes = tuple(classes[c] for c in chosen)
     train, test = splits
     std, mean = torch.std_mean(train.images.double() / 255, dim=(0, 2, 3), correction=0)
-    dataset = Dataset(spec, train, test, classes, found, mean.float(), std.float().clamp_min(1e-3), source.flip)
+    dataset = Dataset(spec, train, test, classes, sha256, mean.float(), std.float().clamp_min(1e-3), source.flip)
     return dataset.to(device)
 
 

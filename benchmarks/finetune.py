@@ -39,11 +39,11 @@ class Start:
 
     def fingerprint(self) -> str:
         """Hash of its content."""
-        found = hashlib.sha256(digest([sorted(self.rates.items()), self.normalisation]).encode())
+        state = hashlib.sha256(digest([sorted(self.rates.items()), self.normalisation]).encode())
         for name, tensor in sorted(self.weights.items()):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:32]
+            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()[:32]
 
 
 @dataclass(frozen=True)

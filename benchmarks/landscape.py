@@ -65,12 +65,12 @@ def make_landscape(
 
     rate = trajectory.fractions[-2]
     last = len(trajectory.states) - 1
-    found = [("snapshot", f"theta_{last - k}", flat(state)) for k, state in enumerate(trajectory.states)]
+    drawn = [("snapshot", f"theta_{last - k}", flat(state)) for k, state in enumerate(trajectory.states)]
     for depth in DEPTHS:
         answer = predict(trajectory, "known", depth, known=known)
-        found.append(("known", f"x{rate**-depth:.2g}", flat(answer)))
-    found.append(("oracle", "oracle", flat(trajectory.reference("oracle"))))
-    points = torch.stack([point for _, _, point in found])  # (points, P)
+        drawn.append(("known", f"x{rate**-depth:.2g}", flat(answer)))
+    drawn.append(("oracle", "oracle", flat(trajectory.reference("oracle"))))
+    points = torch.stack([point for _, _, point in drawn])  # (points, P)
     axes, shares = principal_plane(points)
     places = (points - points[last]) @ axes.T  # (points, 2), theta_0 at (0, 0)
     # theta_0 itself lies off the plane through the points' mean; the grid starts from its shadow on that plane
@@ -84,7 +84,7 @@ def make_landscape(
 
     about = f"{facts['source']}, {facts['network']}, {facts['track']} track, trajectory {facts['trajectory']}"
     rows = [_row("about", f"{about}, {len(seen)} test images"), _row("variance", "share", *shares.tolist())]
-    for (kind, label, point), place in zip(found, places, strict=True):
+    for (kind, label, point), place in zip(drawn, places, strict=True):
         rows.append(_row(kind, label, *place.tolist(), loss(point)))
     for y in ys:
         for x in xs:

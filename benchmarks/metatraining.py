@@ -104,8 +104,8 @@ def histories(states: list[State], limit: int, seed: int) -> dict[str, Tensor]:
             continue
         # (scalars, 7), smallest subset first
         history = torch.stack([torch.cat([s[n].flatten().float() for n in names]) for s in reversed(states)], dim=1)
-        found[role] = history[torch.randperm(len(history), generator=generator)[:limit]].contiguous()
-    return found
+        kept[role] = history[torch.randperm(len(history), generator=generator)[:limit]].contiguous()
+    return kept
 
 
 def windows(history: Tensor, length: int) -> Tensor:
@@ -231,9 +231,9 @@ def fit_known(
 
     def of(part: str, role: str) -> Tensor:  # (N, S + 1)
         histories_of = [cut[path][role] for path in parts[part] if role in cut[path]]
-        if not found:
+        if not histories_of:
             raise KnowError(f"metatraining: no windows of role {role}; add a network that has such tensors")
-        return torch.cat(found).to(device)
+        return torch.cat(histories_of).to(device)
 
     facts = {
         "data": sorted({facts["dataset"] for facts in runs.values()}),
@@ -335,8 +335,8 @@ def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
         if not rows:
             raise KnowError(f"metatraining: no held-out windows of role {role}; add trajectories")
         names = ("loss", "no_change_loss", "linear_loss", "step")
-        found[role] = {name: float(f"{sum(float(row[name]) for row in rows) / len(rows):.4g}") for name in names}
-    return found
+        means[role] = {name: float(f"{sum(float(row[name]) for row in rows) / len(rows):.4g}") for name in names}
+    return means
 
 
 def card(known: Known) -> str:

@@ -1,8 +1,8 @@
 """The reference arms: weights that really are trained on the source, in the same job as the trajectory.
 
-One function each, which asks the run that makes theta_0 (`SourceRun`) for weights. What is added here is made with every
-trajectory from then on, and stands in the tables of the suites that name it. Cost is counted by the same functions: a
-run that trains nothing answers with the number of images that training would show. Imports no torch.
+One function each, which asks the run that makes theta_0 (`SourceRun`) for weights. What is added here is made with
+every trajectory from then on, and stands in the tables of the suites that name it. Cost is counted by the same
+functions: a run that trains nothing answers with the number of images that training would show. Imports no torch.
 """
 
 from __future__ import annotations

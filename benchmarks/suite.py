@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,8 +349,8 @@ class Suite(Settings):
         lines = [(name, entry or LineOfArms()) for name, entry in {**named, **self.arms.also}.items()]
         groups = {str(e.options.get("group", "general")) for name, e in lines if (e.method or name) == "shipped"}
         groups |= {self.known} if self.known else set()
-        found = {d for group in groups for length in self.lengths for d in read_json(_facts(group, length))["data"]}
-        return sorted(found | set(self.metatraining.datasets if self.metatraining else ()))
+        datasets = {d for group in groups for length in self.lengths for d in read_json(_facts(group, length))["data"]}
+        return sorted(datasets | set(self.metatraining.datasets if self.metatraining else ()))
 
     def known_folder(self, work: Path, length: int) -> Path:
         """Where the networks for histories of S = `length` are."""
@@ -384,9 +383,9 @@ class Suite(Settings):
 
 def _facts(group: str, length: int) -> Path:
     """The facts of shipped networks; KnowError if there are none for that group and S."""
-    found = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
-    if group not in found:
-        raise unknown("group of shipped networks", group, found or ["(none)"])
+    shipped = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
+    if group not in shipped:
+        raise unknown("group of shipped networks", group, shipped or ["(none)"])
     path = PRETRAINED / group / str(length) / "facts.json"
     if not path.is_file():
         raise KnowError(f"know/pretrained/{group} has no networks for S = {length}")
@@ -442,14 +441,14 @@ def _settings(path: Path, name: str, above: tuple[Path, ...] = ()) -> typing.Any
         raise unknown("suite", name, names) from error
     except UnicodeDecodeError as error:
         raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
-    found = _parsed(path, text)
-    if not isinstance(found, dict) or "base" not in found:
-        return found
-    base = found.pop("base")
+    settings = _parsed(path, text)
+    if not isinstance(settings, dict) or "base" not in settings:
+        return settings
+    base = settings.pop("base")
     above = (*above, path)
     if not isinstance(base, str) or SUITES / f"{base}.yaml" in above:
         raise KnowError(f"{path}: base must be the name of another suite")
-    return {**_settings(SUITES / f"{base}.yaml", base, above), **found}
+    return {**_settings(SUITES / f"{base}.yaml", base, above), **settings}
 
 
 def _parsed(path: Path, text: str) -> typing.Any:
@@ -461,11 +460,11 @@ def _parsed(path: Path, text: str) -> typing.Any:
         raise KnowError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from error
 
 
-def _validated(path: Path, found: typing.Any, model: type[Settings]) -> typing.Any:
+def _validated(path: Path, settings: typing.Any, model: type[Settings]) -> typing.Any:
     try:
-        return model.model_validate(found)
+        return model.model_validate(settings)
     except pydantic.ValidationError as error:
-        raise KnowError(f"{path}: {'; '.join(_explain(e, model) for e in _relevant(error.errors()))}") from error
+        raise KnowError(f"{path}: {'; '.join(map(_explain, _relevant(error.errors())))}") from error
     except KnowError as error:
         raise KnowError(f"{path}: {error}") from error
 
@@ -493,34 +492,17 @@ def _relevant(errors: list[dict]) -> list[dict]:
     return kept
 
 
-def _explain(error: dict, model: type[Settings]) -> str:
+def _explain(error: dict) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        *parents, key = error["loc"]
-        near = difflib.get_close_matches(str(key), _fields_at(parents, model), n=1, cutoff=0.4)
+        names = {name for settings in Settings.__subclasses__() for name in settings.model_fields}
+        key = str(error["loc"][-1])
+        near = difflib.get_close_matches(key, names - {key}, n=1, cutoff=0.4)
         return f"unknown key {place!r}" + (f", did you mean {near[0]!r}?" if near else "")
     if error["type"] == "missing":
         return f"key {place!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
-
-
-def _fields_at(parents: list, model: type[Settings]) -> list[str]:
-    """Names of the settings that exist at a place in a suite, for the hint at an unknown key."""
-    here: object = model
-    for part in parents:
-        if not isinstance(part, int) and isinstance(here, type) and issubclass(here, Settings):
-            here = _settings_in(here.model_fields[part].annotation) if part in here.model_fields else here
-    return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, Settings) else []
-
-
-def _settings_in(annotation: object) -> object:
-    """The settings class inside list[X], X | None, dict[str, X] or X itself."""
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    if isinstance(annotation, types.GenericAlias | types.UnionType) or typing.get_origin(annotation):
-        return next((found for arg in typing.get_args(annotation) if (found := _settings_in(arg))), None)
-    return None
 
 
 def _slug(*parts: str) -> str:

@@ -147,8 +147,8 @@ def run(
                 step += 1
                 if after_step and not head_only:
                     after_step(step, budget)
-            found = torch.stack([loss_sum, correct]).tolist()
-            for network, (outcome, *sums) in enumerate(zip(outcomes, *found, strict=True)):
+            totals = torch.stack([loss_sum, correct]).tolist()
+            for network, (outcome, *sums) in enumerate(zip(outcomes, *totals, strict=True)):
                 if outcome.status != "ok":
                     continue
                 loss, share = (total / sum(sizes) for total in sums)

@@ -44,6 +44,9 @@ from know.trajectory import Trajectory
 
 ENTRY = "benchmarks.transfer:run_cell"
 """What the fingerprint of a cell's code is taken of."""
+POLICIES = ("published", "tuned")
+"""Rate policies: the published learning rate for all arms, and for each arm the one that the search has chosen. The
+column of runs.csv is called recipe."""
 Task = tuple[str, Arm, int, float]
 """One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
 Evaluate = Callable[[list[Task]], list[Result]]
@@ -69,9 +72,9 @@ def choose_rates(
 
     def best(arm: Arm) -> float:
         def score(rate: float) -> tuple[float, float, float]:
-            found = [run for key, run in runs.items() if key[1] == arm.name and key[3] == rate]
-            losses = [math.inf if run.validation_loss is None else run.validation_loss for run in found]
-            return -sum(run.validation_accuracy for run in found) / len(found), sum(losses) / len(found), rate
+            at_rate = [run for key, run in runs.items() if key[1] == arm.name and key[3] == rate]
+            losses = [math.inf if run.validation_loss is None else run.validation_loss for run in at_rate]
+            return -sum(run.validation_accuracy for run in at_rate) / len(at_rate), sum(losses) / len(at_rate), rate
 
         return min(grid, key=score)
 
@@ -142,10 +145,10 @@ def run_cell(
 
         def evaluate(tasks: list[Task]) -> list[Result]:
             results = []
-            for found, about in each(run, _portions(tasks, settings.together)):
-                results += found
+            for portion, about in each(run, _portions(tasks, settings.together)):
+                results += portion
                 facts.update(about)
-                bar.update(len(found))
+                bar.update(len(portion))
             return results
 
         choice, searched = choose_rates(chosen, pilots, settings, evaluate)
@@ -154,12 +157,12 @@ def run_cell(
         write_json(folder / "choice.json", choice)
         write_records(folder / "pilots.csv", (PilotRecord(cell=cell.slug, **run) for run in searched), PilotRecord)
 
-        def rate(recipe: str, arm: Arm) -> float:
+        def rate(policy: str, arm: Arm) -> float:
             tuned = choice["arms"][arm.name]["learning_rate"]
-            return tuned if recipe == "tuned" else settings.recipe.learning_rate
+            return tuned if policy == "tuned" else settings.recipe.learning_rate
 
-        rows = list(itertools.product(evaluated, chosen, ("published", "tuned"), range(settings.fine_tunes)))
-        results = evaluate([(trajectory, arm, repeat, rate(recipe, arm)) for trajectory, arm, recipe, repeat in rows])
+        rows = list(itertools.product(evaluated, chosen, POLICIES, range(settings.fine_tunes)))
+        results = evaluate([(trajectory, arm, repeat, rate(policy, arm)) for trajectory, arm, policy, repeat in rows])
         records = [
             RunRecord(
                 cell=cell.slug,
@@ -168,10 +171,10 @@ def run_cell(
                 arm=arm.name,
                 predictor=arm.predictor,
                 depth=arm.depth,
-                recipe=recipe,
+                recipe=policy,
                 fine_tune=repeat,
-                learning_rate=rate(recipe, arm),
-                on_edge=recipe == "tuned" and choice["arms"][arm.name]["on_edge"],
+                learning_rate=rate(policy, arm),
+                on_edge=policy == "tuned" and choice["arms"][arm.name]["on_edge"],
                 status=result.status,
                 accuracy=result.accuracy,
                 validation_accuracy=result.validation_accuracy,
@@ -182,7 +185,7 @@ def run_cell(
                 target_data=here.target.sha256,
                 code=code,
             )
-            for (trajectory, arm, recipe, repeat), result in zip(rows, results, strict=True)
+            for (trajectory, arm, policy, repeat), result in zip(rows, results, strict=True)
         ]
         write_records(folder / "runs.csv", records, RunRecord)
 
@@ -217,8 +220,8 @@ class _Worker:
         facts, lost = {}, Result("diverged", 0.0, None, None)
         prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the store; None where there is none
         for (trajectory, _), group in _by_start(tasks):
-            about, found = self._prepare(group)
-            prepared += found
+            about, fine_tunes = self._prepare(group)
+            prepared += fine_tunes
             if not trajectory.startswith("p"):
                 facts[trajectory, group[0][1].name] = about
         made = [entry for entry in prepared if entry]
@@ -269,8 +272,8 @@ class _Worker:
             made = fine_tune_stacked(requests, *place) if stacked else [fine_tune(requests[0], *place)]
             return [vars(one) for one in made]
 
-        found = dict(zip(unique, self.kept.get_all(keys, compute), strict=True))
-        return [Result(**found[digest(key)]) for _, key in portion]
+        kept = dict(zip(unique, self.kept.get_all(keys, compute), strict=True))
+        return [Result(**kept[digest(key)]) for _, key in portion]
 
     def _trajectory(self, trajectory: str) -> Trajectory:
         cell = self.bench.cell
