@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.settings import LENGTH, MetaTraining
 from benchmarks.store import STORE, Store
-from benchmarks.suite import LENGTH, RESULTS, WORK, MetaTraining, Suite, load_shipped, load_suite, suite_name
+from benchmarks.suite import RESULTS, WORK, Suite, load_shipped, load_suite, suite_name
 from know.cli import Threads, main_of, new_app
 from know.errors import KnowError, unknown
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.finetune import Start
-    from benchmarks.suite import Arms, Cell, Normalisation
+    from benchmarks.settings import Arms, Normalisation
+    from benchmarks.suite import Cell
     from know.checkpoints import State
     from know.known import Models
     from know.methods import Hyper, Method, TensorInfo

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from benchmarks.data import Dataset
 from benchmarks.networks import build, has_running_statistics, head_name, normalisation
+from benchmarks.settings import Normalisation, Transfer
 from benchmarks.stacked import Stacked, scored
-from benchmarks.suite import Normalisation, Transfer
 from benchmarks.training import accuracy, logits, recalibrate, train
 from know.checkpoints import State
 from know.errors import KnowError

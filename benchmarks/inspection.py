@@ -9,7 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.arms import Asked, Line, lines
-from benchmarks.suite import LENGTH, Arms, Cell
+from benchmarks.settings import LENGTH, Arms
+from benchmarks.suite import Cell
 from know import keras
 from know.inspection import MOVEMENT, PARTS, RESPONSES, Parts, movement, responses, steps, write_table
 from know.known import Models

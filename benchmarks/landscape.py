@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.data import load
 from benchmarks.networks import build
-from benchmarks.suite import LENGTH
+from benchmarks.settings import LENGTH
 from benchmarks.training import logits
 from know.checkpoints import State
 from know.errors import KnowError

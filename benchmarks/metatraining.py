@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from benchmarks.data import Dataset, load
 from benchmarks.networks import build
 from benchmarks.progress import progress
+from benchmarks.settings import LENGTH, MetaTraining, Recipe, family
 from benchmarks.stacked import Stacked
-from benchmarks.suite import LENGTH, MetaTraining, Recipe, family
 from benchmarks.training import train
 from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError

@@ -20,7 +20,8 @@ import torch
 from benchmarks.cost import images
 from benchmarks.data import Dataset, load
 from benchmarks.networks import build
-from benchmarks.suite import SUITES, Recipe, Suite, load_suite
+from benchmarks.settings import Recipe
+from benchmarks.suite import SUITES, Suite, load_suite
 from benchmarks.training import accuracy, deterministic, train
 from benchmarks.transfer import arms_of
 from know.files import write_csv

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.data import Dataset, Split, normalise
 from benchmarks.networks import head_and_normalisation
-from benchmarks.suite import Recipe
+from benchmarks.settings import Recipe
 from benchmarks.training import Outcome, autocast, compiled, run
 from know.checkpoints import State
 from know.errors import KnowError

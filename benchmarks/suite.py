@@ -1,7 +1,4 @@
-"""A suite: what is run, as strictly validated YAML. Needs neither torch nor data, so the workflow reads it in no time.
-
-The settings below are also the arguments of the library's stages (a `Recipe` for `training.train`, and so on).
-"""
+"""A suite: its cells and origins, read from a YAML file. Imports neither torch nor data."""
 
 from __future__ import annotations
 
@@ -11,14 +8,29 @@ import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.arms import ARMS
 from benchmarks.references import REFERENCES
+from benchmarks.settings import (
+    LENGTH,
+    RATIO,
+    Arms,
+    Forgetting,
+    LineOfArms,
+    MetaTraining,
+    Pair,
+    Positive,
+    Recipe,
+    Settings,
+    Shipped,
+    Track,
+    Transfer,
+    family,
+)
 from know.errors import KnowError, unknown
 from know.files import PACKAGE, PRETRAINED, read_json
 
@@ -26,206 +38,6 @@ SUITES = Path("benchmarks/suites")
 SHIPPED = Path("benchmarks/metatraining.yaml")
 WORK = Path("work")
 RESULTS = Path("results")
-
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-Track = Literal["overflow", "retrodiction"]
-Normalisation = Literal["carry", "reset", "recalibrate"]
-
-RATIO, LENGTH = 0.5, 5
-"""r and S of the paper's main experiments; names of cells mention them only where they differ."""
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Recipe(Settings):
-    """One training run. `steps`, where given, replaces `epochs`."""
-
-    epochs: Positive
-    learning_rate: Rate
-    steps: Positive | None = None
-    batch_size: Positive = 128
-    optimizer: Literal["adam", "sgd"] = "adam"
-    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    augment: Literal["none", "shift", "affine"] = "none"
-    """Of every image in every epoch: shifts of up to 1/8 of the side and, where a mirrored image is of the same class,
-    mirroring; or the affine maps of the authors' script (rotation, shift, zoom)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass in training (torch's autocast); weights and evaluation are always float32."""
-    compile: bool = False
-    """Whether the network is compiled (torch.compile): faster where it is large, worth nothing where it trains briefly;
-    sums may come out in another order."""
-    head_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs of a first phase that trains normalisation layers and head only."""
-    head_learning_rate: Rate = 1e-3
-
-
-class Forgetting(Settings):
-    """The structured forgetting of paper, section 3: fractions 1, r, r^2, ... of D0, S snapshots."""
-
-    d0: Annotated[float, Field(gt=0, le=0.5)] = 0.5
-    """Share of the source that is D0. At 0.5 the oracle of twice the data is trained on all of it; at 0.125 there
-    are oracles of four and eight times the data too (`oracle_x4`, `oracle_x8`)."""
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    length: Annotated[int, Field(ge=2)] = 5
-    smallest: Positive = 64
-    """Fewest images the smallest subset may have."""
-    step: Recipe
-    carry_optimizer: bool = True
-    """Whether the optimiser's state goes from one subset to the next, as in the released script."""
-
-
-class MetaTraining(Settings):
-    """The meta-set (small trajectories) and the training of KNOWN on its windows."""
-
-    datasets: list[str] = Field(min_length=1)
-    networks: list[str] = Field(min_length=1)
-    trajectories: Annotated[int, Field(ge=2)]
-    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Share of the trajectories that decide when to stop, and the same share again that the errors are reported on."""
-    shards: Positive = 2
-    together: Positive = 1
-    """How many trajectories are trained at once, stacked: a GPU's way. They share dataset, network, r, batch size and
-    epochs, and each draws its own subsets, learning rate and initialisation."""
-    images: Positive
-    """Size of the largest subset of a run."""
-    smallest: Positive = 64
-    pretraining_epochs: tuple[Positive, Positive]
-    forgetting_epochs: Positive = 1
-    ratio: tuple[Share, Share] = (0.3, 0.9)
-    learning_rate: tuple[Rate, Rate] = (1e-5, 4e-3)
-    batch_size: Positive = 32
-    """Least batch size; the greatest is the smallest subset (paper: U(32, r^6 |D0|))."""
-    carry_optimizer: bool = True
-    windows: Positive = 4096
-    """At most this many windows per role from one trajectory."""
-    updates: Positive
-    window_batch: Positive = 1024
-    optimizer_rate: Rate = 1e-3
-    patience: Positive = 10
-    """Evaluations without improvement after which training of a role stops."""
-    evaluations: Positive = 40
-    bias_penalty: Annotated[float, Field(ge=0)] = 0.1
-    """L1 on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
-    beside: str | None = None
-    """A group of shipped networks whose errors on the same held-out trajectories are reported beside."""
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> MetaTraining:
-        if not 1 <= round(self.held_out * self.trajectories) < self.trajectories / 2:
-            raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one part empty")
-        for name in ("pretraining_epochs", "ratio", "learning_rate"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} goes from {low} down to {high}; give the lower bound first")
-        return self
-
-
-class Group(Settings):
-    """One set of networks that ships with the package."""
-
-    without: list[str] = []
-    """Families of datasets that its meta-training leaves out, so that it can be judged on them."""
-    lengths: list[Annotated[int, Field(ge=2, le=6)]] = Field([LENGTH], min_length=1)
-    """Values of S."""
-
-
-class Shipped(Settings):
-    """Where the networks that ship come from: one meta-set, and groups of them; see benchmarks/metatraining.yaml."""
-
-    metatraining: MetaTraining
-    groups: dict[str, Group]
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> Shipped:
-        known = {family(name) for name in self.metatraining.datasets}
-        for name, group in self.groups.items():
-            if lacking := set(group.without) - known:
-                raise ValueError(f"groups.{name}.without: {', '.join(sorted(lacking))} is not in the meta-set anyway")
-        return self
-
-
-class Transfer(Settings):
-    """Fine-tuning on the target: the same function and the same search for every arm."""
-
-    recipe: Recipe
-    images: Positive
-    """Target images at share 1."""
-    validation: Positive
-    """Further target-training images, disjoint from `images`; they alone choose the learning rate."""
-    shares: list[Share] = [1.0]
-    fine_tunes: Positive = 1
-    grid: list[Rate] = Field(min_length=6)
-    """Learning rates of the search, factor 2 apart, with the published one (`recipe.learning_rate`) among them."""
-    extensions: Annotated[int, Field(ge=0)] = 2
-    """How many points may be added, for all arms, where some arm's best rate lies on an edge of the grid."""
-    together: Positive = 1
-    """How many fine-tunes are trained at once, stacked: a GPU's way with small networks. The same to rounding."""
-    normalisation: Normalisation = "carry"
-    """Of all arms but those that are about it: carry the weights' own normalisation parameters and running statistics;
-    reset them to a fresh network's; or carry the parameters and measure the statistics anew on the target images."""
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> Transfer:
-        ratios = [b / a for a, b in itertools.pairwise(self.grid)]
-        if any(abs(ratio - 2) > 1e-6 for ratio in ratios):
-            raise ValueError("grid must rise by factors of 2")
-        if self.recipe.learning_rate not in self.grid:
-            raise ValueError(f"grid must contain recipe.learning_rate {self.recipe.learning_rate:g}")
-        return self
-
-
-class LineOfArms(Settings):
-    """One line of arms: a method, or an arm of benchmarks/arms.py, with options, at some depths."""
-
-    method: str | None = None
-    """Name of a file in know/methods/, or of an arm; by default the name of the entry."""
-    depths: list[Positive] | None = None
-    """By default those that it declares."""
-    options: dict[str, float | int | str | bool] = {}
-
-
-class Arms(Settings):
-    """Which arms stand in the tables.
-
-    `methods: all` takes every file in know/methods/ and every arm of benchmarks/arms.py, with their variants, except
-    the methods that need files from outside the project (the authors' released weights), so that the tables are the
-    same everywhere. An entry that names such a method puts it in the tables, as "not available" where the files are
-    missing.
-    """
-
-    references: list[str]
-    methods: Literal["all"] | dict[str, LineOfArms | None] = "all"
-    also: dict[str, LineOfArms | None] = {}
-    """Entries beside `methods`, such as the released weights beside all."""
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> Arms:
-        if self.methods != "all" and (twice := self.methods.keys() & self.also.keys()):
-            raise ValueError(f"{', '.join(sorted(twice))} stands both in methods and in also")
-        for name in self.references:
-            if name not in REFERENCES:
-                raise KnowError(f"arms.references: {unknown('reference', name, REFERENCES)}")
-        if "naive" not in self.references:
-            raise ValueError("references must contain naive: all differences are paired with it")
-        return self
-
-
-class Pair(Settings):
-    """A source and a target dataset, with the networks they are run on."""
-
-    source: str
-    target: str
-    networks: list[str] = Field(min_length=1)
-    tracks: list[Track] = ["overflow"]
-    ratios: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    """Values of r, for an ablation; by default forgetting.ratio."""
-    lengths: list[Annotated[int, Field(ge=2, le=6)]] | None = None
-    """Values of S, for an ablation; by default forgetting.length. A shorter history is the end of a longer one."""
 
 
 @dataclass(frozen=True, order=True)
@@ -270,7 +82,7 @@ class Suite(Settings):
     title: str
     evidence: bool
     """False for suites that prove the machinery only; every table of theirs says so."""
-    remarks: list[str] = []
+    remarks: list[str] = Field([])
     """Sentences printed above the tables, such as what is in-distribution."""
     pairs: list[Pair] = Field(min_length=1)
     trajectories: Positive
@@ -390,12 +202,6 @@ def _facts(group: str, length: int) -> Path:
     if not path.is_file():
         raise KnowError(f"know/pretrained/{group} has no networks for S = {length}")
     return path
-
-
-def family(dataset: str) -> str:
-    """What counts as the same data: CIFAR-10 and CIFAR-100, in whatever part, are one."""
-    name = dataset.partition(":")[0]
-    return "cifar" if name.startswith("cifar") else name
 
 
 def load_shipped() -> Shipped:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.data import DRAWS, Dataset, Split, augment, normalise
 from benchmarks.networks import head_and_normalisation
-from benchmarks.suite import Recipe
+from benchmarks.settings import Recipe
 from know.errors import KnowError
 from know.seeds import stream
 

@@ -29,8 +29,9 @@ from benchmarks.finetune import (
 )
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
+from benchmarks.settings import Arms, Transfer
 from benchmarks.store import Store, computing
-from benchmarks.suite import Arms, Cell, Transfer
+from benchmarks.suite import Cell
 from benchmarks.workers import workers
 from know import keras as released
 from know.checkpoints import State

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.report.statistics import summarise
-from benchmarks.suite import LENGTH, RATIO
+from benchmarks.settings import LENGTH, RATIO
 
 CELL = ["track", "source", "target", "network", "share", "rate", "length"]
 USUAL = {"length": LENGTH, "rate": RATIO}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from benchmarks.suite import LENGTH
+from benchmarks.settings import LENGTH
 
 Policy = Literal["published", "tuned"]
 """A rate policy: every arm at the published learning rate, or every arm at its own tuned rate."""

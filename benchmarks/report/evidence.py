@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.report.claims import CLAIMS, Claim, Contrast, Policy, Side
 from benchmarks.report.folders import COST, Published
 from benchmarks.report.statistics import Interval, compare, holm, paired_t, pooled_t, trajectory_means
-from benchmarks.suite import LENGTH, RATIO
+from benchmarks.settings import LENGTH, RATIO
 
 POLICIES: tuple[Policy, ...] = typing.get_args(Policy)
 DAGGER = "\N{DAGGER}"

@@ -22,7 +22,7 @@ from benchmarks.report.evidence import (
 )
 from benchmarks.report.folders import GROUPS, PLACE, Published
 from benchmarks.report.statistics import Interval, fieller
-from benchmarks.suite import LENGTH, RATIO
+from benchmarks.settings import LENGTH, RATIO
 
 # texts
 

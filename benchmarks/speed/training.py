@@ -37,8 +37,8 @@ from prediction import machine, of, used
 
 from benchmarks.data import Dataset, Split
 from benchmarks.networks import build
+from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked
-from benchmarks.suite import Recipe
 from benchmarks.training import _Single, autocast, train
 from know.files import read_json, write_json
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import know
 from benchmarks.data import load
-from benchmarks.suite import Recipe
+from benchmarks.settings import Recipe
 from benchmarks.training import deterministic, train
 from know.trajectory import Trajectory
 

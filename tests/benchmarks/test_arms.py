@@ -11,7 +11,8 @@ import torch
 from tiny import equal
 
 from benchmarks.arms import ARMS, Asked, arms_of, find, lines
-from benchmarks.suite import Arms, Cell, LineOfArms
+from benchmarks.settings import Arms, LineOfArms
+from benchmarks.suite import Cell
 from know import methods
 from know.errors import KnowError
 from know.known import Models

@@ -4,11 +4,12 @@ import sys
 
 import pandas as pd
 import pytest
+from benchmarks.report.pages import COST
 from synthetic import TINY
 
 from benchmarks.cost import COLUMNS, _growth, images, measure
-from benchmarks.report.pages import COST
-from benchmarks.suite import Arms, Cell, Recipe, load_suite
+from benchmarks.settings import Arms, Recipe
+from benchmarks.suite import Cell, load_suite
 from know.files import write_json
 
 SUITE = load_suite(str(TINY))

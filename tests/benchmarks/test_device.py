@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 
 from benchmarks.data import Dataset, Split
 from benchmarks.networks import build
+from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked
-from benchmarks.suite import Recipe
 from benchmarks.training import accuracy, train
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

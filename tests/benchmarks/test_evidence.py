@@ -8,7 +8,7 @@ import pytest
 from synthetic import TINY, records, write_results
 
 from benchmarks.report.claims import CLAIMS, Claims, Contrast, Side
-from benchmarks.report.evidence import POLICIES, Evidence, Verdict, together, verdict
+from benchmarks.report.evidence import Evidence, Verdict, together, verdict
 from benchmarks.report.folders import COST, load_all
 from benchmarks.report.render import front_pages
 from benchmarks.report.statistics import Interval, paired_t
@@ -54,11 +54,10 @@ def claims_page(results) -> str:
     return front_pages(load_all(results))["CLAIMS.md"]
 
 
-def verdicts_of(results) -> dict[str, tuple[str, ...]]:
-    """The first table of the front page: the two verdicts of every claim."""
+def front_rows(results) -> list[list[str]]:
+    """The first table of the front page: every claim with its two verdicts."""
     text = front_pages(load_all(results))["README.md"].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {claim: tuple(verdicts) for claim, *verdicts in rows[1:]}
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
 
 
 def row(text: str, first: str, heading: str) -> list[str]:
@@ -104,6 +103,7 @@ def test_every_one_of_them_means_every_one(verdicts, said):
 
 
 def test_the_primary_contrasts_are_the_eight_of_the_rules():
+    assert CLAIMS.primary.policy == "tuned"
     assert len({str(contrast) for contrast in CLAIMS.primary.contrasts}) == 8
     assert {contrast.better.arm for contrast in CLAIMS.primary.contrasts} == {"known_x8", "released_x8"}
     assert {c.worse.arm for c in CLAIMS.primary.contrasts if c.better.arm == "released_x8"} == {
@@ -134,7 +134,10 @@ def test_a_clear_gain_is_reproduced_and_its_interval_is_the_paired_t(main):
     assert judged[1] == "+1.15"
     assert judged[-1] == "reproduced"
     assert judged[2].startswith("+1.00")  # at the published rate every gain is a point less
-    assert "`known_x8` - `shrink_x8`: +0.00 [-0.09, +0.09]; statistically indistinguishable from shrinking theta_0 by as much." in text
+    assert (
+        "`known_x8` - `shrink_x8`: +0.00 [-0.09, +0.09]; statistically indistinguishable from shrinking theta_0 by as much."
+        in text
+    )
     direct = text.split("## KNOWN (ours) beats direct weight prediction, every one")[1].split("##")[0]
     assert "known_x8 - linear_x8" in direct
     assert "Verdict: **reproduced** at published rates; **reproduced** at tuned rates." in direct
@@ -159,20 +162,19 @@ def test_networks_that_disagree_are_shown_one_by_one(publish):
         row.split(" | ")[1]: row.strip("| ").split(" | ")[-1] for row in alone.splitlines() if "known_x8" in row
     }
     assert verdicts == {"mlp (cifar100)": "reproduced", "resnet8 (cifar100)": "not reproduced"}
-    lines = summary(results)
-    place = next(k for k, line in enumerate(lines) if heading in line)
-    assert [line.strip("| ").split(" | ")[-1] for line in lines[place + 1 : place + 3]] == list(verdicts.values())
+    rows = front_rows(results)
+    place = next(k for k, row in enumerate(rows) if row[0] == heading)
+    assert [row[-1] for row in rows[place + 1 : place + 3]] == list(verdicts.values())
 
 
 def test_the_front_page_says_what_the_claims_say(main):
     results = main({MLP: {**GOOD, "linear_x8": (-1, -1.2, -0.8, -1, -1)}})
-    lines = [[entry.strip() for entry in line.strip("|").split("|")] for line in summary(results)]
-    said = {claim: tuple(verdicts) for claim, *verdicts in lines[2:]}
+    said = {claim: tuple(verdicts) for claim, *verdicts in front_rows(results)}
     text = claims_page(results)
-    for claim, (published, tuned) in said.items():
-        if f"## {claim}\n" in text and "cheap" not in claim:
-            section = text.split(f"## {claim}\n")[1].split("\n## ")[0]
-            assert f"**{published}** at published rates; **{tuned}** at tuned rates" in section
+    for claim in CLAIMS.claims:
+        section = text.split(f"## {claim.name}\n")[1].split("\n## ")[0]
+        published, tuned = said[claim.name]
+        assert f"**{published}** at published rates; **{tuned}** at tuned rates" in section or "No such arm" in section
     assert said["KNOWN (ours) beats naive fine-tuning"][1] == "reproduced"
     assert said["KNOWN (authors' networks) beats naive fine-tuning"] == ("open", "open")
 
@@ -189,22 +191,57 @@ def test_a_prediction_is_cheap_beside_training_on_all_main_networks(main, second
     assert f"Verdict: **{said}**." in claims_page(results).split("## Predicting is cheap")[1].split("\n## ")[0]
 
 
-def test_a_gain_below_the_papers_is_called_so(main):
-    text = claims_page(main({MLP: {**GOOD, "known_x8": (0.4, 0.5, 0.6, 0.5, 0.5)}}))
-    assert (
-        row(text, "known_x8 - naive", "KNOWN (ours) beats naive fine-tuning")[-1] == "positive, smaller than the paper"
+def pooled_verdicts(text: str, contrast: str) -> list[str]:
+    """The verdicts at tuned rates of all rows that pool a contrast over networks, wherever they stand on a page."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(f"| {contrast} | ")]
+    return [row[-1] for row in rows if " (cifar100)" not in row[1]]  # a row of one network names it
+
+
+WEAK = (0.4, 1.8, 0.7, 1.3, 0.5)
+"""A gain whose interval just excludes 0, so that Holm's correction decides."""
+OTHERS = {"shrink_x8": (0, 0, 1, 0, 1), "linear_x8": (0, 1, 0, 1, 0), "compute_matched": (1, 0, 1, 1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("gain", "others", "said"),
+    [
+        (WEAK, {}, "reproduced"),
+        (WEAK, OTHERS, "inconclusive"),
+        ((0.4, 0.5, 0.6, 0.5, 0.5), OTHERS, "positive, smaller than the paper"),
+        ((-1, -2, -1, -1, -2), OTHERS, "not reproduced"),
+    ],
+)
+def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(main, gain, others, said):
+    results = main({MLP: {**GOOD, "known_x8": gain, **others}})
+    evidence, text = evidence_of(results), claims_page(results)
+    assert 0.01 < evidence.judge(X8, "tuned").p < 0.05 or gain != WEAK
+    assert pooled_verdicts(text, "known_x8 - naive") == [said, said]
+    for contrast in CLAIMS.primary.contrasts:
+        printed = pooled_verdicts(text, str(contrast))
+        assert set(printed) == {evidence.judge(contrast, "tuned").verdict}
+        judged = evidence.judge(contrast, "tuned")
+        assert judged.sign == 0 or judged.corrected < CLAIMS.significance
+    assert len(pooled_verdicts(text, "known_x8 - linear_x8")) == 1 + bool(others)
+
+
+def test_holms_correction_takes_back_what_a_control_is_said_to_leave(main):
+    near = {"shrink_x8": [gain - more for gain, more in zip(WEAK, (0.4, 1.8, 0.7, 1.3, 0.5), strict=True)]}
+    alone = claims_page(main({MLP: {**GOOD, "known_x8": WEAK, **near}}))
+    assert "more than shrinking theta_0" in alone or "indistinguishable from shrinking theta_0" in alone
+    text = claims_page(
+        main(
+            {MLP: {**GOOD, "known_x8": WEAK, **near, "linear_x8": (1, 0, 1, 1, 0), "compute_matched": (1, 0, 1, 1, 0)}}
+        )
     )
-    assert row(text, "known_x8 - naive", "Primary contrasts")[-1] == "reproduced"  # there it is against 0 alone
+    assert "indistinguishable from shrinking theta_0" in text
 
 
-def test_holm_can_take_a_primary_verdict_back(main):
-    """An interval that just excludes 0, alone and among four."""
-    weak = {**GOOD, "known_x8": (0.4, 1.8, 0.7, 1.3, 0.5)}
-    assert 0.01 < evidence_of(main({MLP: weak})).estimate(X8, "tuned")[1] < 0.05
-    assert row(claims_page(main({MLP: weak})), "known_x8 - naive", "Primary contrasts")[-1] == "reproduced"
-    others = {"shrink_x8": (0, 0, 1, 0, 1), "linear_x8": (0, 1, 1, 1, 0), "compute_matched": (1, 0, 1, 1, 0)}
-    text = claims_page(main({MLP: {**weak, **others}}))
-    assert row(text, "known_x8 - naive", "Primary contrasts")[-1] == "inconclusive"
+def test_the_rule_is_not_corrected_at_other_rates_or_in_other_suites(main):
+    evidence = evidence_of(main({MLP: {**GOOD, "known_x8": WEAK, **OTHERS}}))
+    for judged in (evidence.judge(X8, "published"), evidence.judge(X8, "tuned", "all")):
+        assert math.isnan(judged.corrected)
+    by_cell = evidence.by_cell(X8, "tuned")
+    assert {judged.verdict for (counts, _), judged in by_cell.items() if counts} == {Verdict.REPRODUCED}
 
 
 @pytest.mark.parametrize("failed", ["oracle", "scratch", "forgetting"])
@@ -249,7 +286,11 @@ def test_half_of_the_target_is_compared_with_all_of_it(publish):
 
 def test_other_values_of_r_and_the_other_track_stay_out_of_the_pool(main):
     loud = {**GOOD, "known_x8": (9, 9, 9, 9, 8)}
-    cells = {MLP: GOOD, dataclasses.replace(MLP, ratio=0.33): loud, dataclasses.replace(MLP, track="retrodiction"): loud}
+    cells = {
+        MLP: GOOD,
+        dataclasses.replace(MLP, ratio=0.33): loud,
+        dataclasses.replace(MLP, track="retrodiction"): loud,
+    }
     evidence = evidence_of(main(cells))
     interval, expected = evidence.judge(X8, "tuned").interval, paired_t([2, 2.2, 1.8, 2, 2])
     assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(expected))
@@ -278,3 +319,28 @@ def test_a_longer_history_is_compared_on_the_same_trajectories(publish):
     text = claims_page(publish({"lengths": {MLP: GOOD, short: {**GOOD, "known_x8": (1, 1.1, 0.9, 1, 1)}}}))
     assert row(text, "known_x8 - known_x8, S = 3", "KNOWN (ours): a longer history helps")[5].startswith("+1.00")
     assert "Verdict: **open**" in text.split("a longer history helps")[1]  # the other lengths were not run
+
+
+# claims.yaml
+
+
+def test_every_number_of_the_paper_is_that_of_its_tables():
+    gains = {
+        ("known_x2", "naive"): 0.60,
+        ("released_x8", "naive"): 1.15,
+        ("known_x8", "known_x2"): 0.55,
+        ("known_x8", "linear_x8"): None,
+    }
+    for (better, worse), gain in gains.items():
+        found = CLAIMS.paper_gain(Contrast(better=better, worse=worse))
+        assert found == (None if gain is None else pytest.approx(gain))
+    half = Contrast(better={"arm": "known_x8", "share": 0.5}, worse="naive")
+    assert CLAIMS.paper_gain(half) == pytest.approx(0.71)
+    assert str(half) == "known_x8 at 50 % of the target - naive"
+
+
+def test_a_key_that_is_misspelt_is_refused():
+    data = CLAIMS.model_dump()
+    assert Claims.model_validate(data) == CLAIMS
+    with pytest.raises(pydantic.ValidationError, match="margins"):
+        Claims.model_validate({**data, "margins": 1})

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks.report.pages import GROUPS
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
 
-from benchmarks.report.pages import GROUPS
-from benchmarks.suite import Arms, Reference
+from benchmarks.settings import Arms
+from benchmarks.suite import Reference
 from know import methods as predictors
 from know.drawing import draw_inspection, draw_steps
 

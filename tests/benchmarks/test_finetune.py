@@ -19,7 +19,7 @@ from benchmarks.finetune import (
     target_split,
 )
 from benchmarks.networks import build, head_name, normalisation
-from benchmarks.suite import Recipe, Transfer
+from benchmarks.settings import Recipe, Transfer
 from benchmarks.training import accuracy, recalibrate
 from know.errors import KnowError
 

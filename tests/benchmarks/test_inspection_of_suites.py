@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.inspection import inspect_suite
-from benchmarks.suite import Arms, Cell, LineOfArms
+from benchmarks.settings import Arms, LineOfArms
+from benchmarks.suite import Cell
 from know.checkpoints import save_state
 from know.known import Known, KnownNet
 from know.roles import PREDICTED

@@ -22,7 +22,7 @@ from benchmarks.metatraining import (
     make_metaset,
     windows,
 )
-from benchmarks.suite import MetaTraining
+from benchmarks.settings import MetaTraining
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import read_json, write_json

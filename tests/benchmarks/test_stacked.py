@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.data import load
 from benchmarks.networks import build
+from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked, scored
-from benchmarks.suite import Recipe
 from benchmarks.training import accuracy, logits, train
 from know.errors import KnowError
 

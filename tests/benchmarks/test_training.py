@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.data import load, normalise
 from benchmarks.networks import build, head_and_normalisation
-from benchmarks.suite import Recipe
+from benchmarks.settings import Recipe
 from benchmarks.training import _batches, accuracy, logits, recalibrate, schedule, train
 from know.errors import KnowError
 
