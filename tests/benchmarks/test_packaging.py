@@ -1,8 +1,18 @@
-"""What is declared twice agrees: bounds, lock file, versions, the packaged KNOWN and its card, rules and captions."""
+"""What is declared twice agrees: bounds, lock file, versions, the packaged KNOWN and its card, rules and captions.
 
+And the library works alone, installed from a wheel beside the packages that it requires and no others.
+"""
+
+import ast
+import importlib.metadata
 import itertools
+import json
+import os
 import re
+import shutil
 import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -65,6 +75,175 @@ def test_the_lock_names_no_index():
     assert not re.search(r"https?:|://|--(extra-)?index|--find-links|@ ", text)
 
 
+LIBRARY = {"numpy", "pyyaml", "safetensors", "torch", "tqdm", "typer"}
+OPTIONAL = {"h5py": "keras", "jinja2": None, "matplotlib": None, "numba": "fast"}
+"""Further packages that the library imports inside functions, and the extras that bring them."""
+
+
+def test_the_library_requires_six_packages_and_imports_others_only_inside_functions():
+    assert {Requirement(line).name for line in PROJECT["dependencies"]} == LIBRARY
+    modules = {"yaml": "pyyaml"}
+    allowed = LIBRARY | {"know"} | set(sys.stdlib_module_names)
+    for path in (REPOSITORY / "know").rglob("*.py"):
+        tree = ast.parse(path.read_bytes())
+        at_top = set(map(id, tree.body))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                for name in (name.partition(".")[0] for name in names):
+                    alone = path.name == "fast.py" and name == "numba"  # is itself imported inside a function
+                    lazy = name in OPTIONAL and (id(node) not in at_top or alone)
+                    typing_only = name == "matplotlib" and path.name == "drawing.py"
+                    assert modules.get(name, name) in allowed or lazy or typing_only, f"{path}: {name}"
+    assert all(extra is None or Requirement(EXTRAS[extra][0]).name == name for name, extra in OPTIONAL.items())
+
+
+def test_torch_brings_jinja2_which_the_model_card_needs():
+    required = [Requirement(line) for line in importlib.metadata.requires("torch")]
+    assert "jinja2" in {each.name.lower() for each in required if each.marker is None or each.marker.evaluate()}
+
+
+def test_no_text_advises_to_install_what_the_package_index_calls_know():
+    """That is another project; the texts name the package itself, or an extra of this checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    advice = re.compile(
+        r"\b(install|add)( +-[\w-]+)* +['\"]?know(-prediction)?(\[|['\"`\s]|$)|know\[(fast|keras|slurm)", flags=re.M
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        path = REPOSITORY / name
+        if path.is_file() and path.suffix in (
+            ".py",
+            ".md",
+            ".yml",
+            ".yaml",
+            ".toml",
+            ".sh",
+            ".smk",
+            ".cff",
+            ".j2",
+            ".rst",
+            "",
+        ):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if path != Path(__file__):
+                assert not advice.search(text), f"{name}: {advice.search(text)[0]}"
+    assert advice.search("pip install 'know[keras]'")
+    assert advice.search("pip install know")
+
+
+def required_modules(names: set[str]) -> set[str]:
+    """Top-level modules of distributions and of all that these require here, whatever the extras."""
+    modules: dict[str, set[str]] = {}
+    for module, owners in importlib.metadata.packages_distributions().items():
+        for owner in owners:
+            modules.setdefault(canonicalize_name(owner), set()).add(module)
+    reached, waiting = set(), [canonicalize_name(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        try:
+            required = [Requirement(line) for line in importlib.metadata.requires(name) or ()]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        waiting += [canonicalize_name(r.name) for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return set().union(*(modules.get(name, set()) for name in reached))
+
+
+GUARD = """
+import sys
+
+ALLOWED = set({allowed}) | set(sys.stdlib_module_names) | {{"know", "__main__"}}
+
+
+class Guard:
+    \"\"\"Hides every package that the library does not require.\"\"\"
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ALLOWED and not name.startswith("_sysconfigdata"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Guard())
+"""
+TRAINING = """
+import torch
+
+
+def setup():
+    torch.manual_seed(0)
+    return torch.nn.Linear(4, 3), range(64), fit
+
+
+def fit(model, subset):
+    with torch.no_grad():
+        model.weight -= len(subset) / 1000
+"""
+COMMANDS = """
+import sys
+from pathlib import Path
+
+import know
+from know.cli import main
+
+assert Path(know.__file__).is_relative_to(sys.prefix), know.__file__
+for line in sys.argv[1:]:
+    sys.argv = line.split()
+    try:
+        main()
+    except SystemExit as end:
+        print("exit code", end.code or 0)
+assert not {"pandas", "numba", "matplotlib", "h5py", "scipy", "sklearn", "benchmarks"} & sys.modules.keys()
+"""
+
+
+def test_the_library_works_from_a_wheel_beside_what_it_requires_and_nothing_else(tmp_path):
+    source, env = tmp_path / "source", tmp_path / "env"
+    shutil.copytree(REPOSITORY / "know", source / "know", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+
+    def run(*command: object) -> str:
+        outside = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=outside, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    build = [sys.executable, "-c", "import setuptools.build_meta as b; print(b.build_wheel('..'))"]
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True, check=True)
+    wheel = tmp_path / done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"know_prediction-[\d.]+-py3-none-any\.whl", wheel.name)
+    run(sys.executable, "-m", "venv", "--without-pip", env)
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    run(uv, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", env / "bin" / "python", wheel)
+    (packages,) = env.glob("lib/python*/site-packages")
+    (packages / "outside.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    guard = GUARD.format(allowed=json.dumps(sorted(required_modules(LIBRARY))))
+    (packages / "sitecustomize.py").write_text(guard, encoding="utf-8")
+    assert "import-keras" in run(env / "bin" / "know", "--help")
+    (tmp_path / "training.py").write_text(TRAINING, encoding="utf-8")
+    lines = [
+        "know forget training.py:setup --out run",
+        "know predict run --dry-run",
+        "know predict run --out better",
+        "know inspect run --depth 3 --out inspected",
+        "know predictors",
+        "know predictors shrink",
+        "know import-keras . released.safetensors",
+    ]
+    said = run(env / "bin" / "python", "-c", COMMANDS, *lines)
+    codes = [int(code) for code in re.findall(r"exit code (\d)", said)]
+    assert codes == [0, 0, 0, 0, 0, 0, 2], said
+    assert "2 of 2 tensors would be predicted, 15 weights" in said
+    assert "no figure: pip install matplotlib" in said
+    assert "needs h5py: pip install h5py" in said
+    made = {str(path.relative_to(tmp_path / "better")) for path in (tmp_path / "better").iterdir()}
+    assert made == {"model.safetensors", "know_config.yml", "README.md"}
+
+
 def test_the_version_is_the_same_everywhere():
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -75,7 +254,8 @@ def test_the_version_is_the_same_everywhere():
 
 def test_the_networks_that_ship_are_small_those_of_the_settings_and_described_by_their_cards(monkeypatch):
     from benchmarks.metatraining import card
-    from benchmarks.suite import family, load_shipped
+    from benchmarks.settings import family
+    from benchmarks.suite import load_shipped
     from know.files import PRETRAINED, read_json
     from know.known import Known
 
