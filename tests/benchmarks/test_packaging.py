@@ -80,22 +80,38 @@ OPTIONAL = {"h5py": "keras", "jinja2": None, "matplotlib": None, "numba": "fast"
 """Further packages that the library imports inside functions, and the extras that bring them."""
 
 
-def test_the_library_requires_six_packages_and_imports_others_only_inside_functions():
-    assert {Requirement(line).name for line in PROJECT["dependencies"]} == LIBRARY
-    modules = {"yaml": "pyyaml"}
-    allowed = LIBRARY | {"know"} | set(sys.stdlib_module_names)
-    for path in (REPOSITORY / "know").rglob("*.py"):
+MODULES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
+"""Modules that have another name than their distribution."""
+
+
+def imports(folder: str) -> set[tuple[str, str, bool]]:
+    """Imports of other distributions in a folder: name of the file, distribution, whether at the top of the file."""
+    own = {path.stem for path in REPOSITORY.rglob("paper_figures/*.py")} | {"know", "benchmarks", "paper_figures"}
+    own |= {path.stem for path in REPOSITORY.glob("benchmarks/speed/*.py")}
+    found = set()
+    for path in (REPOSITORY / folder).rglob("*.py"):
         tree = ast.parse(path.read_bytes())
-        at_top = set(map(id, tree.body))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                for name in (name.partition(".")[0] for name in names):
-                    alone = path.name == "fast.py" and name == "numba"  # is itself imported inside a function
-                    lazy = name in OPTIONAL and (id(node) not in at_top or alone)
-                    typing_only = name == "matplotlib" and path.name == "drawing.py"
-                    assert modules.get(name, name) in allowed or lazy or typing_only, f"{path}: {name}"
+                for name in {name.partition(".")[0] for name in names} - own - set(sys.stdlib_module_names):
+                    found.add((path.name, MODULES.get(name, name), node in tree.body))
+    return found
+
+
+def test_the_library_requires_six_packages_and_imports_others_only_inside_functions():
+    assert {Requirement(line).name for line in PROJECT["dependencies"]} == LIBRARY
+    others = {each for each in imports("know") if each[1] not in LIBRARY}
+    assert {name for _, name, _ in others} == set(OPTIONAL)
+    assert {each for each in others if each[2]} == {("fast.py", "numba", True)}  # itself imported inside a function
     assert all(extra is None or Requirement(EXTRAS[extra][0]).name == name for name, extra in OPTIONAL.items())
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "paper_figures", "examples"])
+def test_what_the_benchmark_imports_is_declared(folder):
+    declared = LIBRARY | {Requirement(line).name for line in EXTRAS["benchmark"]}
+    speed = {"tensorflow", "tf_keras", "numba"}  # measured by benchmarks/speed where they are
+    assert {name for _, name, _ in imports(folder)} <= declared | speed
 
 
 def test_torch_brings_jinja2_which_the_model_card_needs():
