@@ -1,7 +1,7 @@
 """What every suite costs: jobs, hours, files, from its settings and the time that a training step takes here.
 
-    KNOW_DATA=/folder/with/the/data python benchmarks/scaling.py                 writes benchmarks/scaling.csv
-    KNOW_DATA=... python benchmarks/scaling.py --device cuda --suite gpu/NAME    on a machine with a GPU
+    KNOW_DATA=/folder/with/the/data python -m benchmarks.scaling                 writes benchmarks/scaling.csv
+    KNOW_DATA=... python -m benchmarks.scaling --device cuda --suite gpu/NAME    on a machine with a GPU
 
 Counted from the settings: images that training shows, fine-tunes, evaluations, files. Measured here: seconds per image
 of training and of evaluation, by network, data and batch size, on one thread (on a GPU: on the whole of it). Beside
@@ -20,7 +20,9 @@ import torch
 from benchmarks.cost import images
 from benchmarks.data import Dataset, load
 from benchmarks.networks import build
+from benchmarks.references import REFERENCES
 from benchmarks.settings import Recipe
+from benchmarks.steps import steps
 from benchmarks.suite import SUITES, Suite, load_suite
 from benchmarks.training import accuracy, deterministic, train
 from benchmarks.transfer import arms_of
@@ -77,8 +79,9 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
         longest = max((cell for cell in suite.cells if cell.origin == origin), key=lambda cell: cell.length)
         for track in suite.tracks(origin):
             by_run = images(suite, dataclasses.replace(longest, track=track), d0)
-            runs = [run for run in ("oracle", "oracle_steps", "oracle_x4", "oracle_x8") if run in suite.arms.references]
-            runs = runs if track == "overflow" else []  # theta_{-1} is the oracle, and counted with theta_0
+            named = [REFERENCES[name] for name in suite.arms.references]
+            # what is trained beside theta_0; on the other track theta_{-1} is the oracle, and counted with theta_0
+            runs = [r.name for r in named if r.factor > 1 and track == "overflow"]
             total = ids * (by_run["trajectory"] + sum(by_run[run] for run in runs))
             if "compute_matched" in suite.arms.references:
                 total += ids * (by_run["compute_matched"] - by_run["naive"])
@@ -105,10 +108,10 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
         seconds += runs * each * clock.training(cell.target, cell.network, transfer.recipe)
         seconds += evaluated * clock.evaluation(cell.target, cell.network)
         seconds += looked * clock.evaluation(cell.source, cell.network)
-        files += 6  # three tables, memory, log, time
+        files += 6  # three tables, results in the store, log, time
     shards = suite.metatraining.shards if suite.metatraining else 0
     files += (suite.metatraining.trajectories + 8 * len(suite.lengths) if suite.metatraining else 0) + 3 * shards + 16
-    jobs = len(suite.origins) + len(suite.cells) + shards + (len(suite.lengths) if shards else 0) + 6
+    jobs = len(steps(suite, Path("work") / name)) + 2  # publishing and figures
     return {
         "suite": name,
         "device": clock.device,

@@ -208,7 +208,7 @@ def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
             '"rule": "the highest',
             {"transfer", "publish", "figures"},
         ),
-        ("paper_figures/accuracy_by_arm.py", "ROW = 0.", "ROW = 1.", {"figures"}),
+        ("paper_figures/accuracy_by_arm.py", "nbins=6", "nbins=7", {"figures"}),
         ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
     ],
 )
