@@ -25,6 +25,7 @@ from benchmarks.networks import build
 from benchmarks.progress import progress
 from benchmarks.settings import LENGTH, MetaTraining, Recipe, family
 from benchmarks.stacked import Stacked
+from benchmarks.store import computing
 from benchmarks.training import train
 from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError
@@ -128,7 +129,7 @@ def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str =
             raise KnowError(f"metatraining.images is {settings.images}, but {name} has {len(dataset.train)} images")
     data = {name: dataset.sha256 for name, dataset in datasets.items()}
     code = code_hash(METASET)
-    fingerprint = digest([shard, settings.model_dump(), data, code, torch.__version__])
+    fingerprint = digest([shard, settings.model_dump(), data, computing(code, device)])
     with resumable_folder(out, fingerprint) as folder:
         files = {}
         for run in progress(runs, desc=f"meta-trajectories, shard {shard}"):

@@ -40,6 +40,7 @@ rule forget:
         f"{WORK}/trajectories/{{origin}}/manifest.json",
     params:
         suite=NAME,
+        device=SUITE.device,
         code=code_hash("benchmarks.trajectories:make_origin"),
         settings=lambda wildcards: of_origin(Suite.forgetting_of, wildcards.origin).model_dump(mode="json"),
         pretraining=SUITE.pretraining.model_dump(mode="json"),
@@ -64,6 +65,7 @@ rule metaset:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
         suite=NAME,
+        device=SUITE.device,
         code=code_hash("benchmarks.metatraining:make_metaset"),
         settings=META,
     log:
@@ -86,6 +88,7 @@ rule metatrain:
         expand(f"{WORK}/known/{{{{length}}}}/{{file}}", file=LEARNT),
     params:
         suite=NAME,
+        device=SUITE.device,
         code=code_hash("benchmarks.metatraining:fit_known"),
         settings=META,
     log:
@@ -111,6 +114,7 @@ rule transfer:
         choice=f"{WORK}/transfers/{{cell}}/choice.json",
     params:
         suite=NAME,
+        device=SUITE.device,
         code=code_hash("benchmarks.transfer:run_cell"),
         settings=[SUITE.transfer.model_dump(mode="json"), SUITE.arms.model_dump_json()],
         trajectories=SUITE.trajectory_ids,
@@ -137,6 +141,7 @@ rule landscape:
         f"{WORK}/landscape.csv",
     params:
         suite=NAME,
+        device=SUITE.device,
         code=code_hash("benchmarks.landscape:make_landscape"),
     log:
         f"{WORK}/logs/landscape.log",
@@ -179,6 +184,7 @@ rule cost:
         f"{WORK}/cost_by_arm.csv",
     params:
         suite=NAME,
+        device=SUITE.device,
         code=code_hash("benchmarks.cost:measure"),
         settings=[part.model_dump(mode="json") for part in (SUITE.pretraining, SUITE.forgetting, SUITE.arms)],
         authors=AUTHORS,
