@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.finetune import Start
-    from benchmarks.settings import Arms, Normalisation
-    from benchmarks.suite import Cell
+    from benchmarks.settings import Arms, Cell, Normalisation
     from know.checkpoints import State
     from know.known import Models
     from know.methods import Hyper, Method, TensorInfo

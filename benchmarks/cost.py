@@ -21,7 +21,8 @@ from benchmarks.arms import Arm, arms_of
 from benchmarks.data import Dataset, Split
 from benchmarks.networks import build
 from benchmarks.references import REFERENCES
-from benchmarks.suite import Cell, Suite
+from benchmarks.settings import Cell
+from benchmarks.suite import Suite
 from benchmarks.training import train
 from know.checkpoints import save_state
 from know.files import read_json, write_csv

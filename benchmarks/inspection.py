@@ -9,8 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.arms import Asked, Line, lines
-from benchmarks.settings import LENGTH, Arms
-from benchmarks.suite import Cell
+from benchmarks.settings import LENGTH, Arms, Cell
 from know import keras
 from know.inspection import MOVEMENT, PARTS, RESPONSES, Parts, movement, responses, steps, write_table
 from know.known import Models

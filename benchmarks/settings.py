@@ -6,6 +6,8 @@ Imports neither torch nor data, so that the workflow reads a suite at once.
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pydantic
@@ -229,3 +231,44 @@ def family(dataset: str) -> str:
     """What counts as the same data: CIFAR-10 and CIFAR-100, in whatever part, are one."""
     name = dataset.partition(":")[0]
     return "cifar" if name.startswith("cifar") else name
+
+
+@dataclass(frozen=True, order=True)
+class Origin:
+    """What a set of trajectories belongs to: every cell with this source, network and r shares them."""
+
+    source: str
+    network: str
+    ratio: float = RATIO
+
+    @property
+    def slug(self) -> str:
+        return _slug(self.source, self.network, *([] if self.ratio == RATIO else [f"r{self.ratio:g}"]))
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One comparison: every arm is run on every trajectory of a cell."""
+
+    track: Track
+    source: str
+    target: str
+    network: str
+    share: float
+    ratio: float = RATIO
+    length: int = LENGTH
+
+    @property
+    def slug(self) -> str:
+        parts = [self.track, self.source, self.target, self.network, f"{100 * self.share:g}"]
+        parts += [] if self.ratio == RATIO else [f"r{self.ratio:g}"]
+        return _slug(*parts, *([] if self.length == LENGTH else [f"s{self.length}"]))
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.source, self.network, self.ratio)
+
+
+def _slug(*parts: str) -> str:
+    """A name that is safe in paths and in the workflow's wildcards."""
+    return ".".join(re.sub(r"[^\w+-]+", "_", part) for part in parts)

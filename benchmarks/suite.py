@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
 import typing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
@@ -16,12 +14,12 @@ from pydantic import Field
 from benchmarks.arms import ARMS
 from benchmarks.references import REFERENCES
 from benchmarks.settings import (
-    LENGTH,
-    RATIO,
     Arms,
+    Cell,
     Forgetting,
     LineOfArms,
     MetaTraining,
+    Origin,
     Pair,
     Positive,
     Recipe,
@@ -38,42 +36,6 @@ SUITES = Path("benchmarks/suites")
 SHIPPED = Path("benchmarks/metatraining.yaml")
 WORK = Path("work")
 RESULTS = Path("results")
-
-
-@dataclass(frozen=True, order=True)
-class Origin:
-    """What a set of trajectories belongs to: every cell with this source, network and r shares them."""
-
-    source: str
-    network: str
-    ratio: float = RATIO
-
-    @property
-    def slug(self) -> str:
-        return _slug(self.source, self.network, *([] if self.ratio == RATIO else [f"r{self.ratio:g}"]))
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One comparison: every arm is run on every trajectory of a cell."""
-
-    track: Track
-    source: str
-    target: str
-    network: str
-    share: float
-    ratio: float = RATIO
-    length: int = LENGTH
-
-    @property
-    def slug(self) -> str:
-        parts = [self.track, self.source, self.target, self.network, f"{100 * self.share:g}"]
-        parts += [] if self.ratio == RATIO else [f"r{self.ratio:g}"]
-        return _slug(*parts, *([] if self.length == LENGTH else [f"s{self.length}"]))
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.source, self.network, self.ratio)
 
 
 class Suite(Settings):
@@ -309,11 +271,6 @@ def _explain(error: dict) -> str:
         return f"key {place!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
-
-
-def _slug(*parts: str) -> str:
-    """A name that is safe in paths and in the workflow's wildcards."""
-    return ".".join(re.sub(r"[^\w+-]+", "_", part) for part in parts)
 
 
 def _by_slug(kind: str, slug: str, items: list) -> typing.Any:

@@ -24,9 +24,8 @@ from benchmarks.data import Dataset, Split, load
 from benchmarks.networks import build
 from benchmarks.progress import progress
 from benchmarks.references import REFERENCES
-from benchmarks.settings import Forgetting, Recipe, Track
+from benchmarks.settings import Forgetting, Origin, Recipe, Track
 from benchmarks.store import Store, computing, link_folder
-from benchmarks.suite import Origin
 from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
 from benchmarks.workers import workers
 from know.checkpoints import State

@@ -29,9 +29,8 @@ from benchmarks.finetune import (
 )
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
-from benchmarks.settings import Arms, Transfer
+from benchmarks.settings import Arms, Cell, Transfer
 from benchmarks.store import Store, computing
-from benchmarks.suite import Cell
 from benchmarks.workers import workers
 from know import keras as released
 from know.checkpoints import State

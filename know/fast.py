@@ -16,16 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 import torch
 from numpy import float32, int32
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import nn
 
     from know.known import KnownNet, Stream
 
@@ -43,7 +40,7 @@ E2, E3, E4, E5, E6, E7 = map(
 
 
 @torch.no_grad()
-def steps(net: KnownNet, window: Tensor) -> Tensor:
+def steps(net: nn.Module, window: Tensor) -> Tensor:
     """`net(window)`: float32 (N, S) in any strides to float32 (N,), with as many threads as torch uses.
 
     An answer depends neither on the number of threads nor on the other windows. Where a window exceeds `BOUND` or the
@@ -75,7 +72,7 @@ def steps(net: KnownNet, window: Tensor) -> Tensor:
     return result.tanh_()
 
 
-def _plain(net: KnownNet, window: Tensor) -> Tensor:
+def _plain(net: nn.Module, window: Tensor) -> Tensor:
     return torch.cat([net(part) for part in window.split(16384)])
 
 
@@ -88,7 +85,7 @@ def _affine(layer: nn.Linear) -> np.ndarray:
     return np.concatenate([_array(layer.weight), _array(layer.bias)[:, None]], axis=1)
 
 
-def _pack(stream: Stream) -> tuple[np.ndarray, ...]:
+def _pack(stream: nn.Module) -> tuple[np.ndarray, ...]:
     """squeeze, first, amplitude, rate, last, as `_stream` takes them: float32 (rows / 4, 4, columns + 1).
 
     squeeze follows first, and last follows shift, with nothing but sums between: their products, taken in float64, are

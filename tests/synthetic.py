@@ -16,10 +16,12 @@ from benchmarks.references import REFERENCES
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, load
 from benchmarks.report.publish import metrics
 from benchmarks.report.render import suite_page
-from benchmarks.suite import Cell, load_suite
+from benchmarks.settings import Cell
+from benchmarks.suite import load_suite
 from know.files import write_csv, write_json, write_text
 
 TINY = Path(__file__).parent / "suites" / "tiny.yaml"
+SETTINGS = load_suite(str(TINY)).model_dump(mode="json")
 MLP = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
 CNN = Cell("retrodiction", "digits:0-4", "digits:5-9", "plaincnn", 0.5)
 
@@ -115,17 +117,19 @@ def write_results(
     forgotten: Mapping[str, Sequence[float]] | None = None,
     described: Sequence[dict] | None = None,
     unavailable: Mapping[str, Mapping[str, str]] | None = None,
+    with_page: bool = True,
     **suite,
 ) -> Path:
-    """Everything that a published suite has in its folder, the page included, without the figures.
+    """Everything that a published suite has in its folder, without the figures.
 
     forgotten: network to points lost by trajectory, where not `FORGOTTEN`. described: of arms, by default of those in
-    runs. unavailable: cell to arm to reason. suite: its other keys.
+    runs. unavailable: cell to arm to reason. with_page: whether to write README.md and metrics.json, which takes longer
+    than the rest. suite: its other keys.
     """
     runs = list(runs)
     arms = sorted({run.arm for run in runs})
     trajectories = sorted({run.trajectory for run in runs})
-    settings = {**load_suite(str(TINY)).model_dump(mode="json"), "name": folder.name, "trajectories": len(trajectories)}
+    settings = {**SETTINGS, "name": folder.name, "trajectories": len(trajectories)}
     about = described or sorted(map(described_as, arms), key=lambda arm: list(GROUPS).index(arm["group"]))
     facts = {"described": about, "unavailable": unavailable or {}, "figures": FIGURES}
     facts["learnt_from"] = ["digits"]
@@ -145,8 +149,9 @@ def write_results(
         rows = [{"length": length, **row} for length in lengths for row in make()]
         write_csv(folder / f"{name}.csv", rows, list(rows[0]))
     write_csv(folder / "landscape.csv", _landscape(), ["kind", "label", "x", "y", "loss"])
-    write_json(folder / "metrics.json", metrics(read_records([folder / "runs.csv"], RunRecord)))
-    write_text(folder / "README.md", suite_page(load(folder)))
+    if with_page:
+        write_json(folder / "metrics.json", metrics(read_records([folder / "runs.csv"], RunRecord)))
+        write_text(folder / "README.md", suite_page(load(folder)))
     return folder
 
 

@@ -19,8 +19,9 @@ from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, Published, load, load_all, suites
 from benchmarks.report.render import front_pages, suite_page
 from benchmarks.report.statistics import summarise
+from benchmarks.settings import Cell
 from benchmarks.steps import lacking, steps
-from benchmarks.suite import Cell, Suite
+from benchmarks.suite import Suite
 from know.errors import KnowError
 from know.files import (
     PACKAGE,

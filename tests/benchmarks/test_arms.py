@@ -11,8 +11,7 @@ import torch
 from tiny import equal
 
 from benchmarks.arms import ARMS, Asked, arms_of, find, lines
-from benchmarks.settings import Arms, LineOfArms
-from benchmarks.suite import Cell
+from benchmarks.settings import Arms, Cell, LineOfArms
 from know import methods
 from know.errors import KnowError
 from know.known import Models

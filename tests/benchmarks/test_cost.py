@@ -8,8 +8,8 @@ from benchmarks.report.pages import COST
 from synthetic import TINY
 
 from benchmarks.cost import COLUMNS, _growth, images, measure
-from benchmarks.settings import Arms, Recipe
-from benchmarks.suite import Cell, load_suite
+from benchmarks.settings import Arms, Cell, Recipe
+from benchmarks.suite import load_suite
 from know.files import write_json
 
 SUITE = load_suite(str(TINY))

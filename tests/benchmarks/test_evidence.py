@@ -7,12 +7,13 @@ import pydantic
 import pytest
 from synthetic import TINY, records, write_results
 
+from benchmarks.report import render
 from benchmarks.report.claims import CLAIMS, Claims, Contrast, Side
 from benchmarks.report.evidence import Evidence, Verdict, together, verdict
 from benchmarks.report.folders import COST, load_all
-from benchmarks.report.render import front_pages
 from benchmarks.report.statistics import Interval, paired_t
-from benchmarks.suite import Cell, load_suite
+from benchmarks.settings import Cell
+from benchmarks.suite import load_suite
 
 MLP = Cell("overflow", "cifar100", "cifar10_15k", "mlp", 1.0)
 RESNET = dataclasses.replace(MLP, network="resnet8")
@@ -33,7 +34,7 @@ def publish(tmp_path):
     def write(suites: dict[str, dict[Cell, dict]], *, evidence: bool = True, forgotten=None):
         for name, cells in suites.items():
             runs = [run for cell, gains in cells.items() for run in records(cell, gains, 5)]
-            write_results(tmp_path / name, runs, evidence=evidence, forgotten=forgotten)
+            write_results(tmp_path / name, runs, evidence=evidence, forgotten=forgotten, with_page=False)
         return tmp_path
 
     return write
@@ -50,13 +51,15 @@ def evidence_of(results) -> Evidence:
     return Evidence(load_all(results))
 
 
-def claims_page(results) -> str:
-    return front_pages(load_all(results))["CLAIMS.md"]
+def page(results) -> str:
+    published = load_all(results)
+    return render.claims_page(Evidence(published), costs(published))
 
 
 def front_rows(results) -> list[list[str]]:
     """The first table of the front page: every claim with its two verdicts."""
-    text = front_pages(load_all(results))["README.md"].partition("\n## ")[0]
+    published = load_all(results)
+    text = render.front_page([], Evidence(published), costs(published))
     return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
 
 
@@ -115,7 +118,7 @@ def test_the_primary_contrasts_are_the_eight_of_the_rules():
 
 
 def test_without_evidence_every_claim_is_open(main):
-    text = claims_page(main({MLP: GOOD}, evidence=False))
+    text = page(main({MLP: GOOD}, evidence=False))
     assert "every claim is open" in text
     assert "reproduced" not in text.split("## Primary")[1]
 
@@ -123,7 +126,7 @@ def test_without_evidence_every_claim_is_open(main):
 def test_a_clear_gain_is_reproduced_and_its_interval_is_the_paired_t(main):
     gains = {**GOOD, "shrink_x8": (2, 2.1, 1.9, 2, 2), "linear_x8": (-1, -1.2, -0.8, -1, -1)}
     gains["compute_matched"] = (3, 1, 2, 3, 0)
-    text = claims_page(main({MLP: gains}))
+    text = page(main({MLP: gains}))
     expected = paired_t([2, 2.2, 1.8, 2, 2])
     shown = f"+2.00 [+{expected.low:.2f}, +{expected.high:.2f}]"
     assert row(text, "known_x8 - naive", "Primary contrasts")[1:] == [shown, "5", "< 0.001", "reproduced"]
@@ -144,9 +147,9 @@ def test_a_clear_gain_is_reproduced_and_its_interval_is_the_paired_t(main):
 
 
 def test_until_all_of_the_main_suites_are_there_their_verdicts_are_open(publish, main):
-    half = claims_page(publish({"cpu/plaincnn": {MLP: GOOD}}))
+    half = page(publish({"cpu/plaincnn": {MLP: GOOD}}))
     assert "Not run yet: cpu/resnet8." in half
-    whole = claims_page(main({MLP: GOOD}))
+    whole = page(main({MLP: GOOD}))
     for heading in ("Primary contrasts", "KNOWN (ours) beats naive fine-tuning"):
         before, after = (row(text, "known_x8 - naive", heading) for text in (half, whole))
         assert (before[-1], after[-1]) == ("open", "reproduced")
@@ -157,7 +160,7 @@ def test_networks_that_disagree_are_shown_one_by_one(publish):
     bad = {**GOOD, "known_x2": (0, 0, 0, 0, 0), "known_x8": (-2, -2.2, -1.8, -2, -2)}
     results = publish({"cpu/plaincnn": {MLP: GOOD}, "cpu/resnet8": {RESNET: bad}})
     heading = "KNOWN (ours): the gain grows with recursion"
-    alone = claims_page(results).split(f"## {heading}\n")[1].split("\n## ")[0].split("By network")[1]
+    alone = page(results).split(f"## {heading}\n")[1].split("\n## ")[0].split("By network")[1]
     verdicts = {
         row.split(" | ")[1]: row.strip("| ").split(" | ")[-1] for row in alone.splitlines() if "known_x8" in row
     }
@@ -170,7 +173,7 @@ def test_networks_that_disagree_are_shown_one_by_one(publish):
 def test_the_front_page_says_what_the_claims_say(main):
     results = main({MLP: {**GOOD, "linear_x8": (-1, -1.2, -0.8, -1, -1)}})
     said = {claim: tuple(verdicts) for claim, *verdicts in front_rows(results)}
-    text = claims_page(results)
+    text = page(results)
     for claim in CLAIMS.claims:
         section = text.split(f"## {claim.name}\n")[1].split("\n## ")[0]
         published, tuned = said[claim.name]
@@ -188,7 +191,7 @@ def test_a_prediction_is_cheap_beside_training_on_all_main_networks(main, second
     for suite, network in zip(("cpu/plaincnn", "cpu/resnet8"), networks, strict=False):
         rows = [f"c,{network},overflow,0.5,5,1000,100,known_{x},1.3,{s},8" for x, s in (("x2", 0.01), ("x8", seconds))]
         (results / suite / "cost_by_arm.csv").write_text("\n".join([",".join(COST), *rows, ""]))
-    assert f"Verdict: **{said}**." in claims_page(results).split("## Predicting is cheap")[1].split("\n## ")[0]
+    assert f"Verdict: **{said}**." in page(results).split("## Predicting is cheap")[1].split("\n## ")[0]
 
 
 def pooled_verdicts(text: str, contrast: str) -> list[str]:
@@ -213,7 +216,7 @@ OTHERS = {"shrink_x8": (0, 0, 1, 0, 1), "linear_x8": (0, 1, 0, 1, 0), "compute_m
 )
 def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(main, gain, others, said):
     results = main({MLP: {**GOOD, "known_x8": gain, **others}})
-    evidence, text = evidence_of(results), claims_page(results)
+    evidence, text = evidence_of(results), page(results)
     assert 0.01 < evidence.judge(X8, "tuned").p < 0.05 or gain != WEAK
     assert pooled_verdicts(text, "known_x8 - naive") == [said, said]
     for contrast in CLAIMS.primary.contrasts:
@@ -226,7 +229,7 @@ def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(main, gain, o
 
 def test_holms_correction_takes_back_what_a_control_is_said_to_leave(main):
     near = {"shrink_x8": [gain - more for gain, more in zip(WEAK, (0.4, 1.8, 0.7, 1.3, 0.5), strict=True)]}
-    alone = claims_page(main({MLP: {**GOOD, "known_x8": WEAK, **near}}))
+    alone = page(main({MLP: {**GOOD, "known_x8": WEAK, **near}}))
     assert "more than shrinking theta_0" in alone or "indistinguishable from shrinking theta_0" in alone
     text = claims_page(
         main(
@@ -279,7 +282,7 @@ def test_a_trajectory_in_several_suites_counts_once(publish):
 def test_half_of_the_target_is_compared_with_all_of_it(publish):
     half = dataclasses.replace(MLP, share=0.5)
     low = {arm: [gain - 1.5 for gain in gains] for arm, gains in GOOD.items()}
-    text = claims_page(publish({"wide": {MLP: GOOD, half: low}}))
+    text = page(publish({"wide": {MLP: GOOD, half: low}}))
     heading = "KNOWN (ours): half of the target with it matches all of the target without"
     assert row(text, "known_x8 at 50 % of the target - naive", heading)[5].startswith("+0.50")
 
@@ -303,20 +306,22 @@ def test_ablations_and_repeated_cells_do_not_count_as_networks_and_data(tmp_path
     ablations = {dataclasses.replace(MLP, **change): bad for change in ({"share": 0.5}, {"length": 3}, {"ratio": 0.33})}
     cells = {"cpu/plaincnn": {MLP: GOOD}, "wide/again": {MLP: GOOD, **ablations}, "wide/network": {other: GOOD}}
     for name, found in cells.items():
-        write_results(tmp_path / name, [r for c, g in found.items() for r in records(c, g, 5)], evidence=True)
+        write_results(
+            tmp_path / name, [r for c, g in found.items() for r in records(c, g, 5)], evidence=True, with_page=False
+        )
     longer = load_suite(str(TINY)).model_dump(mode="json")["pretraining"] | {"epochs": 99}
     runs = records(dataclasses.replace(MLP, network="vit_tiny"), bad, 5)
-    write_results(tmp_path / "wide/longer", runs, evidence=True, pretraining=longer)
+    write_results(tmp_path / "wide/longer", runs, evidence=True, with_page=False, pretraining=longer)
     counted = [place for counts, place in evidence_of(tmp_path).by_cell(X8, "tuned") if counts]
     assert counted == [f"cpu/plaincnn: {MLP.slug}", f"wide/network: {other.slug}"]
-    text = claims_page(tmp_path)
+    text = page(tmp_path)
     assert "`known` at tuned rates: **reproduced**" in text
     assert text.count("| `known` ablation, wide/") == 4
 
 
 def test_a_longer_history_is_compared_on_the_same_trajectories(publish):
     short = dataclasses.replace(MLP, length=3)
-    text = claims_page(publish({"lengths": {MLP: GOOD, short: {**GOOD, "known_x8": (1, 1.1, 0.9, 1, 1)}}}))
+    text = page(publish({"lengths": {MLP: GOOD, short: {**GOOD, "known_x8": (1, 1.1, 0.9, 1, 1)}}}))
     assert row(text, "known_x8 - known_x8, S = 3", "KNOWN (ours): a longer history helps")[5].startswith("+1.00")
     assert "Verdict: **open**" in text.split("a longer history helps")[1]  # the other lengths were not run
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from benchmarks.inspection import inspect_suite
-from benchmarks.settings import Arms, LineOfArms
-from benchmarks.suite import Cell
+from benchmarks.settings import Arms, Cell, LineOfArms
 from know.checkpoints import save_state
 from know.known import Known, KnownNet
 from know.roles import PREDICTED

@@ -16,9 +16,8 @@ from benchmarks.arms import Arm, arms_of, find
 from benchmarks.finetune import Result
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.references import REFERENCES
-from benchmarks.settings import Arms, Forgetting, LineOfArms, Recipe, Transfer
+from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, Origin, Recipe, Transfer
 from benchmarks.store import Store
-from benchmarks.suite import Cell, Origin
 from benchmarks.trajectories import make_origin
 from benchmarks.transfer import _portions, choose_rates, describe, run_cell
 from know import methods
