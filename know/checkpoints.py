@@ -1,8 +1,9 @@
-"""Checkpoints that anybody wrote: names, shapes and dtypes at once, values piece by piece.
+"""Checkpoints that anybody wrote: names, shapes and dtypes are read at once, values piece by piece.
 
-Read are a .safetensors file, a folder of them as Hugging Face writes it, in one file or in shards, and a .pt/.pth/.bin
-file of torch in weights-only mode. safetensors are read with plain reads, in the order of the file, so that resident
-memory is what was asked for, and hashed on the way: one pass over each file. torch's files are mapped into memory.
+This module reads a .safetensors file, a folder of them as Hugging Face writes it, in one file or in shards, and a file of
+torch (.pt, .pth, .bin) in weights-only mode. safetensors are read with plain reads, in the order of the file, and hashed
+on the way, so that one pass over each file suffices and no more memory is resident than was asked for. Files of torch are
+mapped into memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from know.files import atomic, read_json, sha256_file
 State = dict[str, Tensor]
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-"""What Hugging Face calls its files: the index of the shards, and a checkpoint in one file."""
+"""Names of files of Hugging Face: the index of the shards, and a checkpoint in one file."""
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "C64": torch.complex64},
@@ -42,8 +43,8 @@ _PIECE = 1 << 22  # bytes hashed at once
 def save_state(path: Path | str, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
     """Write tensors to a safetensors file, atomically and always with the same bytes.
 
-    facts: JSON-serialisable description, kept as ONE sorted metadata entry (several come out in random order). Names
-    that share their values (tied weights) are noted there.
+    facts: JSON-serialisable description, kept as ONE sorted metadata entry (several would come out in random order).
+    Names that share their values (tied weights) are noted there.
     """
     facts = dict(facts or {})
     if tied := _tied(state):
@@ -74,9 +75,9 @@ class Checkpoint:
     """One checkpoint, opened; its values are read when asked for.
 
     path: see the module. key: entry of a torch file that holds the weights, such as "state_dict"; "a.b" goes deeper.
-    strip: prefix to take off the names that have it, such as "module.".
+    strip: prefix that is taken off the names that have it, such as "module.".
 
-    Raises KnowError if it is missing, truncated, corrupt, or a pickle that holds more than tensors.
+    Raises KnowError if the file is missing, truncated, corrupt, or a pickle that holds more than tensors.
     """
 
     meta: State
@@ -115,7 +116,7 @@ class Checkpoint:
         return self._part[name].read(self.stored[name], start, numel if stop is None else min(stop, numel))
 
     def read_into(self, name: str, start: int, values: Tensor) -> None:
-        """As many values of a tensor as `values` (N,) takes, from `start` on, in its dtype."""
+        """Fill `values` (N,), in its dtype, with the values of a tensor from `start` on."""
         part = self._part[name]
         if isinstance(part, SafetensorsFile) and values.dtype == self.meta[name].dtype and values.is_contiguous():
             part.read_bytes(self.stored[name], start, values.view(torch.uint8).numpy())
@@ -132,7 +133,7 @@ class Checkpoint:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each file, by its name: of what was read. Costs a pass only over what was not."""
+        """SHA-256 of each file, by its name. It is computed while values are read; only the rest is read for it."""
         return {part.path.name: part.sha256() for part in self.parts}
 
 
@@ -176,7 +177,7 @@ class SafetensorsFile:
                 self._hashed = begin + len(view)
 
     def _hash_to(self, end: int) -> None:
-        """What nobody asked for is hashed on the way, too."""
+        """Read and hash the bytes up to `end` that nobody asked for."""
         while self._hashed < end:
             view = memoryview(bytearray(min(_PIECE, end - self._hashed)))
             self._read(self._hashed, view)
@@ -216,7 +217,7 @@ class _TorchFile:
             self.meta[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        # a copy, so that what is done with it never reaches the file
+        # a copy, so that changes to it never reach the file
         return self.tensors[name].detach().reshape(-1)[start:stop].clone()
 
     def sha256(self) -> str:
@@ -228,7 +229,7 @@ def _by_offset(entry: tuple[str, dict[str, Any]]) -> tuple[list[int], str]:
 
 
 def _meta(entry: dict[str, Any]) -> Tensor:
-    """A dtype that torch does not know stands as its bytes: such a tensor is never predicted, only copied."""
+    """A tensor without values. One of a dtype that torch does not know stands as its bytes: it is only copied."""
     begin, end = entry["data_offsets"]
     dtype, shape = _DTYPES.get(entry["dtype"]), entry["shape"]
     return torch.empty(shape if dtype else end - begin, dtype=dtype or torch.uint8, device="meta")
@@ -243,7 +244,7 @@ def _facts(metadata: Mapping[str, str], path: Path | str) -> dict[str, Any]:
 
 
 def _can_be_tied(tied: Any, meta: Mapping[str, Tensor]) -> bool:
-    """Whether a note of tied tensors is one of `_tied`: from name to name, alike in shape and dtype, in one step."""
+    """Whether a note of tied tensors could be an answer of `_tied`: names of tensors that are alike, in one step."""
     if not isinstance(tied, dict) or not all(isinstance(other, str) for other in tied.values()):
         return False
     return all(
@@ -282,25 +283,25 @@ def _shards(path: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     content = read_json(index)
-    found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise KnowError(f"{index} is no index of shards (weight_map: name to file)")
-    return found
+    return files
 
 
-def _compare_with_index(index: Path, found: Mapping[str, Path]) -> None:
+def _compare_with_index(index: Path, files: Mapping[str, Path]) -> None:
     wanted = _weight_map(index)
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found or name not in wanted or found[name].name != wanted[name]:
+    for name in sorted(wanted.keys() | files.keys()):
+        if name not in files or name not in wanted or files[name].name != wanted[name]:
             said = wanted.get(name, "nowhere")
-            there = found[name].name if name in found else "nowhere"
-            raise KnowError(f"tensor {name!r} is in {there}, {index} says {said}")
+            there = files[name].name if name in files else "nowhere"
+            raise KnowError(f"tensor {name!r} is in {there}, but {index} says {said}")
 
 
 def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about old formats: what matters is said below
+            warnings.simplefilter("ignore")  # torch's own, about old formats; the errors below say what matters
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
@@ -313,25 +314,25 @@ def _load(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _entry(found: Any, key: str | None, path: Path) -> tuple[list[str], dict[str, Tensor], Any]:
-    """The state_dict inside what a torch file holds, the way to it, and the versions of its modules, if noted.
+def _entry(content: Any, key: str | None, path: Path) -> tuple[list[str], dict[str, Tensor], Any]:
+    """The way to the state_dict inside a torch file, its tensors, and the versions of its modules where they are noted.
 
-    KnowError says where else to look.
+    The KnowError for a file without one says where else to look.
     """
-    whole = isinstance(found, Mapping) and key in found
+    whole = isinstance(content, Mapping) and key in content
     route = [] if not key else [key] if whole else key.split(".")
     for part in route:
-        if not isinstance(found, Mapping) or part not in found:
-            raise unknown(f"entry of {path}", part, map(str, found) if isinstance(found, Mapping) else ["(none)"])
-        found = found[part]
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        if not isinstance(content, Mapping) or part not in content:
+            raise unknown(f"entry of {path}", part, map(str, content) if isinstance(content, Mapping) else ["(none)"])
+        content = content[part]
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise KnowError(f"{path} holds no plain state_dict (name to tensor); save model.state_dict()")
-    others = [name for name, value in found.items() if not isinstance(value, Tensor)]
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        inside = [name for name in others if _has_tensors(found[name])]
+        inside = [name for name in others if _has_tensors(content[name])]
         hint = f"try --key {inside[0]}" if inside else "save model.state_dict()"
         raise KnowError(f"{path} holds no plain state_dict (name to tensor): {others[0]!r} is no tensor; {hint}")
-    return route, {name: value.detach() for name, value in found.items()}, getattr(found, "_metadata", None)
+    return route, {name: value.detach() for name, value in content.items()}, getattr(content, "_metadata", None)
 
 
 def _has_tensors(value: Any) -> bool:

@@ -24,8 +24,6 @@ from numpy import float32, int32
 from torch import Tensor, nn
 
 
-    from know.known import KnownNet, Stream
-
 BOUND = 1e3
 """Windows with a larger value go to the plain module."""
 PIECE = 1 << 13

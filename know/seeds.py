@@ -1,4 +1,4 @@
-"""The one place for seeds: independent, stable random streams named by what they belong to."""
+"""Seeds: independent, stable random streams, named by what they belong to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import hashlib
 def stream(*names: object) -> int:
     """63-bit seed from a sequence of names, the same in every process and on every machine.
 
-    Arms, learning rates, recipes and suite names never appear among the names of a stream that several arms share:
-    this is what makes the differences between arms paired (see docs/design.md, "Seeds").
+    Arms, learning rates, recipes and names of suites never appear among the names of a stream that several arms share.
+    Differences between arms are therefore paired (docs/design.md, "Seeds").
 
     >>> stream("source", "digits", 0) == stream("source", "digits", 0)
     True

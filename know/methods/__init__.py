@@ -1,14 +1,14 @@
-"""Methods: from the history of a tensor to its earlier weights. One file each; a file dropped in is registered.
+"""Methods: from the history of a tensor to its earlier weights. Each is one file; a file that is added is registered.
 
 A method is a typed function `f(window, tensor, **options) -> Tensor`:
 
     window   float32 (N, S), the history of all N scalars of one tensor, smallest subset first, theta_0 last
     tensor   what is known of the tensor: name, shape, role, fractions, depth, models, a random generator (`TensorInfo`)
-    options  keyword-only, with defaults; they become suite keys and command-line options
+    options  keyword-only, with defaults; they become keys of a suite and options on the command line
     returns  float32 (N,), the predicted weights
 
-It has the name of its file. A *recursive* method answers one step back; `know.predict` pushes the answer on the history
-and asks again (paper, section 3). Any other gets the depth in `tensor.depth` and answers at once.
+A method has the name of its file. A *recursive* method answers one step back, and `know.predict` pushes the answer on
+the history and asks again (paper, section 3). Any other method gets the depth in `tensor.depth` and answers at once.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class TensorInfo:
     models: Models
     seed: int
     whole: Callable[[], Tensor]
-    """Gram matrix, float64 (S - 1, S - 1), of the differences of the whole network, oldest first: the sum of
-    `differences_gram` over all predicted tensors."""
+    """Answers the Gram matrix, float64 (S - 1, S - 1), of the differences of the whole network, oldest first: the sum
+    of `differences_gram` over all predicted tensors."""
 
     def generator(self) -> torch.Generator:
         """Random numbers that belong to this tensor, the trajectory and the arm."""
@@ -100,7 +100,7 @@ class Method:
         return check_options(f"method {self.name}", self.options, self.choices, given)
 
     def missing(self, options: dict[str, Any], length: int) -> str | None:
-        """Why it cannot be asked here with these options of a history of S = `length`; None if it can."""
+        """Why the method cannot be asked here, with these options, of a history of S = `length`; None if it can."""
         model = self.needs or options.get("of")
         if length < self.least:
             return f"it takes at least {self.least} snapshots"
@@ -121,14 +121,14 @@ def method(
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Register the function as the method named after its file.
 
-    reference: where it comes from, for the tables.
+    reference: where the method comes from, for the tables.
     group: what it is in the tables.
     recursive: whether it answers one step back and is asked again for more (see the module's docstring).
-    depths: where a suite that takes all methods puts it in its tables; () if it has no depth, as a limit has none.
-    least: the fewest snapshots it takes.
+    depths: recursions in a suite that takes all methods; () if the method has no depth, such as a limit.
+    least: the fewest snapshots that it takes.
     needs: the model from outside the project that it asks ("released", "wnn"), which may not be there.
-    elementwise: whether its answer to a weight depends on that weight's history alone. Then a large tensor is asked
-        about piece by piece, in memory that does not grow with the model; otherwise the whole tensor is one window.
+    elementwise: whether its answer to a weight depends on that weight's history alone. A large tensor is then asked
+        about in pieces, in memory that does not grow with the model; otherwise the whole tensor is one window.
     """
 
     def register(function: Callable[..., Tensor]) -> Method:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 FLAT = 1e-3
-"""Less than this, as a share, counts as no sign of a limit: in `rre` the shortening of the movement, in both vector
-methods the sum of the coefficients against their size. Rounding of float32 snapshots stays below it."""
+"""A smaller share than this is no sign of a limit: in `rre` the share by which the movement gets shorter, in both
+vector methods the sum of the coefficients relative to their size. Rounding of float32 snapshots stays below it."""
 
 
 def extrapolate(window: Tensor, x: Tensor, at: Tensor) -> Tensor:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import Hyper, TensorInfo, method
@@ -9,6 +7,6 @@ from know.methods import Hyper, TensorInfo, method
 def biases_only(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Biases only: KNOWN's answer for biases; kernels and matrices stay as they are in theta_0.
 
-    of: "known" (ours) or "released".
+    of: the network that is asked, "known" (ours) or "released" (the authors').
     """
     return tensor.answer_of(of, window) if tensor.role == "bias" else window[:, -1].clone()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import Hyper, TensorInfo, method
@@ -9,6 +7,7 @@ from know.methods import Hyper, TensorInfo, method
 def constant(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Constant: KNOWN's answer to a trajectory that stands still at theta_0, as if nothing had been forgotten.
 
-    Needs no forgetting; a KNOWN that gains no more than this has read nothing from it. of: "known" or "released".
+    It needs no forgetting. A KNOWN that gains no more than this has read nothing from the trajectory.
+    of: the network that is asked, "known" (ours) or "released" (the authors').
     """
     return tensor.answer_of(of, window[:, -1:].expand_as(window))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,9 +9,10 @@ from know.methods._numerics import ridge
 def dmd(window: Tensor, tensor: TensorInfo, *, scope: Scope = "model", regularisation: float = 1e-3) -> Tensor:
     """DMD: linear dynamics fitted to the snapshots' differences by ridge regression, run one step further per depth.
 
-    The operator that takes each difference to the next (dynamic mode decomposition), in the space that they span. Exact
-    without regularisation on linear dynamics with up to S - 2 modes: decay, growth, rotation. scope: "model", one
-    operator for the whole network, or "tensor". regularisation: ridge, relative to the differences' mean square.
+    It fits the operator that takes each difference to the next (dynamic mode decomposition), in the space that they
+    span. Without regularisation it is exact on linear dynamics with up to S - 2 modes: decay, growth, rotation.
+    scope: "model", one operator for the whole network, or "tensor". regularisation: ridge, relative to the mean square
+    of the differences.
     """
     gram = tensor.whole() if scope == "model" else differences_gram(window)
     inputs = gram[:-1, :-1]  # inner products of all differences but the last

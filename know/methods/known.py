@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -9,6 +7,6 @@ from know.methods import TensorInfo, method
 def known(window: Tensor, tensor: TensorInfo) -> Tensor:
     """KNOWN, the paper's meta-learned hyper-model: theta_0 plus its residual.
 
-    Meta-trained here, as the paper describes it; the step size is 1, as published.
+    It was meta-trained here, as the paper describes it. The step size is 1, as published.
     """
     return window[:, -1] + tensor.step_of("known", window)

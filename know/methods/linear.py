@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -9,6 +7,6 @@ from know.methods import TensorInfo, method
 def linear(window: Tensor, tensor: TensorInfo, *, step: float = 1.0) -> Tensor:
     """Linear step: theta_0 + step (theta_0 - theta_1), the direct extrapolation.
 
-    Exact where the last movement repeats itself; the step of 1 is fixed in advance, not tuned.
+    It is exact where the last movement repeats itself. The step of 1 is fixed in advance and not tuned.
     """
     return window[:, -1] + step * (window[:, -1] - window[:, -2])

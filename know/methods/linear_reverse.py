@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -9,6 +7,6 @@ from know.methods import TensorInfo, method
 def linear_reverse(window: Tensor, tensor: TensorInfo, *, step: float = 1.0) -> Tensor:
     """Reverse linear step: theta_0 - step (theta_0 - theta_1) per depth, on into forgetting; theta_1 itself at depth 1.
 
-    As long as the linear step, the other way. If it helps as much, the direction of retrodiction does not matter.
+    It is as long as the linear step. If it helps as much, the direction of retrodiction does not matter.
     """
     return window[:, -1] - step * tensor.depth * (window[:, -1] - window[:, -2])

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,8 @@ from know.methods._numerics import extrapolate
 def logfit(window: Tensor, tensor: TensorInfo) -> Tensor:
     """LogFit: least-squares a + b log(fraction) of every weight, evaluated at the fraction r^-depth.
 
-    Exact on logarithmic histories. Left open by the paper: the fit's weighting (equal here) and whether it is
-    recursive; here one fit is evaluated further out, which is the same where it is exact.
+    It is exact on logarithmic histories. The paper leaves open how the fit is weighted and whether it is recursive.
+    Here the weights are equal, and one fit is evaluated further out, which is the same where the fit is exact.
     """
     fractions = torch.tensor(tensor.fractions, dtype=torch.float64)
     return extrapolate(window, fractions.log(), tensor.depth * (fractions[-1] / fractions[-2]).log())

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,8 @@ from know.methods import TensorInfo, method
 def meta_linear(window: Tensor, tensor: TensorInfo, *, theta_0: bool = False) -> Tensor:
     """Meta-linear: theta_0 plus a fixed combination of the differences, by least squares on KNOWN's meta-set.
 
-    One set of coefficients per role, in closed form. With `theta_0`, the last weight is one more term, so that it can
-    shrink. What KNOWN gains beyond it is what its nonlinearity is for.
+    There is one set of coefficients per role, in closed form. With `theta_0`, the last weight is one more term, so that
+    the method can shrink. What KNOWN gains beyond it comes from KNOWN's nonlinearity.
     """
     coefficients = tensor.models["meta_linear"][f"{tensor.role}.theta_0" if theta_0 else tensor.role]
     terms = window.diff(dim=1)  # (N, S - 1), oldest first

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,8 @@ from know.methods import Hyper, TensorInfo, method
 def random_step(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Random step: theta_0 plus a random Gaussian direction with the norm of KNOWN's step, tensor by tensor.
 
-    Keeps how far KNOWN moves and loses where to. Whatever it gains comes from moving at all. of: "known" or "released".
+    It keeps the length of KNOWN's step and not its direction, so whatever it gains comes from moving at all.
+    of: the network that is asked, "known" (ours) or "released" (the authors').
     """
     theta_0 = window[:, -1]
     length = (tensor.answer_of(of, window) - theta_0).norm()

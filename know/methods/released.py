@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -15,7 +13,7 @@ from know.methods import TensorInfo, method
 def released(window: Tensor, tensor: TensorInfo) -> Tensor:
     """KNOWN with the authors' released weights, read from the folder in KNOW_REFERENCE.
 
-    Kernels of every size go to its conv network, as in the released prediction script. It was meta-trained on MNIST,
-    Fashion-MNIST and CIFAR-10.
+    Kernels of every size go to the conv network, as in the authors' prediction script. The networks were meta-trained
+    on MNIST, Fashion-MNIST and CIFAR-10.
     """
     return window[:, -1] + tensor.step_of("released", window)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import Hyper, TensorInfo, method
@@ -9,8 +7,8 @@ from know.methods import Hyper, TensorInfo, method
 def renorm(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Renorm: KNOWN's answer scaled back to the norm of theta_0, tensor by tensor.
 
-    Keeps the direction of KNOWN's answer without its size: with naive, shrink and KNOWN a 2 x 2 of norm and direction.
-    of: "known" (ours) or "released".
+    It keeps the direction of KNOWN's answer and not its size. Naive, shrink, renorm and KNOWN form a 2 x 2 of norm and
+    direction. of: the network that is asked, "known" (ours) or "released" (the authors').
     """
     answer = tensor.answer_of(of, window)
     return answer * (window[:, -1].norm() / answer.norm().clamp_min(1e-12))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from know.methods._numerics import extrapolate
 def richardson(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Richardson extrapolation: least-squares a + b / fraction of every weight, evaluated at the fraction r^-depth.
 
-    Exact where a weight approaches its limit as 1 / (amount of data). The smallest subset weighs most in the fit.
+    It is exact where a weight approaches its limit as 1 / (amount of data). The smallest subset weighs most in the fit.
     """
     fractions = torch.tensor(tensor.fractions, dtype=torch.float64)
     return extrapolate(window, 1 / fractions, (fractions[-2] / fractions[-1]) ** tensor.depth)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -9,6 +7,6 @@ from know.methods import TensorInfo, method
 def scaled_known(window: Tensor, tensor: TensorInfo) -> Tensor:
     """Scaled KNOWN: same network and meta-set, histories shifted by their first value and divided by their range.
 
-    It cannot see how large a weight is, hence cannot shrink it: what is left is extrapolation.
+    It cannot see how large a weight is, so it cannot shrink it: only extrapolation is left.
     """
     return window[:, -1] + tensor.step_of("scaled", window)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -9,6 +7,6 @@ from know.methods import TensorInfo, method
 def shipped(window: Tensor, tensor: TensorInfo, *, group: str = "general") -> Tensor:
     """KNOWN as the package ships it, beside the one that a suite meta-trains itself.
 
-    group: folder in know/pretrained/; a suite that is evidence needs one that has not seen its data.
+    group: folder in know/pretrained/. A suite that is evidence needs a group that has not seen its data.
     """
     return window[:, -1] + tensor.step_of(f"shipped/{group}/{window.shape[1]}", window)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,8 @@ from know.seeds import stream
 def shuffled(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Shuffled: KNOWN's answer to the trajectory with its snapshots before theta_0 in another, random order.
 
-    The order is the same for all tensors and never the true one. of: "known" (ours) or "released".
+    The order is the same for all tensors and never the true one.
+    of: the network that is asked, "known" (ours) or "released" (the authors').
     """
     earlier = window.shape[1] - 1
     generator = torch.Generator().manual_seed(stream(tensor.seed, "order"))

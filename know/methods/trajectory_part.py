@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import Hyper, TensorInfo, method
@@ -9,7 +7,8 @@ from know.methods import Hyper, TensorInfo, method
 def trajectory_part(window: Tensor, tensor: TensorInfo, *, of: Hyper = "known") -> Tensor:
     """Trajectory part: theta_0 plus KNOWN's answer to the trajectory minus its answer to one that stands still.
 
-    What KNOWN reads from forgetting, without what it does to any weight of that size. of: "known" or "released".
+    This is what KNOWN reads from forgetting, without what it does to every weight of that size.
+    of: the network that is asked, "known" (ours) or "released" (the authors').
     """
     still = window[:, -1:].expand_as(window)
     return window[:, -1] + (tensor.answer_of(of, window) - tensor.answer_of(of, still))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import torch
@@ -12,8 +10,9 @@ from know.methods import TensorInfo, method
 def tsv(window: Tensor, tensor: TensorInfo, *, share: float = 0.1) -> Tensor:
     """TSV: a linear step along the top singular directions of theta_0 - theta_1 only, matrix by matrix.
 
-    Kernels count as matrices (outputs x rest); 1-D tensors take the whole step. share: of the singular directions that
-    is kept, at least one; 0.1 is fixed in advance. Left open by the paper: how TSV, made for merging tasks, is used.
+    Kernels count as matrices (outputs x rest); 1-D tensors take the whole step. The paper leaves open how it uses TSV,
+    which was made for merging tasks. share: the part of the singular directions that is kept, at least one; 0.1 is
+    fixed in advance.
     """
     step = window[:, -1] - window[:, -2]
     if len(tensor.shape) > 1:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from torch import Tensor
 
 from know.methods import TensorInfo, method
@@ -11,7 +9,8 @@ from know.methods import TensorInfo, method
 def wnn(window: Tensor, tensor: TensorInfo) -> Tensor:
     """WNN, the earlier weight nowcaster, with its released weights and its own scaling of every history.
 
-    A baseline of the paper. It was trained to look ahead along a training run, not back along forgetting. Left open by
-    the release: its function for biases adds the answer to the unscaled value; here it is added to the scaled one.
+    It is a baseline of the paper, trained to look ahead along a training run and not back along forgetting. The
+    authors' function for biases adds the answer to the unscaled value; here it is added to the scaled one, as for other
+    weights.
     """
     return window[:, -1] + tensor.step_of("wnn", window)
