@@ -148,7 +148,8 @@ class Evidence:
                 if self.informative[one.name, cell]:
                     kept.append(runs.assign(suite=one.name))
         self.runs = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
-        self.judge = cache(self._judge)
+        self.judge, self.by_cell = cache(self._judge), cache(self._by_cell)
+        self._differences = cache(self._differences)
 
     def contrasts(self, claim: Claim) -> tuple[Contrast, ...]:
         """The contrasts of a claim; where it is about every arm of a group, in alphabetical order."""
@@ -200,7 +201,7 @@ class Evidence:
                 judged.setdefault(f"{network} ({source})", {})[contrast] = alone
         return judged if len(judged) > 1 else {}
 
-    def by_cell(self, contrast: Contrast, policy: Policy) -> dict[tuple[bool, str], Judged]:
+    def _by_cell(self, contrast: Contrast, policy: Policy) -> dict[tuple[bool, str], Judged]:
         """The contrast in every informative cell, at its own share, r and S: by (whether the cell counts, its name).
 
         Those cells count that differ from the main comparison in networks and data alone, each once, since a suite may
@@ -229,22 +230,30 @@ class Evidence:
     def _differences(self, contrast: Contrast, policy: Policy, scope: str) -> dict[tuple[str, str], pd.Series]:
         """Paired differences in points, one per trajectory, by (source, network).
 
-        Of the overflow track, at the paper's r. A trajectory that stands in several suites or with several targets
-        counts once, with the mean over them.
+        A trajectory that stands in several suites or with several targets counts once, with the mean over them.
+        """
+        sides = (contrast.better, contrast.worse)
+        better, worse = (self._accuracies.get((policy, side.arm, side.share, side.length)) for side in sides)
+        if better is None or worse is None:
+            return {}
+        paired = (100 * (better - worse)).dropna()
+        if scope == "main":
+            paired = paired[paired.index.isin(CLAIMS.main_suites, level="suite")]
+        levels = ["source", "network", "trajectory"]
+        return dict(iter(paired.groupby(level=levels).mean().groupby(level=levels[:2])))
+
+    @cached_property
+    def _accuracies(self) -> dict[tuple[str, str, float, int], pd.Series]:
+        """Accuracies by (policy, arm, share, length), of the overflow track at the paper's r, averaged over fine-tunes.
+
+        Index of each: source, network, trajectory, target, suite.
         """
         if self.runs.empty:
             return {}
-        runs = self.runs[(self.runs["recipe"] == policy) & (self.runs["track"] == "overflow")]
-        runs = runs[(runs["rate"] == RATIO) & (runs["suite"].isin(CLAIMS.main_suites) if scope == "main" else True)]
-        keys = ["source", "network", "trajectory", "target", "suite"]
-        better, worse = (
-            runs[(runs["arm"] == side.arm) & (runs["share"] == side.share) & (runs["length"] == side.length)]
-            .groupby(keys)["accuracy"]
-            .mean()
-            for side in (contrast.better, contrast.worse)
-        )
-        paired = (100 * (better - worse)).dropna().groupby(level=keys[:3]).mean()
-        return dict(iter(paired.groupby(level=keys[:2])))
+        runs = self.runs[(self.runs["track"] == "overflow") & (self.runs["rate"] == RATIO)]
+        side, levels = ["recipe", "arm", "share", "length"], ["source", "network", "trajectory", "target", "suite"]
+        means = runs.groupby([*side, *levels])["accuracy"].mean()
+        return {key: part.droplevel(side) for key, part in means.groupby(level=side)}
 
 
 def _alone(differences: Any, paper: float | None) -> Judged:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.report import tables
 from benchmarks.report.claims import CLAIMS
@@ -54,22 +58,24 @@ def front_pages(results: Sequence[Published]) -> dict[str, str]:
     """The pages that look at all suites together, in Markdown, by the name of their file."""
     evidence, cost = Evidence(results), costs(results)
     return {
-        "README.md": _front_page(results, tables.front(evidence, cost)),
-        "CLAIMS.md": _claims_page(evidence, cost),
-        "COST.md": _cost_page(results),
+        "README.md": front_page(results, evidence, cost),
+        "CLAIMS.md": claims_page(evidence, cost),
+        "COST.md": cost_page(results),
     }
 
 
-def _front_page(results, verdicts) -> str:
+def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFrame) -> str:
+    """README.md of all results: the verdicts, and the main rows of every suite's overview. cost: from `costs`."""
     overviews = {}
     for one in results:
         arms = one.settings["described"]
         shown = {arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.core}
         overviews[one.name] = tables.overview(one, shown)
-    return fill("front.md.j2", **COMMON, verdicts=verdicts, suites=results, overviews=overviews)
+    return fill("front.md.j2", **COMMON, verdicts=tables.front(evidence, cost), suites=results, overviews=overviews)
 
 
-def _claims_page(evidence: Evidence, cost) -> str:
+def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
+    """CLAIMS.md: what every claim is judged by. cost: from `costs`."""
     claims = []
     for claim in CLAIMS.claims:
         contrasts = evidence.contrasts(claim)
@@ -94,18 +100,19 @@ def _claims_page(evidence: Evidence, cost) -> str:
         across={line.arm: tables.across(evidence, line.deepest) for line in CLAIMS.lines.values()},
         costs=tables.costs_of_known(cost),
         cost_verdict=cost_verdict(cost),
-        planned=_planned(evidence),
+        planned={name: title for name, title in _titles(SUITES.resolve()).items() if name not in evidence.suites},
     )
 
 
-def _planned(evidence: Evidence) -> dict[str, str]:
-    """Titles by name of the suites in this checkout that are evidence and have not been run."""
-    names = sorted(path.relative_to(SUITES).with_suffix("").as_posix() for path in SUITES.rglob("*.yaml"))
-    planned = {name: load_suite(name) for name in names if name not in evidence.suites}
-    return {name: suite.title.partition(": ")[2] or suite.title for name, suite in planned.items() if suite.evidence}
+@cache
+def _titles(folder: Path) -> dict[str, str]:
+    """Titles by name of the suites below a folder that are evidence."""
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    suites = {name: load_suite(name) for name in names}
+    return {name: suite.title.partition(": ")[2] or suite.title for name, suite in suites.items() if suite.evidence}
 
 
-def _cost_page(results: Sequence[Published]) -> str:
+def cost_page(results: Sequence[Published]) -> str:
     """COST.md: what every arm costs before fine-tuning, suite by suite, and every job of the suites that were run."""
     suites = []
     for one in results:
