@@ -23,7 +23,6 @@ import torch
 from numpy import float32, int32
 from torch import Tensor, nn
 
-
 BOUND = 1e3
 """Windows with a larger value go to the plain module."""
 PIECE = 1 << 13
