@@ -1,8 +1,8 @@
-"""KNOW prediction: retrodict knowledge-overflowed weights from a forgetting trajectory.
+"""KNOW prediction: weights as if trained on more data, from a forgetting trajectory.
 
 >>> import know
 >>> trajectory = know.Trajectory.load("run/")
->>> better = know.predict(trajectory, predictor="known", depth=1)
+>>> better = know.predict(trajectory, method="known", depth=1)
 
 Names are imported when first used, so that `import know` and the command line stay quick.
 """

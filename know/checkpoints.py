@@ -1,9 +1,9 @@
 """Checkpoints that anybody wrote: names, shapes and dtypes are read at once, values piece by piece.
 
-This module reads a .safetensors file, a folder of them as Hugging Face writes it, in one file or in shards, and a file of
-torch (.pt, .pth, .bin) in weights-only mode. safetensors are read with plain reads, in the order of the file, and hashed
-on the way, so that one pass over each file suffices and no more memory is resident than was asked for. Files of torch are
-mapped into memory.
+This module reads a .safetensors file, a folder of them as Hugging Face writes it, in one file or in shards, and a file
+of torch (.pt, .pth, .bin) in weights-only mode. safetensors are read with plain reads, in the order of the file, and
+hashed on the way, so that one pass over each file suffices and no more memory is resident than was asked for. Files of
+torch are mapped into memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line. Every command is a few lines around the library; what is wrong is said in one line, exit code 2.
+"""The command line: every command is a few lines around the library, and every error one line with exit code 2.
 
 torch is imported only by commands that compute.
 """
@@ -16,7 +16,7 @@ from know.errors import KnowError
 
 
 def new_app(purpose: str) -> typer.Typer:
-    """A command line with the conventions of this project: short and long help, no tracebacks of its own."""
+    """A command line with the conventions of this project: short and long names of help, and no own tracebacks."""
     return typer.Typer(
         help=purpose,
         no_args_is_help=True,
@@ -54,11 +54,11 @@ def main() -> None:
 def main_of(commands: typer.Typer, name: str) -> None:
     """Run a command line: errors that the user can mend become one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names of tensors and files may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):  # names of tensors may hold characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         code = commands(prog_name=name, standalone_mode=False)
-        if code == 130:  # what Typer makes of Ctrl-C
+        if code == 130:  # how Typer reports Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code)
     except KnowError as error:

@@ -1,12 +1,13 @@
-"""From checkpoint files to a checkpoint file: `know predict`, in memory that the size of the model does not change.
+"""From checkpoint files to a checkpoint file: `know predict`, in memory that does not grow with the model.
 
-A prediction is made in a temporary folder and renamed when complete: weights in the layout of theta_0's, the settings
-that make it again (know_config.yml), and a model card.
+A prediction is made in a temporary folder, which is renamed when complete. It holds weights in the layout of theta_0's
+file, the settings that make it again (know_config.yml), and a model card.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 import typing
@@ -35,7 +36,7 @@ CARD = PACKAGE / "card.md.j2"
 """Template of the model card."""
 _COPIED = 1 << 22  # values copied at once
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf")
-"""Endings of weights: what else lies in theta_0's folder (config.json, a tokenizer) is copied."""
+"""Endings of files with weights. Other files in theta_0's folder, such as config.json or a tokenizer, are copied."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Planned:
 
 @dataclass
 class Changes:
-    """What a prediction did to the weights that it was made for, summed over tensors."""
+    """What a prediction changed, summed over the predicted tensors."""
 
     weights: int = 0
     changed: int = 0
@@ -74,7 +75,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Request:
-    """All that decides a prediction besides the snapshots; see `know.predict`."""
+    """Everything that decides a prediction besides the snapshots; see `know.predict`."""
 
     method: str = "known"
     depth: int = 1
@@ -167,43 +168,63 @@ def predict_files(
     Returns what know_config.yml says, and what changed. KnowError for whatever is wrong with the inputs; then nothing
     stands at `out`.
     """
-    out, _ = Path(out), trajectory.checkpoints  # opened, so that most of what is wrong is said before anything is made
+    out, _ = Path(out), trajectory.checkpoints  # opened, so that most errors are raised before anything is made
     function = function_of(validate, "--validate") if validate else None
     with new_folder(out) as folder:
-        values: dict[float, float] = {}
-        if function:
-            best: float | None = None
-            for scale in dict.fromkeys((0.0, *scales)):
-                candidate = folder / f"candidate{len(values)}"
-                candidate.mkdir()
-                checkpoint, changes, models = write_prediction(trajectory, _scaled(request, scale), candidate)
-                values[scale] = _score(function, validate, checkpoint)
-                say(f"scale {scale:g}: {values[scale]:g}" + (" (theta_0)" if scale == 0 else ""))
-                if best is None or values[scale] > values[best]:  # a draw keeps the shorter step, theta_0 first
-                    best, kept = scale, (candidate, changes, models)
-                else:
-                    shutil.rmtree(candidate)
-            for stale in folder.iterdir():
-                if stale != kept[0]:
-                    shutil.rmtree(stale)
-            for path in kept[0].iterdir():
-                path.rename(folder / path.name)
-            kept[0].rmdir()
-            request, (_, changes, models) = _scaled(request, best), kept
-        else:
+        if function is None:
             _, changes, models = write_prediction(trajectory, request, folder)
-        config = describe(trajectory, request, models)
-        if function:
-            script = Path(validate.rpartition(":")[0])
-            config["validate"] = {"function": f"{script.name}:{validate.rpartition(':')[2]}", "values": values}
+            config = describe(trajectory, request, models)
+        else:
+            score = functools.partial(_score, function, validate)
+            request, values, changes, models = _best(trajectory, request, folder, scales, score, say)
+            script, _, name = validate.rpartition(":")
+            config = describe(trajectory, request, models)
+            config["validate"] = {"function": f"{Path(script).name}:{name}", "values": values}
             config["validate"]["sha256"] = sha256_file(script)
         write_text(folder / "know_config.yml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
         write_text(folder / "README.md", card(trajectory, request, config, changes))
     return config, changes
 
 
+def _best(
+    trajectory: Trajectory,
+    request: Request,
+    folder: Path,
+    scales: Sequence[float],
+    score: Callable[[Path], float],
+    say: Callable[[str], None],
+) -> tuple[Request, dict[float, float], Changes, Models]:
+    """Leave in `folder` the prediction of the scale with the best score; the request for it, and the score of each.
+
+    Where two scores are equal, the shorter step is kept, theta_0 first.
+    """
+    values: dict[float, float] = {}
+    best: tuple[Request, Changes, Models] | None = None
+    for scale in dict.fromkeys((0.0, *scales)):
+        asked, candidate = replace(request, scale=scale), folder / f"candidate{len(values)}"
+        candidate.mkdir()
+        checkpoint, changes, models = write_prediction(trajectory, asked, candidate)
+        values[scale] = score(checkpoint)
+        say(f"scale {scale:g}: {values[scale]:g}" + (" (theta_0)" if scale == 0 else ""))
+        if best is None or values[scale] > values[best[0].scale]:
+            best = asked, changes, models
+            for path in candidate.iterdir():
+                path.replace(folder / path.name)
+        shutil.rmtree(candidate)
+    request, changes, models = best
+    return request, values, changes, models
+
+
+def _score(function: Callable[[Path], float], spec: str, checkpoint: Path) -> float:
+    """The number that the user's function gives a checkpoint; KnowError where it is none."""
+    value = call(lambda: float(function(checkpoint)), spec, "--validate")
+    if not math.isfinite(value):
+        raise KnowError(f"--validate {spec!r}: the function answered {value}, which is no number to compare")
+    return value
+
+
 def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[str, Any]:
-    """Everything that is needed to make the same prediction again, with hashes; plain values."""
+    """What know_config.yml says: everything that is needed to make the same prediction again, with hashes."""
     has_depth = bool(get(request.method).depths)
     factor = round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** request.depth, 6)
     inputs = []
@@ -246,15 +267,3 @@ def card(trajectory: Trajectory, request: Request, config: Mapping[str, Any], ch
         )
         + "\n"
     )
-
-
-def _scaled(request: Request, scale: float) -> Request:
-    return replace(request, scale=scale)
-
-
-def _score(function: Callable[[Path], float], spec: str, checkpoint: Path) -> float:
-    """The user's number for a checkpoint; KnowError where it is none."""
-    value = call(lambda: float(function(checkpoint)), spec, "--validate")
-    if not math.isfinite(value):
-        raise KnowError(f"--validate {spec!r}: the function answered {value}, which is no number to compare")
-    return value

@@ -47,8 +47,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
 def new_folder(out: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside `out`; when the block ends well it becomes `out`, in one rename.
 
-    `out` must not exist, then or at the end: of two processes that make the same folder the later one fails. What a
-    killed process has left behind is removed by the next that makes the same folder.
+    `out` must not exist, neither then nor at the end: of two processes that make the same folder the later one fails.
+    What a killed process has left behind is removed by the next process that makes the same folder.
     """
     out = Path(out)
     if os.path.lexists(out):
@@ -56,7 +56,7 @@ def new_folder(out: Path | str) -> Iterator[Path]:
     for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         owner = stray.name.split(".")[-2]
         if stray.is_dir() and owner.isdecimal() and (int(owner) == os.getpid() or not _alive(int(owner))):
-            shutil.rmtree(stray, ignore_errors=True)  # our own number: of a process before us, as in containers
+            shutil.rmtree(stray, ignore_errors=True)  # our own number belonged to a process before us, as in containers
     missing = [parent for parent in out.parents if not os.path.lexists(parent)]  # nearest first
     try:
         with atomic(out) as temporary:

@@ -1,4 +1,4 @@
-"""Structured forgetting (paper, section 3): fine-tune on ever smaller nested subsets and keep every snapshot."""
+"""Structured forgetting (paper, section 3): fine-tune on ever smaller nested subsets, and keep every snapshot."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def forget(
 ) -> Trajectory:
     """Make the forgetting trajectory of `model`, which was trained on all of `dataset` (theta_0 on D0).
 
-    model: trained in place; ends as the snapshot of the smallest subset.
+    model: is trained in place, and ends as the snapshot of the smallest subset.
     dataset: anything with a length and integer indexing; `fit` gets a torch `Subset` of it.
-    fit: `fit(model, subset)`, your training function. If it has `state_dict()` and `load_state_dict()`, its state (an
-        optimiser's, say) is kept too, so that a resumed run equals an uninterrupted one.
+    fit: `fit(model, subset)`, your training function. If it has `state_dict()` and `load_state_dict()`, its state, such
+        as that of an optimiser, is kept too, so that a resumed run equals an uninterrupted one.
     ratio, length: S snapshots at 1, r, r^2, ... of the data; or `fractions`, smallest first, ending at 1.
-    out: folder to make. An interrupted call is resumed if weights, data size, settings and `fit` are the same; a
-        finished folder of the same settings is returned as it is, another one is an error.
-    describe: extra facts per snapshot from (model, indices of the subset), kept in the manifest with `facts`.
+    out: the folder to make. An interrupted call is resumed if weights, size of the data, settings and `fit` are the
+        same. A finished folder of the same settings is returned as it is; any other folder is an error.
+    describe: further facts about a snapshot, from (model, indices of the subset); the manifest keeps them with `facts`.
     references: further weights to keep in the folder, by name.
 
     Returns the finished trajectory, smallest subset first.
@@ -78,7 +78,7 @@ def forget(
             if k > 0:
                 fit(model, Subset(dataset, index))
             if stateful:
-                buffer = io.BytesIO()  # torch's own writer has no OSError for a full disk
+                buffer = io.BytesIO()  # torch's own writer raises no OSError where the disk is full
                 torch.save(fit.state_dict(), buffer)
                 with atomic(extra) as temporary:
                     temporary.write_bytes(buffer.getbuffer())
@@ -103,13 +103,13 @@ def _restored(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _refuse_other_content(out: Path) -> None:
-    """A finished run replaces what stands at `out`: that must be a trajectory, an empty folder, or nothing."""
+    """KnowError if something other than a trajectory or an empty folder stands at `out`, which the run will replace."""
     if out.exists() and not (out / "manifest.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise KnowError(f"{out} exists and is no trajectory; name a new folder")
 
 
 def _source_of(fit: Callable) -> str:
-    """What can be known of a training function: its source text, so that a changed one is not resumed."""
+    """Hash of the source text of a training function, so that a run is not resumed with another one."""
     try:
         return digest(inspect.getsource(fit if inspect.isroutine(fit) else type(fit)))
     except (OSError, TypeError):

@@ -1,7 +1,7 @@
-"""What a prediction does to the weights: how much of its step shrinks, how much extrapolates, how much is neither.
+"""What a prediction does to the weights: how much of its step shrinks, how much extrapolates, how much does neither.
 
-Three tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything to
-extrapolate?), and the answers of the networks to histories made by hand.
+There are three tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything
+to extrapolate?), and the answers of the networks to histories made by hand.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Parts:
 
 
 def decompose(step: Tensor, theta_0: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts (3, N) of a step (N,) along -theta_0, along the last movement theta_0 - theta_1, and in neither.
+    """The parts (3, N) of a step (N,) along -theta_0, along the last movement theta_0 - theta_1, and along neither.
 
-    And the coefficients (2,) of the first two. float64; the parts add up to the step. Where the two directions are one,
-    they share it.
+    The second answer is the coefficients (2,) of the first two parts. All are float64, and the parts add up to the
+    step. Where both directions are the same, each gets half.
     """
     directions = torch.stack([-theta_0, last], dim=1).double()  # (N, 2)
     lengths = directions.norm(dim=0).clamp_min(1e-300)
@@ -91,8 +91,10 @@ def _parts(tensor: str, role: str, numbers: Tensor, *coefficients: float) -> Par
 
 
 def movement(trajectory: Trajectory) -> list[dict[str, Any]]:
-    """The trajectory's own movement: per role and difference theta_k - theta_{k+1}, its size relative to |theta_0| and
-    its cosine with the difference before it in forgetting, theta_{k-1} - theta_k (none for k = 0).
+    """The trajectory's own movement, one row per role and difference theta_k - theta_{k+1}.
+
+    A row has the size of the difference relative to |theta_0|, and its cosine with the difference before it in
+    forgetting, theta_{k-1} - theta_k, where k > 0.
     """
     role_of, rows = only_predicted(roles(trajectory.theta_0)), []
     for role in (*PREDICTED, "all"):
@@ -113,8 +115,8 @@ def movement(trajectory: Trajectory) -> list[dict[str, Any]]:
 def histories(theta_0: Tensor, length: int = LENGTH) -> dict[str, Tensor]:
     """Histories made by hand that end at theta_0 (A,): name to (draws, A, S).
 
-    constant; rising: the last fifth of the weight grew in even steps; saturating: likewise, each step half the one
-    before; noisy: constant with independent noise of 5 % on all but the last, 64 draws.
+    constant: the weight never moved. rising: the last fifth of it grew in even steps. saturating: likewise, with each
+    step half as long as the one before. noisy: constant with independent noise of 5 % on all but the last, 64 draws.
     """
     back = torch.arange(length - 1, -1, -1, dtype=torch.float32)  # steps before theta_0
     even, halving = back / (length - 1), (2**back - 1) / (2 ** (length - 1) - 1)
@@ -165,7 +167,7 @@ def inspect_trajectory(
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
-    """Rows as csv, floats with four significant digits, nothing where there is no value."""
+    """Write rows as csv, floats with four significant digits, and nothing where there is no value."""
 
     def shown(value: Any) -> Any:
         if value is None:

@@ -1,7 +1,8 @@
-"""KNOWN, the hyper-model of the paper: the step back in time of one scalar weight from its forgetting history.
+"""KNOWN, the hyper-model of the paper: it predicts the step back in time of one scalar weight from its history.
 
-Three copies, one per role (conv, fc, bias), of 9,425 parameters each at S = 5; as in the released Keras network. The
-same network, fed with scaled histories, is WNN (an earlier hyper-model of the same group) and our "scaled KNOWN".
+There are three copies, one per role (conv, fc, bias), of 9,425 parameters each at S = 5, as in the authors' Keras
+files. The same network, fed with scaled histories, is WNN (an earlier hyper-model of the same group) and our "scaled
+KNOWN".
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Scaling = Literal["none", "range", "wnn"]
 def scale_windows(window: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
     """What a network is fed with, (N, S), and the factor (N,) that turns its answer into a step of the weights.
 
-    none: raw values, as KNOWN takes them. range: shifted by the first value and divided by the range. wnn: the released
-    WNN's way, likewise with half the size and its own small constants.
+    none: raw values, as KNOWN takes them. range: shifted by the first value and divided by the range. wnn: as the
+    authors' WNN does it, which is the same with half the size and small constants of its own.
     """
     if scaling == "none":
         return window, torch.ones_like(window[:, 0])
@@ -85,9 +86,9 @@ class KnownNet(nn.Module):
 class Known:
     """The three role networks of KNOWN, scaled KNOWN or WNN.
 
-    facts: what they were trained on (the card), and two things that decide how they are asked: `scaling` (see
-    `scale_windows`; default none) and `roles`, "paper" (default) or "released": the released prediction script sends
-    kernels of every size to the conv network, the paper's data page only 3x3 ones.
+    facts: what they were trained on (the card), and two entries that decide how they are asked: `scaling` (see
+    `scale_windows`; default none) and `roles`, "paper" (default) or "released". The authors' prediction script sends
+    kernels of every size to the conv network, the paper's data page only those of 3x3.
     """
 
     def __init__(self, nets: dict[str, KnownNet], facts: dict | None = None):
@@ -128,7 +129,7 @@ class Known:
 
     @classmethod
     def load(cls, path: Path | str) -> Known:
-        """Read a file that `save` wrote; KnowError if it is missing, damaged or of another shape."""
+        """Read a file that `save` wrote; KnowError if it is missing or damaged, or if its tensors have other shapes."""
         state, nets = load_state(path), {}
         try:
             for role in PREDICTED:
@@ -147,8 +148,8 @@ class Known:
     ) -> Known:
         """The authors' networks from the Keras 2 files KNOWN_{Conv,FC,Bias}.h5 (or WNN_...) in `folder`; needs h5py.
 
-        roles: "released" as their script asks them, or "paper" as their data page says. The released WNN adds its
-        answer for biases to the unscaled value; here it is added to the scaled one, as for the other two roles.
+        roles: "released", as their script asks them, or "paper", as their data page says. Their WNN adds its answer for
+        biases to the unscaled value; here it is added to the scaled one, as for the other two roles.
         """
         if model not in keras.MODELS:
             raise unknown("model of the authors", model, keras.MODELS)
@@ -160,7 +161,7 @@ class Known:
 
     @classmethod
     def pretrained(cls, group: str = "general", length: int = 5) -> Known:
-        """Networks that the package ships; each group has its card in know/pretrained/GROUP/LENGTH/README.md."""
+        """Networks that the package ships. know/pretrained/GROUP/LENGTH/README.md is the card of a group."""
         path = PRETRAINED / group / str(length) / "known.safetensors"
         if not path.is_file():
             shipped = [f"{path.parent.parent.name}, {path.parent.name}" for path in PRETRAINED.glob("*/*/known.*")]

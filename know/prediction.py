@@ -35,7 +35,7 @@ class Overflow(KnowError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A method's answer to a run of weights of one tensor."""
+    """The answer of a method to a run of consecutive weights of one tensor."""
 
     tensor: str
     role: Role
@@ -135,7 +135,7 @@ def _answers(
     options: dict[str, Any],
     given: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[TensorInfo, int, Tensor, Tensor]]:
-    """What a method says to every tensor of a predicted role: with the place and the window (N, S) asked about."""
+    """The answers of a method to every predicted tensor, each with its place and the window (N, S) asked about."""
     options = chosen.check_options(options)
     _check_depth(trajectory, depth)
     if depth > 1 and not chosen.depths:
@@ -172,7 +172,7 @@ def _check_depth(trajectory: Trajectory, depth: int) -> None:
 def _asked(
     trajectory: Trajectory, depth: int, models: Models, seed: int, given: Mapping[str, str] | None, *, pieces: bool
 ) -> Iterator[tuple[TensorInfo, int, Tensor]]:
-    """Every tensor of a predicted role, in pieces or whole: what a method may know of it, the place, the window."""
+    """Every predicted tensor, in pieces or whole: what a method may know of it, the place, and the window."""
     tensors, meta = predicted(trajectory, given), trajectory.meta
     size = PIECE if pieces else max((meta[name].numel() for name in tensors), default=1)
 
@@ -191,7 +191,7 @@ def _windows(
 ) -> Iterator[tuple[str, int, Tensor]]:
     """Windows of at most `size` weights, one after the other: tensor, start, (N, S).
 
-    ahead: read (and hash) the next one while the present one is worked on, unless all are in memory.
+    ahead: read and hash the next window while the caller works on the present one, unless all are in memory.
     """
     places = [(name, start) for name in tensors for start in range(0, trajectory.meta[name].numel(), size)]
     if not ahead or "states" in vars(trajectory):

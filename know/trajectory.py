@@ -1,7 +1,7 @@
 """The forgetting trajectory: an ordered sequence of snapshots with the fraction of data behind each.
 
-On disk it is a folder: one safetensors file per snapshot and `manifest.json`, written last, with their order, fractions
-and hashes. The order is that of the paper's window: smallest subset first, the full set (theta_0) last.
+On disk it is a folder with one safetensors file per snapshot and `manifest.json`, which is written last and holds their
+order, fractions and hashes. The order is that of the paper's window: smallest subset first, full set (theta_0) last.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from know.files import digest, read_json, resumable_folder, sha256_file, write_j
 from know.roles import Role, roles
 
 LARGE = 1 << 18
-"""Windows from which speed decides how they lie in memory, and who answers: the compiled KNOWN, where it is installed.
-Smaller ones, all that the suites' networks have, keep the bits that published results were computed with."""
+"""Windows of so many weights are laid out in memory for speed, and answered by the compiled KNOWN where numba is there.
+Smaller windows, which are all that the suites have, keep the bits that published results were computed with."""
 
 
 def finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite. On one thread, without a copy, and several times faster than `isfinite`."""
+    """Whether no value is NaN or infinite. It makes no copy and is several times faster than `isfinite`."""
     array = values.cpu().numpy()
     return not array.size or (math.isfinite(array.min()) and math.isfinite(array.max()))
 
@@ -54,8 +54,8 @@ def nested_subsets(
 ) -> list[list[int]]:
     """Indices of nested subsets of n items, smallest first: prefixes of ONE seeded permutation.
 
-    S = `length` subsets of 1, r, r^2, ... of the items, or those of `fractions`, in their order. A fraction f gives
-    round(f n) indices; a smaller fraction's subset lies inside a larger one's.
+    There are S = `length` subsets of 1, r, r^2, ... of the items, or those of `fractions`, in their order. A fraction f
+    gives round(f n) indices, and the subset of a smaller fraction lies inside that of a larger one.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     return [order[: round(f * n)] for f in fractions or [ratio**k for k in reversed(range(length))]]
@@ -75,7 +75,7 @@ class Trajectory:
     def from_checkpoints(
         cls, paths: Sequence[Path | str], fractions: Sequence[float], *, key: str | None = None, strip: str = ""
     ) -> Trajectory:
-        """A trajectory of checkpoints anybody wrote, smallest subset first, with their fractions.
+        """A trajectory of checkpoints that anybody wrote, smallest subset first, with their fractions.
 
         key, strip: see `know.checkpoints.Checkpoint`.
         """
@@ -109,7 +109,7 @@ class Trajectory:
         length: int = 5,
         settings: Mapping[str, Any] | None = None,
     ) -> Iterator[Recorder]:
-        """Make a trajectory from your own loop, snapshot by snapshot:
+        """Make a trajectory from your own loop, snapshot by snapshot.
 
             with know.Trajectory.record("run/") as record:
                 record.start(model)  # theta_0; after an interruption, the last snapshot
@@ -120,7 +120,7 @@ class Trajectory:
         fractions: of D0 behind the snapshots, smallest first, ending at 1; default `length` of them at 1, r, r^2, ...
         settings: JSON-serialisable, kept in the manifest; an interrupted run of other settings is not continued.
 
-        A finished folder of the same settings is taken as it is; another one is an error.
+        A finished folder of the same settings is taken as it is; any other folder is an error.
         """
         out, fractions = Path(out), check_fractions(fractions or [ratio**k for k in reversed(range(length))])
         fingerprint = digest({"fractions": fractions, "settings": settings or {}})
@@ -140,9 +140,9 @@ class Trajectory:
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """All snapshots, opened, with equal names and shapes (else KnowError), in the order of `fractions`."""
         with self._hashes_first():
-            found = tuple(Checkpoint(path, key=self.key, strip=self.strip) for path in self.paths)
-            last, name_of_last = found[-1].meta, self.paths[-1].name
-            for path, checkpoint in zip(self.paths, found, strict=True):
+            opened = tuple(Checkpoint(path, key=self.key, strip=self.strip) for path in self.paths)
+            last, name_of_last = opened[-1].meta, self.paths[-1].name
+            for path, checkpoint in zip(self.paths, opened, strict=True):
                 for name in sorted(last.keys() | checkpoint.meta.keys()):
                     if name not in checkpoint.meta or name not in last:
                         there, lacking = (name_of_last, path) if name in last else (path.name, self.paths[-1])
@@ -154,7 +154,7 @@ class Trajectory:
                     ):
                         if a != b:
                             raise KnowError(f"tensor {name!r}: {path} has {kind} {a}, {name_of_last} has {b}")
-        return found
+        return opened
 
     @property
     def meta(self) -> State:
@@ -174,7 +174,7 @@ class Trajectory:
         return self.states[-1]
 
     def roles(self, given: Mapping[str, str] | None = None) -> dict[str, Role]:
-        """Roles of the tensors; see the function `roles`. Buffers of a recorded module are known as such."""
+        """Roles of the tensors; see the function `roles`. The manifest of a recorded module names its buffers."""
         return roles(self.meta, given, buffers=self.manifest.get("buffers", ()))
 
     def verify(self) -> None:
@@ -184,7 +184,7 @@ class Trajectory:
 
     @contextlib.contextmanager
     def _hashes_first(self) -> Iterator[None]:
-        """If the block fails and a file is not what the manifest says, say that: it explains the failure."""
+        """If the block fails and a file has another hash than in the manifest, raise that error: it is the cause."""
         try:
             yield
         except KnowError:
@@ -207,8 +207,8 @@ class Trajectory:
     def window(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """History of the tensor `name`, or of its values start to stop: float32 (numel, S), smallest subset first.
 
-        From `LARGE` on each snapshot is one run of memory (strides 1, numel); smaller windows are contiguous. Raises
-        KnowError, naming tensor and file, where a value is not finite.
+        In windows of `LARGE` weights and more each snapshot is one run of memory (strides 1, numel); smaller windows
+        are contiguous. Raises KnowError, naming tensor and file, where a value is not finite.
         """
         stop = self.meta[name].numel() if stop is None else min(stop, self.meta[name].numel())
         window = torch.empty(len(self.paths), stop - start)  # (S, N)
@@ -227,7 +227,7 @@ class Trajectory:
         return window.T if window.shape[1] >= LARGE else window.T.contiguous()
 
     def reference(self, name: str) -> State:
-        """Further weights kept with the trajectory, such as the oracle's."""
+        """Further weights that are kept with the trajectory, such as those of the oracle."""
         references = self.manifest.get("references", {})
         if name not in references:
             raise KnowError(f"{self.paths[-1].parent} keeps no reference weights {name!r}")
@@ -245,7 +245,7 @@ class Recorder:
         self.buffers: list[str] = []
 
     def start(self, model: nn.Module) -> None:
-        """Record theta_0; or, where snapshots are there already, give the model the last of them."""
+        """Record theta_0, or give the model the last snapshot where an interrupted run has recorded some."""
         self._note_buffers(model)
         done = [fraction for fraction in reversed(self.fractions) if fraction in self]
         if not done:
@@ -256,7 +256,7 @@ class Recorder:
         return None
 
     def steps(self, n: int, seed: int = 0) -> Iterator[tuple[float, list[int]]]:
-        """The forgetting steps that are still to do: fraction and indices of its subset of n items, largest first."""
+        """The forgetting steps that are left to do, largest subset first: its fraction, and its indices of n items."""
         subsets = nested_subsets(n, seed=seed, fractions=self.fractions)
         if not subsets[0]:
             raise KnowError(f"the smallest subset, {self.fractions[0]:g} of {n} items, is empty")
@@ -265,7 +265,7 @@ class Recorder:
                 yield fraction, index
 
     def __contains__(self, fraction: float) -> bool:
-        """Whether the snapshot of that fraction is recorded. Files are renamed into place, hence complete."""
+        """Whether the snapshot of that fraction is recorded. Its file was renamed into place, so it is complete."""
         return self._path(fraction).is_file()
 
     def add(self, model: nn.Module | Mapping[str, Tensor], fraction: float, **facts: Any) -> None:
@@ -298,11 +298,10 @@ class Recorder:
         raise KnowError(f"fraction {fraction:g} is not one of this trajectory's ({shown})")
 
     def _note_buffers(self, model: nn.Module) -> None:
-        """Floating-point buffers that `roles` would take for parameters; a state_dict does not tell them apart."""
+        """Note the buffers that `roles` would take for parameters, since a state_dict does not distinguish the two."""
         state = model.state_dict()
-        found = roles(state)
-        buffers = {name for name, _ in model.named_buffers()} & state.keys()
-        self.buffers = sorted(name for name in buffers if found[name] != "buffer")
+        role_of, buffers = roles(state), {name for name, _ in model.named_buffers()} & state.keys()
+        self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
 
 
 def write_manifest(folder: Path, files: Sequence[str], references: Mapping[str, str], **facts: Any) -> None:
@@ -317,8 +316,8 @@ def write_manifest(folder: Path, files: Sequence[str], references: Mapping[str, 
     write_json(folder / "manifest.json", manifest)
 
 
-def _compare_hash(path: Path, found: str, recorded: str) -> None:
-    if found != recorded:
+def _compare_hash(path: Path, sha256: str, recorded: str) -> None:
+    if sha256 != recorded:
         raise KnowError(f"{path} does not have the hash in its manifest; it is damaged, make it again")
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FRACTIONS
+from tiny import FRACTIONS, GIVEN, call, equal
 
 import know
 from know import methods, prediction
@@ -195,6 +195,19 @@ def test_a_validation_that_fails_is_named_and_nothing_is_left(tmp_path, script, 
     with pytest.raises(KnowError, match=said):
         predict_files(trajectory, LINEAR, tmp_path / "out", validate=f"{tmp_path / 'check.py'}:{name}", scales=(1,))
     assert sorted(path for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_predictor_is_another_name_for_method(tmp_path, capsys):
+    trajectory = written(tmp_path, snapshots())
+    expected = know.predict(trajectory, "linear", 2, step=0.5)
+    assert equal(know.predict(trajectory, predictor="linear", depth=2, step=0.5), expected)
+    assert equal(know.predict(trajectory, method="linear", depth=2, step=0.5), expected)
+    by_piece = {piece.tensor: piece.answer for piece in prediction.pieces(trajectory, predictor="linear", depth=2)}
+    assert torch.equal(by_piece["conv.bias"], know.predict(trajectory, "linear", 2)["conv.bias"])
+    for option in ("--method", "--predictor"):
+        arguments = ["--fractions", GIVEN, option, "linear", "--depth", 2, "-o", "step=0.5", "--out", tmp_path / option]
+        assert call("predict", *trajectory.paths, *arguments) == 0
+        assert equal(load_file(tmp_path / option / "model.safetensors"), expected)
 
 
 def test_the_settings_are_enough_to_make_it_again(tmp_path):
