@@ -151,6 +151,7 @@ def test_the_cost_of_every_job_is_kept_beside_the_results(finished):
     assert (cost["seconds"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_report_to_browse_is_made_by_one_command_with_every_figure(finished, tmp_path):
     line = [command()[0], "--report", str(tmp_path / "report.html"), "--config", "suite=tiny"]
     done = subprocess.run(line, cwd=finished, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -218,6 +219,7 @@ def test_a_change_makes_again_what_it_can_reach_and_no_more(finished, file, old,
         assert wanted(finished) == rules
 
 
+@pytest.mark.slow
 def test_a_lost_table_comes_back_as_it_was(finished):
     results = finished / "results" / "tiny"
     before = content(finished / "results")
@@ -227,6 +229,7 @@ def test_a_lost_table_comes_back_as_it_was(finished):
     assert content(finished / "results") == before
 
 
+@pytest.mark.slow
 def test_what_is_there_is_published_with_what_is_missing_and_the_rest_comes_back_as_it_was(finished):
     def report(*options: str) -> subprocess.CompletedProcess:
         line = [sys.executable, "-m", "benchmarks", "publish", "--suite", "tiny", *options]

@@ -271,6 +271,7 @@ def lines_of(store) -> list[str]:
     return [line for path in (store / "fine-tunes").rglob("*.jsonl") for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_no_byte_and_all_of_them_remember(cell, done, tmp_path):
     out = tmp_path / "two"
     cell(out, processes=2)
@@ -281,6 +282,7 @@ def test_the_number_of_processes_changes_no_byte_and_all_of_them_remember(cell, 
     assert alone == shared
 
 
+@pytest.mark.slow
 def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_path, folder_bytes, monkeypatch):
     together = SETTINGS.model_copy(update={"together": 7})
     calls, real = [], transfer.fine_tune_stacked
@@ -434,7 +436,9 @@ def expected_fine_tunes(folder, arms=None) -> int:
     return count
 
 
-@pytest.mark.parametrize("finished", [0, 10, 40])
+@pytest.mark.parametrize(
+    "finished", [pytest.param(0, marks=pytest.mark.slow), 10, pytest.param(40, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_cell_continues_to_the_same_bytes(done, cell, tmp_path, folder_bytes, fine_tunes, finished):
     out, fine_tunes.stop_at = tmp_path / "cell", finished
     with pytest.raises(KeyboardInterrupt):
@@ -483,6 +487,7 @@ def test_an_added_arm_leaves_the_other_rows_as_they_were_and_computes_its_own_al
     assert len(fine_tunes) - first == expected_fine_tunes(out, ["linear_x2"])
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_suite_run_through(cell, tmp_path):
     """Every reference, method and arm, on the shortest of cells."""
     quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1, "images": 8, "grid": GRID[2:3]})
