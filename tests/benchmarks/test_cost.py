@@ -4,10 +4,10 @@ import sys
 
 import pandas as pd
 import pytest
-from benchmarks.report.pages import COST
 from synthetic import TINY
 
 from benchmarks.cost import COLUMNS, _growth, images, measure
+from benchmarks.report.folders import COST
 from benchmarks.settings import Arms, Cell, Recipe
 from benchmarks.suite import load_suite
 from know.files import write_json
@@ -16,12 +16,12 @@ SUITE = load_suite(str(TINY))
 CELL = SUITE.cells[0]
 
 
-@pytest.mark.parametrize("rate", [0.33, 0.5, 0.7])
-def test_forgetting_costs_its_geometric_series_and_compute_matched_as_much(rate):
-    cell = Cell("overflow", "a", "b", "mlp", 1.0, rate, 5)
+@pytest.mark.parametrize("ratio", [0.33, 0.5, 0.7])
+def test_forgetting_costs_its_geometric_series_and_compute_matched_as_much(ratio):
+    cell = Cell("overflow", "a", "b", "mlp", 1.0, ratio, 5)
     found = images(SUITE, cell, 1000)
-    ratio = SUITE.forgetting.step.epochs / SUITE.pretraining.epochs
-    assert found["trajectory"] / found["naive"] == pytest.approx(1 + ratio * rate * (1 - rate**4) / (1 - rate))
+    share = SUITE.forgetting.step.epochs / SUITE.pretraining.epochs
+    assert found["trajectory"] / found["naive"] == pytest.approx(1 + share * ratio * (1 - ratio**4) / (1 - ratio))
     assert found["compute_matched"] == found["trajectory"]
     assert found["oracle"] == 2 * found["naive"] == 2 * found["oracle_steps"] == found["oracle_x8"] / 4
     assert found["scratch"] == 0
@@ -47,7 +47,7 @@ def test_memory_is_what_a_call_takes_at_its_peak(size):
 
 
 def test_every_arm_has_a_row_and_pays_for_the_history_that_it_looks_at(tmp_path, models, monkeypatch):
-    arms = Arms(references=["naive", "scratch", "compute_matched"], predictors="all")
+    arms = Arms(references=["naive", "scratch", "compute_matched"], methods="all")
     suite = SUITE.model_copy(update={"arms": arms})
     classes = [str(k) for k in range(5)]
     write_json(tmp_path / "data.json", {CELL.source: {"shape": [1, 8, 8], "classes": classes, "train": 656}})

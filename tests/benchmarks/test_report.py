@@ -6,14 +6,21 @@ import re
 import shutil
 from pathlib import Path
 
+import jinja2
+import pandas as pd
 import pytest
 from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, table_row, write_results
 
+from benchmarks.__main__ import app
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
-from benchmarks.report import pages
 from benchmarks.report import publish as report
+from benchmarks.report.claims import CLAIMS
+from benchmarks.report.evidence import DAGGER, SEEN_NOTE
+from benchmarks.report.folders import COST, load, load_all
+from benchmarks.report.render import cost_page, front_pages, suite_page
+from benchmarks.report.template import fill, markdown
 from know import files
-from know.cli import main
+from know.cli import main_of
 from know.errors import KnowError
 
 
@@ -42,6 +49,25 @@ def published(tmp_path_factory) -> Path:
 def results(published, tmp_path) -> Path:
     """A copy of them that may be changed."""
     return Path(shutil.copytree(published, tmp_path / "results"))
+
+
+def front_page(results: Path) -> str:
+    return front_pages(load_all(results))["README.md"]
+
+
+# templates
+
+
+def test_a_table_in_markdown_has_the_entries_and_no_padding():
+    table = pd.DataFrame([["a", "1.0", "open"], ["longer", "", "0.10"]], columns=["arm", "gain", "verdict"])
+    expected = ["| arm | gain | verdict |", "|---|---:|---|", "| a | 1.0 | open |", "| longer |  | 0.10 |"]
+    assert markdown(table).splitlines() == expected
+    assert markdown(table, left=2).splitlines()[1] == "|---|---|---|"
+
+
+def test_a_value_that_a_template_lacks_is_an_error_and_not_a_gap_in_the_page():
+    with pytest.raises(jinja2.UndefinedError, match="suites"):
+        fill("cost.md.j2", paper=CLAIMS.paper)
 
 
 # what the tables say
@@ -113,7 +139,7 @@ def test_what_an_incomplete_run_lacks_is_said_with_its_reason_and_nothing_else_c
     whole = (folder / "README.md").read_text(encoding="utf-8")
     lacking = [{"job": f"transfer/{CNN.slug}", "reason": "out of memory"}, {"job": "inspect", "reason": "cancelled"}]
     files.write_csv(folder / "failed.csv", lacking, ["job", "reason"])
-    text = pages.page(folder)
+    text = suite_page(load(folder))
     assert f"- `transfer/{CNN.slug}`: out of memory\n- `inspect`: cancelled\n" in text
     headline = text.split("## At a glance")[1].split("##")[0]
     for row in headline.strip().splitlines()[2:]:
@@ -124,7 +150,7 @@ def test_what_an_incomplete_run_lacks_is_said_with_its_reason_and_nothing_else_c
     for heading in ("## What the steps are made of", "## Is there anything to extrapolate?"):
         assert text.split(heading)[1].split("##")[0].strip() == "Missing."
     (folder / "failed.csv").unlink()
-    assert pages.page(folder) == whole
+    assert suite_page(load(folder)) == whole
 
 
 def test_every_arm_is_described_once_with_its_reference(page):
@@ -167,7 +193,10 @@ def test_the_gates_are_judged_by_the_limits_of_the_intervals(page):
 @pytest.mark.parametrize("evidence", [True, False])
 def test_not_evidence_is_said_exactly_where_it_is_none(tmp_path, evidence):
     folder = write_results(tmp_path / "results" / "one", records(), evidence=evidence, remarks=["A remark."])
-    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results", [], set())):
+    for text in (
+        (folder / "README.md").read_text(encoding="utf-8"),
+        front_pages(load_all(tmp_path / "results"))["README.md"],
+    ):
         assert ("Not evidence" in text) is not evidence
         assert "A remark." in text
 
@@ -193,7 +222,10 @@ AWKWARD = {
 @pytest.mark.parametrize("gains", AWKWARD.values(), ids=AWKWARD)
 def test_pages_have_no_dates_paths_nan_or_minus_zero(tmp_path, gains):
     folder = write_results(tmp_path / "results" / "one", [*records(MLP, gains), *records(CNN, gains)])
-    for text in ((folder / "README.md").read_text(encoding="utf-8"), pages.index(tmp_path / "results", [], set())):
+    for text in (
+        (folder / "README.md").read_text(encoding="utf-8"),
+        front_pages(load_all(tmp_path / "results"))["README.md"],
+    ):
         assert not re.search(r"\bnan\b|\binf\b|None", text)
         assert not re.search(r"-0(\.0*)?(?![\d.])", text)
         assert not re.search(r"\b(19|20)\d\d-\d\d|\d\d:\d\d", text)
@@ -235,17 +267,17 @@ def test_rows_of_the_authors_networks_are_marked_where_they_have_seen_the_data(p
     ]
     text = page(records(cell), described=described)
     rows = [line for line in text.splitlines() if line.startswith("| known_x2")]
-    assert {pages.DAGGER in row for row in rows[:2]} == {seen}  # at a glance, and in the cell's own table
-    assert (pages.SEEN_NOTE in text) == seen
+    assert {DAGGER in row for row in rows[:2]} == {seen}  # at a glance, and in the cell's own table
+    assert (SEEN_NOTE in text) == seen
 
 
 def test_what_an_arm_costs_is_shown_beside_the_training_of_theta_0(tmp_path):
     folder = write_results(tmp_path / "results" / "one", records())
     (folder / "cost_by_arm.csv").write_text(
-        ",".join(pages.COST)
+        ",".join(COST)
         + "\ndigits,mlp,overflow,0.5,5,1000,20,known_x2,1.5,0.004,8\ndigits,mlp,overflow,0.5,5,1000,20,naive,1,0,0\n"
     )
-    text = pages.cost_page(tmp_path / "results")
+    text = cost_page(load_all(tmp_path / "results"))
     assert table_row(text, "known_x2")[1:] == ["1.50", "0.004", "4.0e-06", "0.02 %", "8.0"]
     assert table_row(text, "naive")[1:] == ["1.00", "", "", "", ""]
     assert "1,000 predicted weights; training theta_0 takes 20 s" in text
@@ -319,9 +351,9 @@ DAMAGED = {
 @pytest.mark.parametrize(("file", "damage"), DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_named_in_one_line(results, capsys, monkeypatch, file, damage):
     damage(results / "one" / file)
-    monkeypatch.setattr("sys.argv", ["know", "report", "--check", "--results", str(results)])
+    monkeypatch.setattr("sys.argv", ["benchmarks", "report", "--check", "--results", str(results)])
     with pytest.raises(SystemExit) as end:
-        main()
+        main_of(app, "python -m benchmarks")
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("know: error:")
@@ -333,9 +365,9 @@ def test_the_committed_pages_fit_their_records(repository, monkeypatch, capsys):
     if not list((repository / "results").glob("*/suite.json")):
         pytest.skip("no committed results")
     monkeypatch.chdir(repository)
-    monkeypatch.setattr("sys.argv", ["know", "report", "--check"])
+    monkeypatch.setattr("sys.argv", ["benchmarks", "report", "--check"])
     with pytest.raises(SystemExit) as end:
-        main()
+        main_of(app, "python -m benchmarks")
     assert not end.value.code
     assert "results/README.md fits its records" in capsys.readouterr().out
 
