@@ -152,6 +152,19 @@ def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, mon
     assert max(tried, key=tried.get) == config["scale"]
 
 
+def test_the_tree_in_the_readme_names_what_is_there():
+    (tree,) = blocks(REPOSITORY / "README.md", "text")
+    parent, listed = "", set()
+    for line in tree.splitlines():
+        names = re.fullmatch(r"(\S+(?:, \S+)?|  \S+) +\S.*", line)[1]
+        parent = parent if line.startswith(" ") else names
+        paths = [parent + names.strip()] if line.startswith(" ") else names.split(", ")
+        assert all((REPOSITORY / path).exists() for path in paths), line
+        listed |= set(paths)
+    modules = {f"know/{path.name}" for path in (REPOSITORY / "know").glob("*.py")}
+    assert modules - listed == {"know/__init__.py", "know/__main__.py", "know/errors.py"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_link_on_a_page_exists(page):
     text = page.read_text(encoding="utf-8")
