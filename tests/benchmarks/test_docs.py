@@ -156,7 +156,7 @@ def test_the_tree_in_the_readme_names_what_is_there():
     (tree,) = blocks(REPOSITORY / "README.md", "text")
     parent, listed = "", set()
     for line in tree.splitlines():
-        names = re.fullmatch(r"(\S+(?:, \S+)?|  \S+) +\S.*", line)[1]
+        names = re.fullmatch(r"((?:  )?[^\s,]+(?:, [^\s,]+)?) +\S.*", line)[1]
         parent = parent if line.startswith(" ") else names
         paths = [parent + names.strip()] if line.startswith(" ") else names.split(", ")
         assert all((REPOSITORY / path).exists() for path in paths), line
