@@ -1,5 +1,6 @@
 """The pages that tell people what to type: they are run as they stand."""
 
+import inspect
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from tiny import call
 from benchmarks.__main__ import app
 from know import cli
 from know.checkpoints import load_state
+from know.methods import method
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -150,6 +152,13 @@ def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, mon
     config = yaml.safe_load((tmp_path / "best" / "know_config.yml").read_text(encoding="utf-8"))
     tried = config["validate"]["values"]
     assert max(tried, key=tried.get) == config["scale"]
+
+
+def test_the_page_on_adding_a_method_lists_every_argument_of_the_decorator():
+    page = (REPOSITORY / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", page.split("## The seven arguments")[1], flags=re.M)
+    assert sorted(listed) == sorted(inspect.signature(method).parameters)
+    assert len(listed) == 7
 
 
 def test_the_tree_in_the_readme_names_what_is_there():
