@@ -383,15 +383,17 @@ def footnote(figure: Figure, text: str) -> None:
     figure.supxlabel(textwrap.fill(text, letters), x=0.01, ha="left", size=7, color="#444444")
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str] = ("svg", "png")) -> None:
     """Write `<name>.svg` and `<name>.png`, without dates or versions: the same bytes from the same data."""
-    with atomic(folder / f"{name}.svg") as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
-    with atomic(folder / f"{name}.png") as temporary:
-        figure.savefig(temporary, format="png")
-        with Image.open(temporary) as picture:  # 256 colours need a third of the room in the repository
-            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(temporary, format="png", optimize=True)
+    if "svg" in kinds:
+        with atomic(folder / f"{name}.svg") as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+    if "png" in kinds:
+        with atomic(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png")
+            with Image.open(temporary) as picture:  # 256 colours need a third of the room in the repository
+                few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            few.save(temporary, format="png", optimize=True)
     plt.close(figure)
 
 

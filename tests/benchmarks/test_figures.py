@@ -7,24 +7,22 @@ import os
 import runpy
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from benchmarks.report.pages import GROUPS
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from PIL import Image
 from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
 
+from benchmarks.arms import lines
+from benchmarks.references import REFERENCES
+from benchmarks.report.folders import GROUPS
 from benchmarks.settings import Arms
-from benchmarks.suite import Reference
-from know import methods as predictors
-from know.drawing import draw_inspection, draw_steps
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")} - {"style"})
+OF_ARMS = [script for script in SCRIPTS if script not in ("landscape", "metatraining", "response_curves")]
 WITHOUT_TORCH = """
 import runpy, sys
 
@@ -34,17 +32,15 @@ class Refuse:
             raise ImportError("a figure needs no torch")
 
 sys.meta_path.insert(0, Refuse())
-places = sys.argv[1:]
-for k in (0, 2):
-    sys.argv[1:] = places[k : k + 2]
-    runpy.run_module("paper_figures", run_name="__main__")
+runpy.run_module("paper_figures", run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def one_cell(tmp_path_factory) -> Path:
     """One cell, 2 trajectories."""
-    return write_results(tmp_path_factory.mktemp("results") / "one", records(trajectories=2))
+    folder = tmp_path_factory.mktemp("results") / "one"
+    return write_results(folder, records(trajectories=2), with_page=False)
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +50,30 @@ def several_cells(tmp_path_factory) -> Path:
     fewer = {arm: points for arm, points in GAINS.items() if arm not in ("rre", "mean")}
     runs = [*records(MLP, gains, 5), *records(CNN, fewer, 5)]
     unavailable = {CNN.slug: {"rre": "it takes at least 3 snapshots"}}
-    return write_results(tmp_path_factory.mktemp("results") / "several", runs, unavailable=unavailable)
+    folder = tmp_path_factory.mktemp("results") / "several"
+    return write_results(folder, runs, unavailable=unavailable, with_page=False)
 
 
 @pytest.fixture(scope="module")
 def every_arm(tmp_path_factory) -> Path:
     """One cell with every reference and all lines of arms that a suite gets by default."""
-    groups = {arm: OTHERS.get(arm, "reference") for arm in typing.get_args(Reference)}
-    for line in predictors.lines(Arms(references=["naive"])):
+    groups = {arm: OTHERS.get(arm, "reference") for arm in REFERENCES}
+    for line in lines(Arms(references=["naive"])):
         for depth in line.depths or (0,):
-            groups[f"{line.name}_x{2**depth}" if depth else line.name] = line.predictor.group
+            groups[f"{line.name}_x{2**depth}" if depth else line.name] = line.entry.group
     assert len(groups) > 50
     gains = {arm: GAINS.get(arm, (k % 7 - 3, k % 5 - 2, k % 3)) for k, arm in enumerate(groups)}
     described = [described_as(arm, group) for key in GROUPS for arm, group in groups.items() if group == key]
-    return write_results(tmp_path_factory.mktemp("results") / "every", records(gains=gains), described=described)
+    folder = tmp_path_factory.mktemp("results") / "every"
+    return write_results(folder, records(gains=gains), described=described, with_page=False)
+
+
+@pytest.fixture(scope="module")
+def axes(tmp_path_factory) -> Path:
+    """Three cells that differ in r or in S alone."""
+    cells = [dataclasses.replace(MLP, **axis) for axis in ({}, {"length": 3}, {"ratio": 0.7})]
+    folder = tmp_path_factory.mktemp("results") / "axes"
+    return write_results(folder, [run for cell in cells for run in records(cell)], with_page=False)
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def draw(repository, monkeypatch):
         monkeypatch.setattr("sys.argv", [str(path), str(results), str(out)])
         monkeypatch.syspath_prepend(str(path.parent))
         runpy.run_path(str(path), run_name="__main__")
-        return tuple((out / f"{script}.{kind}").read_bytes() for kind in ("svg", "png"))
+        return files(script, out)
 
     return run
 
@@ -93,11 +99,10 @@ def module(repository, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def drawn(one_cell, several_cells, repository, tmp_path_factory) -> dict[Path, Path]:
-    """All figures of both, drawn by a process of its own that cannot import torch: results to folder."""
-    out = {results: tmp_path_factory.mktemp("figures") for results in (one_cell, several_cells)}
-    places = [str(path) for pair in out.items() for path in pair]
-    command = [sys.executable, "-c", WITHOUT_TORCH, *places]
+def drawn(one_cell, repository, tmp_path_factory) -> Path:
+    """The folder of all figures of one cell, drawn by a process of its own that cannot import torch."""
+    out = tmp_path_factory.mktemp("figures")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(one_cell), str(out)]
     subprocess.run(command, cwd=repository, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
     return out
 
@@ -106,33 +111,35 @@ def files(script: str, folder: Path) -> tuple[bytes, bytes]:
     return tuple((folder / f"{script}.{kind}").read_bytes() for kind in ("svg", "png"))
 
 
-@pytest.fixture(params=["one_cell", "several_cells"])
-def results(request) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-def test_every_script_is_drawn_without_torch(drawn, results):
-    names = {path.name for path in drawn[results].iterdir()}
-    assert names == {f"{script}.{kind}" for script in SCRIPTS for kind in ("svg", "png")}
+def test_every_script_is_drawn_without_torch(drawn):
+    assert {path.name for path in drawn.iterdir()} == {
+        f"{script}.{kind}" for script in SCRIPTS for kind in ("svg", "png")
+    }
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_second_process_draws_the_same_bytes(draw, drawn, results, script, tmp_path):
-    found = draw(script, results, tmp_path)
-    assert found == files(script, drawn[results])
-    assert found[0].startswith(b"<?xml")
-    assert found[1].startswith(b"\x89PNG")
-    for content in found:  # nothing in the file tells when, where and by which version
-        assert not any(word in content for word in (b"Matplotlib", b"matplotlib v", b"dc:date", b"tIME"))
-        assert str(results).encode() not in content
+def test_a_second_process_draws_the_same(module, drawn, one_cell, script, tmp_path):
+    module("style").save(module(script).draw(one_cell), tmp_path, script, kinds=("svg",))
+    content = (tmp_path / f"{script}.svg").read_bytes()
+    assert content == (drawn / f"{script}.svg").read_bytes()
+    # nothing in the file tells when, where and by which version
+    assert not any(word in content for word in (b"Matplotlib", b"matplotlib v", b"dc:date", str(one_cell).encode()))
 
 
-@pytest.mark.parametrize("script", ["accuracy_by_arm", "gain_by_depth", "headline"])
-def test_a_figure_follows_its_records(draw, drawn, one_cell, script, tmp_path):
-    more = {**GAINS, "known_x2": (2, 3, 2, 2, 2)}
-    other = write_results(tmp_path / "results" / "one", records(gains=more, trajectories=2))
-    for found, before in zip(draw(script, other, tmp_path / "figures"), files(script, drawn[one_cell]), strict=True):
-        assert found != before
+def test_a_picture_has_the_same_bytes_in_a_second_process(draw, drawn, one_cell, tmp_path):
+    svg, png = draw("gap_closed", one_cell, tmp_path)
+    assert (svg, png) == files("gap_closed", drawn)
+    assert png.startswith(b"\x89PNG")
+    assert b"tIME" not in png
+
+
+def test_a_figure_follows_its_records(draw, drawn, tmp_path):
+    more = records(gains={**GAINS, "known_x2": (2, 3, 2, 2, 2)}, trajectories=2)
+    other = write_results(tmp_path / "results" / "one", more, with_page=False)
+    for after, before in zip(
+        draw("gain_by_depth", other, tmp_path / "figures"), files("gain_by_depth", drawn), strict=True
+    ):
+        assert after != before
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -147,26 +154,24 @@ def test_a_missing_table_is_named_in_one_line(draw, script, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(draw, tmp_path):
+def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp_path):
     arms = {arm: GAINS[arm] for arm in ("naive", "known_x2")}
-    results = write_results(tmp_path / "results" / "few", records(gains=arms))
-    for script in set(SCRIPTS) - {"landscape", "metatraining", "response_curves"}:  # these show no arms
-        draw(script, results, tmp_path / "figures")
+    results = write_results(tmp_path / "results" / "few", records(gains=arms), with_page=False)
+    for script in OF_ARMS:
+        assert module(script).draw(results).axes
+
+
+CROWDED = [
+    *(("every_arm", script) for script in OF_ARMS if script != "ablation"),  # it has one cell
+    *(("several_cells", script) for script in ("accuracy_by_arm", "gap_closed")),
+    *(("axes", script) for script in ("ablation", "gain_by_depth")),
+]
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_all_predictors_have_room(draw, every_arm, tmp_path):
-    for script in SCRIPTS:  # a layout that finds no room warns
-        _, png = draw(script, every_arm, tmp_path)
-        assert len(png) < 300_000
-
-
-@pytest.mark.filterwarnings("error::UserWarning")
-def test_other_rates_and_lengths_have_all_figures(draw, tmp_path):
-    runs = [*records(MLP), *records(dataclasses.replace(MLP, length=3)), *records(dataclasses.replace(MLP, rate=0.7))]
-    results = write_results(tmp_path / "results" / "axes", runs)
-    for script in SCRIPTS:
-        draw(script, results, tmp_path / "figures")
+@pytest.mark.parametrize(("suite", "script"), CROWDED)
+def test_all_arms_and_cells_have_room(module, request, suite, script):
+    module(script).draw(request.getfixturevalue(suite)).draw_without_rendering()  # a layout without room warns
 
 
 def marks(axis) -> dict[str, list[float]]:
@@ -185,7 +190,7 @@ def words(figure: Figure) -> str:
 
 
 def test_the_share_of_the_gap_is_drawn_and_not_the_ends_of_the_gap(module, tmp_path):
-    (axis,) = module("gap_closed").draw(write_results(tmp_path / "results" / "one", records())).axes
+    (axis,) = module("gap_closed").draw(write_results(tmp_path / "results" / "one", records(), with_page=False)).axes
     found = marks(axis)
     assert found["KNOWN ×2"] == pytest.approx([0.4])  # 2 of the oracle's 5 points
     assert found["from scratch"][0] == pytest.approx(-6 / 5)
@@ -195,7 +200,7 @@ def test_the_share_of_the_gap_is_drawn_and_not_the_ends_of_the_gap(module, tmp_p
 
 def test_a_cell_whose_oracle_gains_nothing_says_that_no_share_is_defined(module, tmp_path):
     nothing = {**GAINS, "oracle": (-1, 1, 0, 0, 0)}
-    results = write_results(tmp_path / "results" / "none", [*records(MLP), *records(CNN, nothing)])
+    results = write_results(tmp_path / "results" / "none", [*records(MLP), *records(CNN, nothing)], with_page=False)
     figure = module("gap_closed").draw(results)
     defined, undefined = figure.axes
     assert marks(defined)
@@ -207,20 +212,21 @@ def test_an_ablation_joins_depths_whatever_factor_the_arms_are_named_by(module, 
     here = {"naive": (0, 0, 0), "oracle": (5, 4, 6), "known_x2": (2, 1, 3), "known_x4": (1, 1, 1)}
     there = {**here, "known_x2": (3, 2, 4), "known_x4": (4, 3, 5)}
     names = {"known_x2": "known_x1.4", "known_x4": "known_x2"}  # what the depths 1 and 2 are called at r = 0.7
-    runs = records(dataclasses.replace(MLP, rate=0.7), there)
+    runs = records(dataclasses.replace(MLP, ratio=0.7), there)
     runs = [run.model_copy(update={"arm": names.get(run.arm, run.arm)}) for run in runs]
     described = [*map(described_as, here), {**described_as("known_x2"), "name": "known_x1.4"}]
-    results = write_results(tmp_path / "results" / "r", [*records(MLP, here), *runs], described=described)
+    results = write_results(
+        tmp_path / "results" / "r", [*records(MLP, here), *runs], described=described, with_page=False
+    )
     axis = module("ablation").draw(results).axes[-1]
     lines = {tuple(line.get_ydata().round(6)) for line in axis.lines if line.get_marker() != "None"}
     assert lines == {(5, 5), (2, 3), (1, 4)}
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5\n×2, ×4", "0.7\n×1.4, ×2"]
 
 
-def test_an_ablation_has_a_panel_for_what_varies_alone(module, several_cells, tmp_path):
+def test_an_ablation_has_a_panel_for_what_varies_alone(module, several_cells, axes):
     assert "neither S nor r" in words(module("ablation").draw(several_cells))
-    runs = [run for axes in ({}, {"length": 3}, {"rate": 0.7}) for run in records(dataclasses.replace(MLP, **axes))]
-    figure = module("ablation").draw(write_results(tmp_path / "results" / "axes", runs))
+    figure = module("ablation").draw(axes)
     assert [axis.get_xlabel().split()[0] for axis in figure.axes if axis.lines] == ["length", "ratio"]
 
 
@@ -271,68 +277,19 @@ def test_legends_lie_inside_a_figure_of_one_column(module, one_cell):
         assert right <= width
 
 
-def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(repository, tmp_path):
-    root, sizes = tmp_path / "results", []
-    for name in ("cpu/plaincnn", "cpu/resnet8"):
-        folder = write_results(root / name, records(dataclasses.replace(MLP, network=name[4:])))
-        suite = json.loads((folder / "suite.json").read_text())
-        (folder / "suite.json").write_text(json.dumps({**suite, "name": name, "figures": []}))
-        command = [sys.executable, "-m", "paper_figures", str(folder)]
-        subprocess.run(command, cwd=repository, check=True)
-        sizes.append(Image.open(root / "figures" / "evidence.png").size)
-    assert sizes[1][0] > 1.5 * sizes[0][0]
+def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(module, tmp_path):
+    front = module("_evidence")
+    for count, name in enumerate(("cpu/plaincnn", "cpu/resnet8"), start=1):
+        runs = records(dataclasses.replace(MLP, network=name[4:]), trajectories=2)
+        write_results(tmp_path / name, runs, with_page=False)
+        figure = front.draw(tmp_path)
+        assert len(figure.axes) == count
+        assert name[4:] in figure.axes[-1].get_title(loc="left")
 
 
-def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():
-    table = pd.DataFrame({"label": ["a", "a", "b"], "step": [0.1, 0.3, 0.2], "shrink": [0.5, 0.5, 1.2]})
-    axis = Figure().add_subplot()
-    draw_steps(axis, table.assign(linear=[0.5, 0.5, -0.3], neither=[0, 0, 0.1]))
-    ends = [(bar.get_y(), bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches]
-    places = sorted({y for y, *_ in ends})
-    reached = [[end for y, *pair in ends if y == place for end in pair] for place in places]
-    assert [round(end, 6) for part in reached for end in (min(part), max(part))] == [0, 0.2, -0.06, 0.26]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
-
-
-def test_a_bar_too_long_for_the_axis_keeps_its_parts_and_tells_its_step():
-    table = pd.DataFrame({"label": list("abcde"), "step": [0.1, 0.1, 0.1, 0.1, 40.0], "shrink": 0.5, "linear": 0.5})
-    axis = Figure().add_subplot()
-    draw_steps(axis, table.assign(neither=0))
-    longest = [bar.get_width() for bar in axis.patches if bar.get_y() == axis.patches[4].get_y()]
-    assert longest[0] == longest[1] > 0.1
-    assert axis.get_xlim()[1] < 1
-    assert [text.get_text().strip() for text in axis.texts] == ["// 40"]
-
-
-@pytest.fixture
-def inspected(tmp_path) -> Path:
-    """What `know inspect --out` writes, of two tensors; the second has a step of nothing."""
-    folder = tmp_path / "inspected"
-    folder.mkdir()
-    head = "tensor,role,weights,step,shrink,linear,neither,shrink_by,linear_by"
-    steps = ["w,fc,8,0.1,0.5,0.6,-0.1,0.05,0.2", "b,bias,2,0,,,,0,0"]
-    steps += [f",{role},8,0.1,0.5,0.6,-0.1,," for role in ("fc", "all")]
-    (folder / "steps.csv").write_text("\n".join([head, *steps, ""]))
-    (folder / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nfc,1,0.1,0.5\nall,0,0.1,\nall,1,,\n")
-    rows = [f"known,{role},{h},{x},{-x},0.1" for role in ("conv", "fc") for h in ("constant", "noisy") for x in (0, 1)]
-    (folder / "responses.csv").write_text("\n".join(["model,role,history,theta_0,step,spread", *rows, ""]))
-    return folder
-
-
-def test_an_inspection_is_drawn_the_same_twice(inspected, folder_bytes):
-    assert draw_inspection(inspected)
-    first = folder_bytes(inspected)
-    assert {"inspection.svg", "inspection.png"} <= {Path(name).name for name in first}
-    assert draw_inspection(inspected)
-    assert folder_bytes(inspected) == first
-
-
-def test_an_inspection_of_one_difference_is_drawn(inspected):
-    (inspected / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nall,0,0.1,\n")
-    assert draw_inspection(inspected)
-
-
-def test_without_matplotlib_an_inspection_has_no_figure(inspected, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert not draw_inspection(inspected)
-    assert not list(inspected.glob("inspection.*"))
+def test_the_front_picture_is_drawn_with_the_figures_of_a_main_suite(module, repository, tmp_path):
+    folder = write_results(tmp_path / "cpu/plaincnn", records(trajectories=2), with_page=False)
+    suite = json.loads((folder / "suite.json").read_text())
+    (folder / "suite.json").write_text(json.dumps({**suite, "name": "cpu/plaincnn", "figures": []}))
+    runpy.run_path(str(repository / "paper_figures" / "__main__.py"))["main"](folder)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evidence.png", "evidence.svg"]

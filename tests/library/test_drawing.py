@@ -1,0 +1,65 @@
+"""Drawings of an inspection: bars of the right length, the same bytes twice, and no figure without matplotlib."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from know.drawing import draw_inspection, draw_steps
+
+
+def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():
+    table = pd.DataFrame({"label": ["a", "a", "b"], "step": [0.1, 0.3, 0.2], "shrink": [0.5, 0.5, 1.2]})
+    axis = Figure().add_subplot()
+    draw_steps(axis, table.assign(linear=[0.5, 0.5, -0.3], neither=[0, 0, 0.1]))
+    ends = [(bar.get_y(), bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches]
+    places = sorted({y for y, *_ in ends})
+    reached = [[end for y, *pair in ends if y == place for end in pair] for place in places]
+    assert [round(end, 6) for part in reached for end in (min(part), max(part))] == [0, 0.2, -0.06, 0.26]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_bar_too_long_for_the_axis_keeps_its_parts_and_tells_its_step():
+    table = pd.DataFrame({"label": list("abcde"), "step": [0.1, 0.1, 0.1, 0.1, 40.0], "shrink": 0.5, "linear": 0.5})
+    axis = Figure().add_subplot()
+    draw_steps(axis, table.assign(neither=0))
+    longest = [bar.get_width() for bar in axis.patches if bar.get_y() == axis.patches[4].get_y()]
+    assert longest[0] == longest[1] > 0.1
+    assert axis.get_xlim()[1] < 1
+    assert [text.get_text().strip() for text in axis.texts] == ["// 40"]
+
+
+@pytest.fixture
+def inspected(tmp_path) -> Path:
+    """What `know inspect --out` writes, of two tensors; the second has a step of nothing."""
+    folder = tmp_path / "inspected"
+    folder.mkdir()
+    head = "tensor,role,weights,step,shrink,linear,neither,shrink_by,linear_by"
+    steps = ["w,fc,8,0.1,0.5,0.6,-0.1,0.05,0.2", "b,bias,2,0,,,,0,0"]
+    steps += [f",{role},8,0.1,0.5,0.6,-0.1,," for role in ("fc", "all")]
+    (folder / "steps.csv").write_text("\n".join([head, *steps, ""]))
+    (folder / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nfc,1,0.1,0.5\nall,0,0.1,\nall,1,,\n")
+    rows = [f"known,{role},{h},{x},{-x},0.1" for role in ("conv", "fc") for h in ("constant", "noisy") for x in (0, 1)]
+    (folder / "responses.csv").write_text("\n".join(["model,role,history,theta_0,step,spread", *rows, ""]))
+    return folder
+
+
+def test_an_inspection_is_drawn_the_same_twice(inspected, folder_bytes):
+    assert draw_inspection(inspected)
+    first = folder_bytes(inspected)
+    assert {"inspection.svg", "inspection.png"} <= {Path(name).name for name in first}
+    assert draw_inspection(inspected)
+    assert folder_bytes(inspected) == first
+
+
+def test_an_inspection_of_one_difference_is_drawn(inspected):
+    (inspected / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nall,0,0.1,\n")
+    assert draw_inspection(inspected)
+
+
+def test_without_matplotlib_an_inspection_has_no_figure(inspected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert not draw_inspection(inspected)
+    assert not list(inspected.glob("inspection.*"))
