@@ -192,8 +192,8 @@ def predict(
     request = export.Request(method, depth, scales[0], known, seed, tuple(roles), options)
     config, changes = export.predict_files(trajectory, request, out, validate=validate, scales=scales, say=print)
     factor = config["virtual_data"]
-    place = f"at depth {depth}, {factor:g} times the data" if factor else "which has no depth"
-    print(f"{out}: {method} {place}")
+    place = f" at depth {depth}, {factor:g} times the data" if factor else ", which has no depth"
+    print(f"{out}: {method}{place}")
     if changes.weights:
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
