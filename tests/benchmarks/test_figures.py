@@ -23,8 +23,10 @@ from benchmarks.settings import Arms
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")} - {"style"})
 OF_ARMS = [script for script in SCRIPTS if script not in ("landscape", "metatraining", "response_curves")]
+PICTURE = "accuracy_by_arm"
+"""The one that is compared as png too, which is slower."""
 WITHOUT_TORCH = """
-import runpy, sys
+import importlib, pathlib, sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -32,7 +34,12 @@ class Refuse:
             raise ImportError("a figure needs no torch")
 
 sys.meta_path.insert(0, Refuse())
-runpy.run_module("paper_figures", run_name="__main__")
+sys.path.insert(0, "paper_figures")
+import style
+folder, out, picture, *scripts = sys.argv[1:]
+for script in scripts:
+    kinds = ("svg", "png") if script == picture else ("svg",)
+    style.save(importlib.import_module(script).draw(pathlib.Path(folder)), pathlib.Path(out), script, kinds)
 """
 
 
@@ -102,7 +109,7 @@ def module(repository, monkeypatch):
 def drawn(one_cell, repository, tmp_path_factory) -> Path:
     """The folder of all figures of one cell, drawn by a process of its own that cannot import torch."""
     out = tmp_path_factory.mktemp("figures")
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(one_cell), str(out)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(one_cell), str(out), PICTURE, *SCRIPTS]
     subprocess.run(command, cwd=repository, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
     return out
 
@@ -112,9 +119,7 @@ def files(script: str, folder: Path) -> tuple[bytes, bytes]:
 
 
 def test_every_script_is_drawn_without_torch(drawn):
-    assert {path.name for path in drawn.iterdir()} == {
-        f"{script}.{kind}" for script in SCRIPTS for kind in ("svg", "png")
-    }
+    assert {path.stem for path in drawn.iterdir()} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -127,8 +132,8 @@ def test_a_second_process_draws_the_same(module, drawn, one_cell, script, tmp_pa
 
 
 def test_a_picture_has_the_same_bytes_in_a_second_process(draw, drawn, one_cell, tmp_path):
-    svg, png = draw("gap_closed", one_cell, tmp_path)
-    assert (svg, png) == files("gap_closed", drawn)
+    svg, png = draw(PICTURE, one_cell, tmp_path)
+    assert (svg, png) == files(PICTURE, drawn)
     assert png.startswith(b"\x89PNG")
     assert b"tIME" not in png
 
@@ -136,10 +141,8 @@ def test_a_picture_has_the_same_bytes_in_a_second_process(draw, drawn, one_cell,
 def test_a_figure_follows_its_records(draw, drawn, tmp_path):
     more = records(gains={**GAINS, "known_x2": (2, 3, 2, 2, 2)}, trajectories=2)
     other = write_results(tmp_path / "results" / "one", more, with_page=False)
-    for after, before in zip(
-        draw("gain_by_depth", other, tmp_path / "figures"), files("gain_by_depth", drawn), strict=True
-    ):
-        assert after != before
+    draw(PICTURE, other, tmp_path / "figures")
+    assert (tmp_path / "figures" / f"{PICTURE}.svg").read_bytes() != (drawn / f"{PICTURE}.svg").read_bytes()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -162,9 +165,10 @@ def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp
 
 
 CROWDED = [
-    *(("every_arm", script) for script in OF_ARMS if script != "ablation"),  # it has one cell
-    *(("several_cells", script) for script in ("accuracy_by_arm", "gap_closed")),
-    *(("axes", script) for script in ("ablation", "gain_by_depth")),
+    ("every_arm", "accuracy_by_arm"),
+    ("every_arm", "gain_by_depth"),
+    ("several_cells", "gap_closed"),
+    ("axes", "ablation"),
 ]
 
 
