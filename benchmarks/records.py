@@ -1,4 +1,4 @@
-"""The run record: one row per (cell, trajectory, arm, recipe, fine-tune), the contract between running and reporting.
+"""The run record: one row per (cell, trajectory, arm, rate policy, fine-tune), the contract between running and reporting.
 
 Everything in a table or figure is computed from these rows. They hold nothing that differs between two runs of the same
 code on the same machine: times, memory, commit and environment live in provenance and cost files.
@@ -43,6 +43,7 @@ class RunRecord(BaseModel):
     depth: Annotated[int, Field(ge=0)]
     """Recursions of the predictor; 0 for references and predictors without depth."""
     recipe: Literal["published", "tuned"]
+    """The rate policy; the column keeps its name, since readers know it."""
     fine_tune: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     on_edge: bool

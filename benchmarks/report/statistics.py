@@ -111,9 +111,9 @@ def fieller(numerator: np.ndarray, denominator: np.ndarray) -> Interval | None:
 
 
 def trajectory_means(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
-    """One value per (cell, recipe, arm, trajectory): the mean over fine-tunes. Arms as columns.
+    """One value per (cell, rate policy, arm, trajectory): the mean over fine-tunes. Arms are the columns.
 
-    Index: cell, recipe, trajectory.
+    Index: cell, recipe (the rate policy), trajectory.
     """
     return runs.pivot_table(index=["cell", "recipe", "trajectory"], columns="arm", values=column, aggfunc="mean")
 
@@ -124,9 +124,9 @@ def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarra
 
 
 def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
-    """One row per (cell, recipe, arm), in percentage points.
+    """One row per (cell, rate policy, arm), in percentage points.
 
-    Columns: cell, recipe, arm, depth, n (trajectories), accuracy (mean); difference with low and high (paired with
+    Columns: cell, recipe (the rate policy), arm, depth, n (trajectories), accuracy (mean); difference with low and high (paired with
     naive); share with share_low and share_high (of the gap naive to oracle; nan where undefined); learning_rate,
     on_edge, failed (runs that diverged); step, source_accuracy (and _recalibrated) and weight_error (means, before
     fine-tuning).
@@ -143,7 +143,7 @@ def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
         weight_error=("weight_error", lambda values: pd.to_numeric(values).mean()),
     )
     rows = []
-    for (cell, recipe), table in means.groupby(level=["cell", "recipe"]):
+    for (cell, policy), table in means.groupby(level=["cell", "recipe"]):
         for arm in table.columns[table.notna().any()]:
             difference = paired_t(compare(table, arm))
             share = None
@@ -152,7 +152,7 @@ def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
             rows.append(
                 {
                     "cell": cell,
-                    "recipe": recipe,
+                    "recipe": policy,
                     "arm": arm,
                     "n": int(table[arm].notna().sum()),
                     "accuracy": table[arm].mean(),
@@ -162,7 +162,7 @@ def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
                     "share": share.mean if share else math.nan,
                     "share_low": share.low if share else math.nan,
                     "share_high": share.high if share else math.nan,
-                    **facts.loc[(cell, recipe, arm)].to_dict(),
+                    **facts.loc[(cell, policy, arm)].to_dict(),
                 }
             )
     return pd.DataFrame(rows)

@@ -132,15 +132,15 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
 
 def described(settings: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """By heading of a group: names, summary, reference and options of its arms. Depths of one method share a line."""
-    found: dict[str, dict[tuple, list[str]]] = {heading: {} for heading in GROUPS.values()}
+    lines: dict[str, dict[tuple, list[str]]] = {heading: {} for heading in GROUPS.values()}
     for arm in settings["described"]:
         options = ", ".join(f"{key} = {value}" for key, value in sorted(arm["options"].items()))
         key = (arm["summary"], arm["reference"], options)
-        found[GROUPS[arm["group"]]].setdefault(key, []).append(arm["name"])
+        lines[GROUPS[arm["group"]]].setdefault(key, []).append(arm["name"])
     keys = ("summary", "reference", "options")
     return {
         heading: [{"names": names, **dict(zip(keys, key, strict=True))} for key, names in arms.items()]
-        for heading, arms in found.items()
+        for heading, arms in lines.items()
         if arms
     }
 
@@ -223,7 +223,7 @@ def costs_of_arms(published: Published) -> dict[str, tuple[pd.Series, pd.DataFra
     table = published.table("cost_by_arm")
     places = [] if table is None else table.groupby(PLACE, sort=True)
     head = ["arm", "training", "prediction, s", "per weight, s", "share", "memory, MiB"]
-    found = {}
+    costs = {}
     for _, own in places:
         rows = []
         for _, row in own.sort_values("arm", key=lambda arms: arms.map(published.order)).iterrows():
@@ -232,8 +232,8 @@ def costs_of_arms(published: Published) -> dict[str, tuple[pd.Series, pd.DataFra
             times = [f"{seconds:.2g}", f"{per_weight:.1e}", f"{100 * share:.2g} %"] if seconds else ["", "", ""]
             grown = "" if not memory or math.isnan(memory) else f"{memory:.1f}"
             rows.append([row["arm"], f"{row['trained']:.2f}", *times, grown])
-        found[place_of(own.iloc[0])] = (own.iloc[0], pd.DataFrame(rows, columns=head))
-    return found
+        costs[place_of(own.iloc[0])] = (own.iloc[0], pd.DataFrame(rows, columns=head))
+    return costs
 
 
 def costs_of_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
@@ -305,16 +305,16 @@ def _pair(judged: Judged) -> tuple[str, str]:
 def controls(evidence: Evidence, claim: Claim) -> list[dict[str, Any]]:
     """What is left of KNOWN's gain beside each control that was run, at tuned rates."""
     arm = CLAIMS.lines[claim.controls_of].deepest
-    found = []
+    lines = []
     for control in CLAIMS.controls:
         other = control.arms[claim.controls_of]
         judged = evidence.judge(_contrast(arm, other), "tuned")
         if judged.interval.n:
             difference = _shown(judged.interval)
-            found.append(
+            lines.append(
                 {"arm": arm, "control": other, "difference": difference, "sign": judged.sign, "text": control.text}
             )
-    return found
+    return lines
 
 
 def by_cell(evidence: Evidence) -> pd.DataFrame:
@@ -334,7 +334,8 @@ def across(evidence: Evidence, arm: str) -> dict[str, str]:
     """By rate policy, whether an arm beats naive in every cell that counts."""
     cells = {policy: evidence.by_cell(_contrast(arm, "naive"), policy) for policy in POLICIES}
     return {
-        policy: together(one.verdict for (counts, _), one in found.items() if counts) for policy, found in cells.items()
+        policy: together(one.verdict for (counts, _), one in judged.items() if counts)
+        for policy, judged in cells.items()
     }
 
 

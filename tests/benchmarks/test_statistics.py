@@ -40,7 +40,7 @@ SHAPES = {
     "skewed": lambda rng, size: (rng.gamma(4, size=size) - 4) / 2,  # skewness 1
     "t3": lambda rng, size: rng.standard_t(3, size=size) / math.sqrt(3),
 }
-EXPERIMENTS = 2000
+EXPERIMENTS = 1000
 
 
 def effects(rng, shape: str, ratio: float, n: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_the_pooled_interval_covers_what_it_says(shape, ratio):
     """Two networks, one three times as noisy as the other, with gains of 1.2 and 0.2."""
     rng = np.random.default_rng(100 + ratio)
     one, two = 1.2 + effects(rng, shape, ratio, 8), 0.2 + 3 * effects(rng, shape, ratio, 8)
-    check_coverage((pooled_t(groups)[0] for groups in zip(one, two, strict=True)), 0.7, shape)
+    check_coverage((pooled_t(samples)[0] for samples in zip(one, two, strict=True)), 0.7, shape)
 
 
 @pytest.mark.parametrize("n", [5, 8])
@@ -85,14 +85,14 @@ def test_the_interval_of_a_share_covers_what_it_says(shape, ratio, n):
     check_coverage(map(fieller, arm, oracle), 0.25, shape)
 
 
-def test_one_group_pooled_is_a_paired_t():
+def test_one_sample_pooled_is_a_paired_t():
     values = np.random.default_rng(0).normal(0.3, 1, 8)
     interval, p = pooled_t([values])
     assert (interval.low, interval.high) == pytest.approx((paired_t(values).low, paired_t(values).high))
     assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
-def test_two_groups_pooled_are_welchs():
+def test_two_samples_pooled_are_welchs():
     a, b = np.random.default_rng(1).normal(0.3, 1, 8), np.random.default_rng(2).normal(0.5, 4, 6)
     interval, p = pooled_t([a, -b])  # the mean of a and -b is half of their difference
     theirs = stats.ttest_ind(a, b, equal_var=False)
@@ -102,7 +102,7 @@ def test_two_groups_pooled_are_welchs():
     assert interval.n == 14
 
 
-def test_a_group_counts_once_whatever_its_size():
+def test_a_sample_counts_once_whatever_its_size():
     small, large = np.array([1.0, 1.2]), np.full(50, 3.0) + np.linspace(-1, 1, 50)
     assert pooled_t([small, large])[0].mean == pytest.approx((1.1 + 3) / 2)
     assert pooled_t([])[0].n == 0
@@ -255,7 +255,7 @@ def test_a_trajectory_that_an_arm_lacks_is_left_out_of_its_comparison():
     pd.testing.assert_series_equal(row(part, "known_x2")[INTERVALS], row(alone, "known_x2")[INTERVALS])
 
 
-def test_cells_and_recipes_are_kept_apart():
+def test_cells_and_rate_policies_are_kept_apart():
     runs = pd.concat([table(noisy(5)), table(noisy(6), cell="d"), table(noisy(7), recipe="published")])
     found = summarise(runs)
     assert len(found) == 3 * len(ARMS)
