@@ -1,4 +1,4 @@
-"""The run record: one row per (cell, trajectory, arm, rate policy, fine-tune), the contract between running and reporting.
+"""The run record, the contract of running and reporting: a row per cell, trajectory, arm, rate policy and fine-tune.
 
 Everything in a table or figure is computed from these rows. They hold nothing that differs between two runs of the same
 code on the same machine: times, memory, commit and environment live in provenance and cost files.

@@ -126,10 +126,10 @@ def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarra
 def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
     """One row per (cell, rate policy, arm), in percentage points.
 
-    Columns: cell, recipe (the rate policy), arm, depth, n (trajectories), accuracy (mean); difference with low and high (paired with
-    naive); share with share_low and share_high (of the gap naive to oracle; nan where undefined); learning_rate,
-    on_edge, failed (runs that diverged); step, source_accuracy (and _recalibrated) and weight_error (means, before
-    fine-tuning).
+    Columns: cell, recipe (the rate policy), arm, depth, n (trajectories), accuracy (mean); difference with low and high
+    (paired with naive); share with share_low and share_high (of the gap naive to oracle; nan where undefined);
+    learning_rate, on_edge, failed (runs that diverged); step, source_accuracy (and _recalibrated) and weight_error
+    (means, before fine-tuning).
     """
     means = 100 * trajectory_means(runs, column)
     facts = runs.groupby(["cell", "recipe", "arm"]).agg(
