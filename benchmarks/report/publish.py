@@ -18,7 +18,7 @@ import pandas as pd
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, Published, load, load_all, suites
 from benchmarks.report.render import front_pages, suite_page
-from benchmarks.report.statistics import summarise
+from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
 from benchmarks.steps import lacking, steps
 from benchmarks.suite import Suite
@@ -250,11 +250,12 @@ def _compare_page(path: Path, expected: str) -> None:
 
 
 def metrics(runs: pd.DataFrame) -> dict:
-    """Mean accuracy in percent by cell, arm and recipe, for `dvc metrics`."""
-    found: dict = {}
-    for row in summarise(runs).to_dict("records"):
-        found.setdefault(row["cell"], {}).setdefault(row["arm"], {})[row["recipe"]] = round(row["accuracy"], 4)
-    return found
+    """Mean accuracy in percent by cell, arm and rate policy, for `dvc metrics`."""
+    accuracies: dict = {}
+    for (cell, policy), means in (100 * trajectory_means(runs)).groupby(level=["cell", "recipe"]):
+        for arm in means.columns[means.notna().any()]:
+            accuracies.setdefault(cell, {}).setdefault(arm, {})[policy] = round(float(means[arm].mean()), 4)
+    return accuracies
 
 
 def _snapshots(settings: Suite, work: Path, cells: list[Cell]) -> list[dict]:
