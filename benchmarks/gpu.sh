@@ -3,9 +3,9 @@
 #
 #   KNOW_DATA=/folder/with/the/data bash benchmarks/gpu.sh [SUITE ...]
 #
-# Needs Python with what `pip install .` brings: torch, torchvision, timm, numpy, pandas, scipy, scikit-learn, pydantic,
-# pyyaml, pillow, safetensors, tqdm, typer; no network. A piece that is finished is skipped, one that was killed goes on
-# where it was: call it again, with a time limit if the machine has one (`timeout 540 bash benchmarks/gpu.sh`).
+# Needs Python with what `pip install '.[benchmark]'` brings, except Snakemake and DVC, and no network. A piece that is
+# finished is skipped, and one that was killed goes on where it was: call the script again, with a time limit if the
+# machine has one (`timeout 540 bash benchmarks/gpu.sh`).
 #
 #   DEVICE   cuda                    cpu runs the same pieces without a GPU, slowly
 #   OUT      work/records            the records of the finished pieces, a few MB, for `python -m benchmarks merge` elsewhere

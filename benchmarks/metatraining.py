@@ -346,7 +346,9 @@ def card(known: Known) -> str:
         CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     size = sum(parameter.numel() for parameter in known.nets["conv"].parameters())
-    about = {"facts": known.facts, "settings": known.facts["settings"], "length": known.length, "size": size}
+    settings = known.facts["settings"]
+    settings = {**settings, "ratio": settings.get("ratio") or settings["rate"]}  # the first files that ship say rate
+    about = {"facts": known.facts, "settings": settings, "length": known.length, "size": size}
     return template.render(about, roles=PREDICTED, still=STILL) + "\n"
 
 
