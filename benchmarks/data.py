@@ -1,13 +1,13 @@
-"""Datasets as whole uint8 tensors, decoded once; classes and domains chosen in the name; augmentation on the device.
+"""Datasets, each decoded once into uint8 tensors, and augmentation on the device.
 
-A dataset is named by a short string, which is also what suites and the command line use:
+A dataset is named by a short string, in which classes or domains can be chosen; suites and commands use it too:
 
     digits               all classes of the 8x8 scans that ship with scikit-learn (needs no download)
     digits:0-4           classes 0 to 4 only, relabelled 0..4
     cifar100:0-49+60     classes 0 to 49 and 60
     pacs:photo+cartoon   two domains of PACS
 
-Files come from the folder in the environment variable KNOW_DATA (one .npz a dataset), else from torchvision's download.
+Files come from the folder in the environment variable KNOW_DATA (one .npz per dataset) or a download by torchvision.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     sha256: str
-    mean: Tensor  # (C,) of the training images in [0, 1]
+    mean: Tensor  # (C,), of the training images with values in [0, 1]
     std: Tensor  # (C,)
-    flip: bool  # whether a mirrored image is still of the same class
+    flip: bool  # whether a mirrored image still has the same class
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,7 +77,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a dataset comes from and what its decoded arrays must hash to (None: recorded, not checked)."""
+    """Where a dataset comes from, and the required hash of its decoded arrays (None: recorded, not checked)."""
 
     sha256: str | None
     flip: bool
@@ -113,7 +113,7 @@ SOURCES = {
         torchvision="CIFAR100",
         file="cifar100.npz",
     ),
-    # JPEG: decoders differ by a unit or so, hence the hash is that of the compressed bytes and labels.
+    # JPEG decoders differ by about one grey level, so this hash covers the compressed bytes and the labels.
     "pacs": _Source("3602ceb173bca9ce232b0d0f123b6eb1c439684d62b8caf354990c22bb884788", flip=True, file="pacs_48.npz"),
 }
 
@@ -121,7 +121,7 @@ SOURCES = {
 def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | None = None) -> Dataset:
     """Load the dataset named by `spec` (see the module's docstring) onto `device`.
 
-    root: folder of the .npz files and of downloads; default the environment variable KNOW_DATA.
+    root: folder of the .npz files and of downloads; the default is the environment variable KNOW_DATA, else data/.
     Raises KnowError for an unknown name, class or domain, and for a missing, corrupt or altered file.
     """
     name, _, selection = spec.partition(":")
@@ -150,17 +150,17 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
 
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
-    """uint8 or float (B, C, H, W) of 0 to 255 to float32, each channel with mean 0 and deviation 1 in training."""
+    """Scale uint8 or float (B, C, H, W), 0 to 255, to float32; training data get mean 0 and deviation 1 per channel."""
     scale = 1 / (255 * dataset.std)
     shift = -dataset.mean / dataset.std
     return torch.addcmul(shift[:, None, None], images.float(), scale[:, None, None])
 
 
 def draw_shift(count: int, shape: tuple[int, int, int], generator: torch.Generator, *, flip: bool) -> Tensor:
-    """What `augment` does to each of `count` images of `shape` (C, H, W): int64 (count, 3).
+    """Draw shifts and mirroring for `augment`, for `count` images of `shape` (C, H, W): int64 (count, 3).
 
-    Rows, columns to shift by, up to 1/8 of the side each way, and whether to mirror (1 for half of them if `flip`).
-    Drawn where `generator` lives: on the host, so that every device sees the same pictures.
+    Each row has the shift in rows and in columns, up to 1/8 of the side in both directions, and whether to mirror (1
+    for half of the images if `flip`). They are drawn on the host, so that every device sees the same images.
     """
     drawn = []
     for side in shape[1:]:
@@ -171,12 +171,12 @@ def draw_shift(count: int, shape: tuple[int, int, int], generator: torch.Generat
 
 
 def draw_affine(count: int, shape: tuple[int, int, int], generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Affine maps as the authors' script draws them for `count` images of `shape` (C, H, W): float32 (count, 2, 3).
+    """Draw affine maps as the authors' script does, for `count` images of `shape` (C, H, W): float32 (count, 2, 3).
 
-    Rotation by up to 10 degrees, shift by up to 15 % of the side, zoom by 0.7 to 1.3 for each axis, no mirror (whatever
-    `flip` says). A map takes a place in the new image to one in the old, both from the centre in units of half a side,
-    horizontal first: what `torch.nn.functional.affine_grid` wants. Order as in Keras' generator, which the released
-    script uses: zoom, then shift, then rotation of the place.
+    They rotate by up to 10 degrees, shift by up to 15 % of the side, zoom by 0.7 to 1.3 on each axis, and never mirror
+    (`flip` is ignored). As `torch.nn.functional.affine_grid` requires, a map takes a place in the new image to one in
+    the old image, both measured from the centre in units of half a side, horizontal first. A place is zoomed, then
+    shifted, then rotated, as in Keras' generator, which the released script uses.
     """
     _, height, width = shape
 
@@ -194,14 +194,14 @@ def draw_affine(count: int, shape: tuple[int, int, int], generator: torch.Genera
 
 
 DRAWS: dict[str, Callable[..., Tensor]] = {"shift": draw_shift, "affine": draw_affine}
-"""Kinds of augmentation (`benchmarks.suite.Recipe.augment`) and what draws them."""
+"""Kinds of augmentation (`benchmarks.settings.Recipe.augment`) and the functions that draw them."""
 
 
 def augment(images: Tensor, drawn: Tensor) -> Tensor:
-    """Change each image, uint8 (B, C, H, W), as it was drawn (`DRAWS`), on the device of both; pixels beyond an edge
-    are those of the edge.
+    """Change each image, uint8 (B, C, H, W), as drawn by a function of `DRAWS`; both tensors are on one device. Pixels
+    beyond an edge repeat the edge.
 
-    A shift gives uint8 in channels-last memory; an affine map interpolates and gives float32, still of 0 to 255.
+    A shift gives uint8 in channels-last memory; an affine map interpolates and gives float32, still from 0 to 255.
     """
     if drawn.is_floating_point():
         grid = F.affine_grid(drawn, list(images.shape), align_corners=False)  # (B, H, W, 2)
@@ -221,7 +221,7 @@ def augment(images: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _read(name: str, source: _Source, root: Path) -> dict[str, np.ndarray]:
-    """Decoded arrays {train,test}_{images,labels} and class_names (PACS: images, labels, domains and names)."""
+    """Read and decode {train,test}_{images,labels} and class_names (PACS: images, labels, domains and names)."""
     if name == "digits":
         return _digits()
     path = root / source.file
@@ -229,7 +229,7 @@ def _read(name: str, source: _Source, root: Path) -> dict[str, np.ndarray]:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return _decode({key: archive[key] for key in archive.files})
-        except Exception as error:  # whatever a damaged archive makes zipfile, numpy or pillow raise
+        except Exception as error:  # a damaged archive makes zipfile, numpy or pillow raise many kinds
             raise KnowError(f"{path} cannot be read ({error}); it is corrupt or truncated, fetch it again") from error
     if source.torchvision is None:
         raise KnowError(f"dataset {name} needs the file {path}; set KNOW_DATA to the folder that holds {source.file}")
@@ -237,10 +237,10 @@ def _read(name: str, source: _Source, root: Path) -> dict[str, np.ndarray]:
 
 
 def _digits() -> dict[str, np.ndarray]:
-    """1,797 scans of 8x8 in 17 grey levels. The last 500 (other writers than the first) are the test set.
+    """Read 1,797 scans of 8x8 in 17 grey levels. The last 500, by other writers than the first, are the test set.
 
-    Reads the file inside scikit-learn without importing that package, which costs every job two seconds; the content
-    hash checks that it still is the same file.
+    The file inside scikit-learn is read without importing that package, which would cost every job two seconds; the
+    content hash checks that it is still the same file.
     """
     package = importlib.util.find_spec("sklearn").submodule_search_locations[0]
     table = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")  # (1797, 65), label last
@@ -256,7 +256,7 @@ def _digits() -> dict[str, np.ndarray]:
 
 
 def _decode(archive: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compressed strips (lossless WebP) or single JPEGs to arrays; plain arrays pass through."""
+    """Decode compressed strips (lossless WebP) or single JPEGs to arrays; plain arrays do not change."""
     from PIL import Image
 
     def images(blob: np.ndarray, offsets: np.ndarray, side: int) -> np.ndarray:
@@ -287,7 +287,7 @@ def _download(name: str, cls: str, root: Path) -> dict[str, np.ndarray]:
     for part in ("train", "test"):
         try:
             fetched = getattr(datasets, cls)(root=str(root), train=part == "train", download=True)
-        except Exception as error:  # network, server, disk or md5 trouble, all of torchvision's own kinds
+        except Exception as error:  # torchvision raises many kinds for network, server, disk and md5
             raise KnowError(f"dataset {name}: download to {root} failed ({error}); or set KNOW_DATA") from error
         arrays[f"{part}_images"] = np.asarray(fetched.data, dtype=np.uint8)
         arrays[f"{part}_labels"] = np.asarray(fetched.targets, dtype=np.uint8)
@@ -296,7 +296,7 @@ def _download(name: str, cls: str, root: Path) -> dict[str, np.ndarray]:
 
 
 def _hash(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 over the arrays in the order of their names, each with its shape; names of classes do not count."""
+    """sha256 over the arrays in the order of their names, each with its shape; names of classes are left out."""
     state = hashlib.sha256()
     for key in sorted(arrays):
         if not key.endswith("_names"):
@@ -318,7 +318,7 @@ def _split_domains(name: str, arrays: dict[str, np.ndarray], selection: str) -> 
         if domain not in names:
             raise unknown(f"domain of {name}", domain, names)
     index: dict[str, list[np.ndarray]] = {"test": [], "train": []}
-    for domain in (d for d in names if d in chosen):  # each by a stream of its own, whatever else is chosen
+    for domain in (d for d in names if d in chosen):  # each has its own stream, independent of the others
         rows = np.flatnonzero(arrays["domains"] == names.index(domain))
         rows = np.random.default_rng(stream("split", name, domain)).permutation(rows)
         held_out = round(PACS_TEST_SHARE * len(rows))

@@ -1,7 +1,7 @@
-"""THE fine-tuning function: every arm goes through it, with the same subset, head, batch order and augmentation.
+"""THE fine-tuning function: every arm uses it, with the same subset, head, batch order and augmentation.
 
-Its result is a function of what it is given, so it is kept by content (`benchmarks.store`): an arm that is added to a
-suite, or a cell that was killed, costs only what was not computed before.
+Its result depends only on its arguments, so it is kept in the store by content (`benchmarks.store`). When an arm is
+added to a suite, or a killed cell is run again, only what was not computed before is computed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from know.files import digest
 from know.seeds import stream
 
 CALIBRATION = 2048
-"""Source images that running statistics are measured on, for the source accuracy of predicted weights."""
+"""Number of source images on which running statistics are measured, for the source accuracy of predicted weights."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What an arm hands to fine-tuning. rates: factors on the learning rate, by parameter name."""
+    """What an arm gives to fine-tuning. rates: factors on the learning rate, by parameter name."""
 
     weights: State
     rates: Mapping[str, float] = field(default_factory=dict)
     normalisation: Normalisation = "carry"
 
     def fingerprint(self) -> str:
-        """Hash of its content."""
+        """Hash of the content of all three fields."""
         state = hashlib.sha256(digest([sorted(self.rates.items()), self.normalisation]).encode())
         for name, tensor in sorted(self.weights.items()):
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -48,7 +48,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Result:
-    """What one fine-tune gives. `accuracy` is None where the test set was not to be read (pilots)."""
+    """The result of one fine-tune. `accuracy` is None where the test set must not be read (pilots)."""
 
     status: str
     validation_accuracy: float
@@ -58,8 +58,8 @@ class Result:
 
 @dataclass(frozen=True)
 class FineTune:
-    """One fine-tune. seed: of (source trajectory, target, fine-tune); decides the target subset, the validation images
-    and the head. Batch order and augmentation also depend on the share.
+    """One fine-tune. seed: made from source trajectory, target and number of the fine-tune; decides target subset,
+    validation images and head. Batch order and augmentation also depend on the share.
     """
 
     start: Start
@@ -71,7 +71,7 @@ class FineTune:
 
 
 def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transfer) -> Result:
-    """Fine-tune a new head and the weights by the suite's recipe; accuracy after the last epoch."""
+    """Fine-tune a new head and the weights with the suite's recipe; accuracies are those after the last epoch."""
     images, validation = target_split(target, settings, request.share, request.seed)
     model, order, rates = _prepare(request, network, target, settings, images)
     asked = {"learning_rate": request.learning_rate, "rate_factors": rates}
@@ -83,7 +83,7 @@ def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transf
 
 
 def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, settings: Transfer) -> list[Result]:
-    """`fine_tune` of many requests of one share at once (`benchmarks.stacked`); the same results to rounding."""
+    """Do what `fine_tune` does for many requests of one share at once (`benchmarks.stacked`), equal up to rounding."""
     splits = [target_split(target, settings, request.share, request.seed) for request in requests]
     images, validation = (torch.stack(rows) for rows in zip(*splits, strict=True))  # (K, n) each
     prepared = [_prepare(r, network, target, settings, own) for r, own in zip(requests, images, strict=True)]
@@ -139,7 +139,7 @@ def _result(status: str, validation: float, loss: float, test: float | None) -> 
 
 
 def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of training and validation images, disjoint; a smaller share is a prefix of a larger one."""
+    """Disjoint rows of training and validation images; the rows of a smaller share begin those of a larger one."""
     total, wanted = len(target.train), settings.images + settings.validation
     if wanted > total:
         raise KnowError(f"{target.name} has {total} training images, transfer.images + validation is {wanted}")
@@ -148,8 +148,8 @@ def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -
 
 
 def source_accuracy(weights: State, network: str, source: Dataset) -> dict[str, float]:
-    """Source test accuracy of weights as they are: with the running statistics they carry, and with these measured anew
-    on source training images (the same number where the network keeps none).
+    """Source test accuracy of weights before fine-tuning: with their own running statistics, and with those measured
+    anew on source training images (the same number where the network has no such statistics).
     """
     model = build(network, source.shape, len(source.classes))
     model.load_state_dict(weights)

@@ -1,11 +1,11 @@
-"""Meta-training of KNOWN: forgetting trajectories of many small networks, cut into windows, and an L1 regression.
+"""Meta-training of KNOWN: an L1 regression on windows, which are cut from forgetting trajectories of small networks.
 
-The same windows train two more predictors, so that KNOWN can be compared with them: scaled KNOWN, and meta-linear, the
-closed-form least squares over the differences.
+The same windows train two more methods, so that KNOWN can be compared with them: scaled KNOWN, and meta-linear, the
+closed-form least-squares solution over the differences.
 
 Paper: 7 snapshots per run give two windows of 5 inputs and 1 target; r from U(0.3, 0.9), learning rate from
 U(1e-5, 4e-3), batch size from U(32, r^6 |D0|), Adam. Here r has the further lower bound that keeps `smallest` images in
-the smallest subset. The paper says nothing of epochs and optimiser of the hyper-model: those are suite keys.
+the smallest subset. The paper does not state epochs and optimiser of the hyper-model: those are keys of a suite.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from know.seeds import stream
 from know.trajectory import nested_subsets
 
 METASET, METATRAINING = "benchmarks.metatraining:make_metaset", "benchmarks.metatraining:fit_known"
-"""What the fingerprints of code are taken of."""
+"""The functions from which the fingerprints of code are made."""
 SNAPSHOTS = 7
 WINDOWS = 2
-"""Windows cut from one history (paper); one only where S is 6."""
+"""Number of windows cut from one history (paper); there is only one where S is 6."""
 HISTORY = ["model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 COEFFICIENTS = ["model", "role", "term", "value"]
 HELD_OUT = ["run", "dataset", "network", "role", "model", "windows", "loss", "no_change_loss", "linear_loss", "step"]
 CARD = Path(__file__).parent / "report" / "templates" / "known_card.md.j2"
-"""Template of a card."""
+"""Template of the card of a group of networks."""
 STILL = 1e-3
-"""A network whose |step| / |theta_0| is smaller predicts nothing."""
+"""The card says that a network predicts no change where its |step| / |theta_0| is smaller than this."""
 NETWORKS: dict[str, Scaling] = {"known": "none", "scaled": "range"}
-"""The networks that are trained, each on three roles, and how their windows are scaled."""
+"""The networks that are trained, each once per role, and how their windows are scaled."""
 META_LINEAR = {"meta_linear": ("", False), "meta_linear_theta0": (".theta_0", True)}
-"""The closed-form models: ending of the names of their coefficients, and whether theta_0 has one."""
+"""The closed-form models: the ending of the names of their coefficients, and whether theta_0 has a coefficient."""
 
 
 def draw_run(run: int, settings: MetaTraining) -> dict:
-    """What is random about meta-trajectory number `run`; a function of the run and the settings' ranges alone.
+    """The random settings of meta-trajectory number `run`; they depend only on `run` and the ranges in the settings.
 
-    Runs that are trained at once have what the first of them draws, but for learning rate and seed.
+    Runs that are trained at once all use what the first of them draws, except for learning rate and seed.
     """
     group = run // settings.together
     first, own = _dice(group * settings.together, settings), _dice(run, settings)
@@ -91,10 +91,9 @@ def _dice(run: int, settings: MetaTraining) -> dict:
 
 
 def histories(states: list[State], limit: int, seed: int) -> dict[str, Tensor]:
-    """Histories of single weights, per predicted role: float32 (N, 7), smallest subset first.
+    """Histories of single weights, by predicted role: float32 (N, 7), smallest subset first.
 
-    states: the 7 snapshots, largest subset (theta_0) first. At most `limit` weights of each role are kept, drawn
-    evenly.
+    states: the 7 snapshots, largest subset (theta_0) first. Of each role at most `limit` weights are drawn, uniformly.
     """
     role_of = roles(states[0])
     generator = torch.Generator().manual_seed(seed)
@@ -103,23 +102,23 @@ def histories(states: list[State], limit: int, seed: int) -> dict[str, Tensor]:
         names = sorted(name for name in states[0] if role_of[name] == role)
         if not names:
             continue
-        # (scalars, 7), smallest subset first
+        # history is (scalars, 7), smallest subset first
         history = torch.stack([torch.cat([s[n].flatten().float() for n in names]) for s in reversed(states)], dim=1)
         kept[role] = history[torch.randperm(len(history), generator=generator)[:limit]].contiguous()
     return kept
 
 
 def windows(history: Tensor, length: int) -> Tensor:
-    """Windows with their target, (windows, S + 1), of histories (N, 7): inputs smallest subset first, target last.
+    """Cut histories (N, 7) into windows with target, (windows, S + 1): inputs smallest subset first, target last.
 
-    The last two windows of each: theta_{S+1}..theta_2 -> theta_1 and theta_S..theta_1 -> theta_0.
+    Each history gives its last two windows: theta_{S+1}..theta_2 -> theta_1 and theta_S..theta_1 -> theta_0.
     """
     count = min(WINDOWS, SNAPSHOTS - length)
     return torch.cat([history[:, end - length - 1 : end] for end in range(SNAPSHOTS - count + 1, SNAPSHOTS + 1)])
 
 
 def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str = "cpu") -> None:
-    """Train one share of the meta-trajectories and keep their windows: `<out>/<run>.safetensors`, manifest last."""
+    """Train one shard of the meta-trajectories and save their histories: `<out>/<run>.safetensors`, then manifest."""
     groups = -(-settings.trajectories // settings.together)
     first, end = (groups * k // settings.shards * settings.together for k in (shard, shard + 1))
     runs = range(first, min(end, settings.trajectories))
@@ -151,8 +150,8 @@ def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str =
 
 
 def _meta_trajectory(drawn: list[dict], dataset: Dataset, settings: MetaTraining) -> list[list[State] | None]:
-    """Snapshots theta_0 ... theta_6 of the one run that was drawn (paper: sequential fine-tuning on nested subsets);
-    None if it diverged.
+    """Snapshots theta_0 ... theta_6 of the one run that was drawn (paper: sequential fine-tuning on nested subsets), or
+    None if the run diverged.
     """
     (facts,) = drawn
     model, subsets = _start(facts, dataset, settings)
@@ -168,7 +167,7 @@ def _meta_trajectory(drawn: list[dict], dataset: Dataset, settings: MetaTraining
 
 
 def _meta_trajectories(drawn: list[dict], dataset: Dataset, settings: MetaTraining) -> list[list[State] | None]:
-    """`_meta_trajectory` of runs that share all but subsets, learning rate and seeds, trained at once."""
+    """Do what `_meta_trajectory` does for several runs at once, which differ in subsets, learning rate and seeds."""
     models, subsets = zip(*(_start(facts, dataset, settings) for facts in drawn), strict=True)
     networks, fine = Stacked(models), [True] * len(drawn)
     states: list[list[State]] = [[] for _ in drawn]
@@ -189,7 +188,7 @@ def _meta_trajectories(drawn: list[dict], dataset: Dataset, settings: MetaTraini
 
 
 def _start(facts: dict, dataset: Dataset, settings: MetaTraining) -> tuple[nn.Module, list[list[int]]]:
-    """A run's network, freshly initialised, and its nested subsets, largest first."""
+    """The freshly initialised network of a run, and its nested subsets, largest first."""
     fractions = [settings.images / len(dataset.train) * facts["ratio"] ** k for k in range(SNAPSHOTS)]
     seed = stream(facts["seed"], "initialisation")
     model = build(facts["network"], dataset.shape, len(dataset.classes), seed=seed).to(dataset.mean.device)
@@ -210,19 +209,19 @@ def fit_known(
     out: Path,
     device: str = "cpu",
 ) -> Known:
-    """Train everything that is learnt from the windows of all shards, for histories of S = `length` snapshots.
+    """Train all networks and coefficients on the windows of all shards, for histories of S = `length` snapshots.
 
-    without: families of datasets (`benchmarks.suite.family`) whose trajectories are left out.
+    without: families of datasets (`benchmarks.settings.family`) whose trajectories are left out.
 
     Writes into `out`: known.safetensors and scaled.safetensors (see `Known`), meta_linear.safetensors and its numbers
-    as meta_linear.csv, history.csv of the training, held_out.csv, facts.json, and the card made of those, README.md.
+    as meta_linear.csv, history.csv of the training, held_out.csv, facts.json, and README.md, a card made from them.
 
-    Whole trajectories are set apart, every k-th of those that did not diverge for either of two purposes. A role stops
-    when its loss on the selection has not improved for `patience` evaluations, and the best weights are kept; what is
-    reported are errors on the held-out ones, which nothing else sees.
+    Of the trajectories that did not diverge, every k-th is set apart for selection, and every k-th for reporting. A
+    role stops when its loss on the selection has not improved for `patience` evaluations; its best weights are kept.
+    The reported errors are those on the held-out trajectories, which are used for nothing else.
     """
     paths = [Path(shard).parent / name for shard in shards for name in read_json(shard)["files"]]
-    every = {path: load_facts(path) for path in sorted(paths, key=lambda path: path.name)}  # whatever the shards
+    every = {path: load_facts(path) for path in sorted(paths, key=lambda path: path.name)}  # in one order for any shards
     runs = {path: facts for path, facts in every.items() if family(facts["dataset"]) not in without}
     good = {path: facts for path, facts in runs.items() if facts["status"] == "ok"}
     parts = _split(good, settings)
@@ -279,8 +278,8 @@ def fit_known(
 
 
 def _split(good: Mapping[Path, dict], settings: MetaTraining) -> dict[str, list[Path]]:
-    """Training, selection and held-out trajectories, the last two evenly from every dataset and network: those
-    alternate from run to run, and so might a plain stride.
+    """Training, selection and held-out trajectories. The last two are taken evenly from every dataset and network; a
+    plain stride over the runs might miss some of them, since datasets and networks alternate from run to run.
     """
     by_kind = sorted(good, key=lambda path: (good[path]["dataset"], good[path]["network"], path.name))
     stride = max(3, round(1 / settings.held_out))
@@ -290,30 +289,30 @@ def _split(good: Mapping[Path, dict], settings: MetaTraining) -> dict[str, list[
 
 
 def _linear_terms(window: Tensor, with_theta_0: bool) -> Tensor:
-    """What meta-linear combines, float64 (N, S - 1 or S): the differences of windows (N, S), oldest first; theta_0."""
-    window = window.double().cpu()  # the driver that copes with any rank is the processor's
+    """The terms of meta-linear, float64 (N, S - 1 or S): differences of windows (N, S), oldest first, then theta_0."""
+    window = window.double().cpu()  # only the CPU has a driver that works for any rank
     differences = window.diff(dim=1)
     return torch.cat([differences, window[:, -1:]], dim=1) if with_theta_0 else differences
 
 
 def _least_squares(rows: Tensor, *, with_theta_0: bool) -> Tensor:
-    """Coefficients, float64 (S - 1 or S,), of the step in the differences and, if asked, in theta_0, from windows with
-    their target, (N, S + 1).
+    """Coefficients, float64 (S - 1 or S,), that express the step by the differences and, if asked, theta_0. They are
+    fitted to windows with their target, (N, S + 1).
     """
     step = (rows[:, -1:] - rows[:, -2:-1]).double().cpu()
     return torch.linalg.lstsq(_linear_terms(rows[:, :-1], with_theta_0), step, driver="gelsd").solution[:, 0]
 
 
 def _closed_form(solved: Mapping[str, Tensor], with_theta_0: bool, window: Tensor, role: str) -> Tensor:
-    """The step (N,) of meta-linear."""
+    """The step (N,) that meta-linear predicts."""
     return (_linear_terms(window, with_theta_0) @ solved[role]).float()
 
 
 def _errors(
     facts: dict, cut: Mapping[str, Tensor], steps: Mapping[str, Callable[[Tensor, str], Tensor]]
 ) -> Iterator[dict]:
-    """Rows of `HELD_OUT` of one trajectory: mean absolute error of the predicted weight by role and model, and the size
-    of the step.
+    """Rows with the columns `HELD_OUT` for one trajectory: by role and model, the mean absolute error of the predicted
+    weights and the size of the step.
     """
     for role, rows in cut.items():
         window, truth = rows[:, :-1], rows[:, -1]
@@ -329,7 +328,7 @@ def _errors(
 
 
 def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
-    """Means over the held-out trajectories, each counting once, by role."""
+    """Means over the held-out trajectories, by role; each trajectory has the same weight."""
     means = {}
     for role in PREDICTED:
         rows = [row for row in errors if (row["model"], row["role"]) == (model, role)]
@@ -347,7 +346,7 @@ def card(known: Known) -> str:
     )
     size = sum(parameter.numel() for parameter in known.nets["conv"].parameters())
     settings = known.facts["settings"]
-    settings = {**settings, "ratio": settings.get("ratio") or settings["rate"]}  # the first files that ship say rate
+    settings = {**settings, "ratio": settings.get("ratio") or settings["rate"]}  # the first shipped files call it rate
     about = {"facts": known.facts, "settings": settings, "length": known.length, "size": size}
     return template.render(about, roles=PREDICTED, still=STILL) + "\n"
 
@@ -355,9 +354,10 @@ def card(known: Known) -> str:
 def _fit_role(
     model: str, role: str, kept: Tensor, selection: Tensor, settings: MetaTraining
 ) -> tuple[KnownNet, list[dict]]:
-    """Train one network on windows with targets (N, S + 1); its best weights on the selection, and rows of `HISTORY`.
+    """Train one network on windows with targets (N, S + 1).
 
-    The loss is in the units of the weights, whatever the scaling: a scaled step counts as much as it moves.
+    Returns it with the weights that were best on the selection, and rows with the columns `HISTORY`. The loss is always
+    in the units of the weights: a scaled step is scaled back before its error is computed.
     """
     length = kept.shape[1] - 1
     seed = stream("metatrain", model, role)

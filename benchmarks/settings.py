@@ -33,7 +33,7 @@ Normalisation = Literal["carry", "reset", "recalibrate"]
 
 
 RATIO = 0.5
-"""r of the paper's main experiments; S is LENGTH. Names of cells mention them only where they differ."""
+"""r of the paper's main experiments; their S is LENGTH. Names of cells mention r and S only where they differ."""
 
 
 class Settings(BaseModel):
@@ -41,7 +41,7 @@ class Settings(BaseModel):
 
 
 class Recipe(Settings):
-    """One training run. `steps`, where given, replaces `epochs`."""
+    """The settings of one training run. `steps`, where given, replaces `epochs`."""
 
     epochs: Positive
     learning_rate: Rate
@@ -51,31 +51,31 @@ class Recipe(Settings):
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     augment: Literal["none", "shift", "affine"] = "none"
-    """Of every image in every epoch: shifts of up to 1/8 of the side and, where a mirrored image is of the same class,
-    mirroring; or the affine maps of the authors' script (rotation, shift, zoom)."""
+    """How every image is changed in every epoch. `shift` moves it by up to 1/8 of the side, and mirrors it where a
+    mirrored image has the same class; `affine` is the authors' script: rotation, shift and zoom."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass in training (torch's autocast); weights and evaluation are always float32."""
+    """Precision of both passes in training (torch's autocast); weights and evaluation are always float32."""
     compile: bool = False
-    """Whether the network is compiled (torch.compile): faster where it is large, worth nothing where it trains briefly;
-    sums may come out in another order."""
+    """Whether the network is compiled (torch.compile). This makes large networks faster and does not pay off in short
+    training; sums may be computed in another order."""
     head_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs of a first phase that trains normalisation layers and head only."""
+    """Epochs of a first phase that trains only the normalisation layers and the head."""
     head_learning_rate: Rate = 1e-3
 
 
 class Forgetting(Settings):
-    """The structured forgetting of paper, section 3: fractions 1, r, r^2, ... of D0, S snapshots."""
+    """Structured forgetting (paper, section 3): S snapshots, trained on the fractions 1, r, r^2, ... of D0."""
 
     d0: Annotated[float, Field(gt=0, le=0.5)] = 0.5
-    """Share of the source that is D0. At 0.5 the oracle of twice the data is trained on all of it; at 0.125 there
-    are oracles of four and eight times the data too (`oracle_x4`, `oracle_x8`)."""
+    """Share of the source that is D0. At 0.5 the oracle with twice the data is trained on the whole source; at 0.125
+    there are also oracles with four and eight times the data (`oracle_x4`, `oracle_x8`)."""
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     length: Annotated[int, Field(ge=2)] = 5
     smallest: Positive = 64
-    """Fewest images the smallest subset may have."""
+    """The fewest images that the smallest subset may have."""
     step: Recipe
     carry_optimizer: bool = True
-    """Whether the optimiser's state goes from one subset to the next, as in the released script."""
+    """Whether the optimiser keeps its state from one subset to the next, as in the released script."""
 
 
 class MetaTraining(Settings):
@@ -85,20 +85,20 @@ class MetaTraining(Settings):
     networks: list[str] = Field(min_length=1)
     trajectories: Annotated[int, Field(ge=2)]
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Share of the trajectories that decide when to stop, and the same share again that the errors are reported on."""
+    """Share of trajectories that decide when training stops. As many others serve to report the errors."""
     shards: Positive = 2
     together: Positive = 1
-    """How many trajectories are trained at once, stacked: a GPU's way. They share dataset, network, r, batch size and
-    epochs, and each draws its own subsets, learning rate and initialisation."""
+    """How many trajectories are trained at once, stacked, which suits a GPU. They share dataset, network, r, batch size
+    and epochs; each draws its own subsets, learning rate and initialisation."""
     images: Positive
-    """Size of the largest subset of a run."""
+    """Number of images in the largest subset of a trajectory."""
     smallest: Positive = 64
     pretraining_epochs: tuple[Positive, Positive]
     forgetting_epochs: Positive = 1
     ratio: tuple[Share, Share] = (0.3, 0.9)
     learning_rate: tuple[Rate, Rate] = (1e-5, 4e-3)
     batch_size: Positive = 32
-    """Least batch size; the greatest is the smallest subset (paper: U(32, r^6 |D0|))."""
+    """Smallest batch size; the largest is the size of the smallest subset (paper: U(32, r^6 |D0|))."""
     carry_optimizer: bool = True
     windows: Positive = 4096
     """At most this many windows per role from one trajectory."""
@@ -109,9 +109,9 @@ class MetaTraining(Settings):
     """Evaluations without improvement after which training of a role stops."""
     evaluations: Positive = 40
     bias_penalty: Annotated[float, Field(ge=0)] = 0.1
-    """L1 on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
+    """Factor of the L1 penalty on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
     beside: str | None = None
-    """A group of shipped networks whose errors on the same held-out trajectories are reported beside."""
+    """A group of shipped networks whose errors on the same held-out trajectories are also reported."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> MetaTraining:
@@ -125,16 +125,16 @@ class MetaTraining(Settings):
 
 
 class Group(Settings):
-    """One set of networks that ships with the package."""
+    """One group of networks that ship with the package."""
 
     without: list[str] = []
-    """Families of datasets that its meta-training leaves out, so that it can be judged on them."""
+    """Families of datasets that its meta-training leaves out, so that the group can be evaluated on them."""
     lengths: list[Annotated[int, Field(ge=2, le=6)]] = Field([LENGTH], min_length=1)
-    """Values of S."""
+    """Values of S for which networks are trained."""
 
 
 class Shipped(Settings):
-    """Where the networks that ship come from: one meta-set, and groups of them; see benchmarks/metatraining.yaml."""
+    """How the networks that ship are made: one meta-set, and groups trained on it (benchmarks/metatraining.yaml)."""
 
     metatraining: MetaTraining
     groups: dict[str, Group]
@@ -153,20 +153,20 @@ class Transfer(Settings):
 
     recipe: Recipe
     images: Positive
-    """Target images at share 1."""
+    """Number of target-training images at share 1."""
     validation: Positive
-    """Further target-training images, disjoint from `images`; they alone choose the learning rate."""
+    """Number of other target-training images, disjoint from `images`; only they decide the learning rate."""
     shares: list[Share] = [1.0]
     fine_tunes: Positive = 1
     grid: list[Rate] = Field(min_length=6)
-    """Learning rates of the search, factor 2 apart, with the published one (`recipe.learning_rate`) among them."""
+    """Learning rates of the search: each is twice the one before, and the published one is among them."""
     extensions: Annotated[int, Field(ge=0)] = 2
-    """How many points may be added, for all arms, where some arm's best rate lies on an edge of the grid."""
+    """How many rates may be added, for all arms, while some arm's best rate lies on an edge of the grid."""
     together: Positive = 1
-    """How many fine-tunes are trained at once, stacked: a GPU's way with small networks. The same to rounding."""
+    """How many fine-tunes are trained at once, stacked, which suits small networks on a GPU. Only rounding differs."""
     normalisation: Normalisation = "carry"
-    """Of all arms but those that are about it: carry the weights' own normalisation parameters and running statistics;
-    reset them to a fresh network's; or carry the parameters and measure the statistics anew on the target images."""
+    """Normalisation of all arms but those that study it. `carry` keeps parameters and running statistics; `reset` takes
+    those of a fresh network; `recalibrate` keeps the parameters and measures the statistics on the target images."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Transfer:
@@ -179,28 +179,28 @@ class Transfer(Settings):
 
 
 class LineOfArms(Settings):
-    """One line of arms: a method, or an arm of benchmarks/arms.py, with options, at some depths."""
+    """One line of arms: a method, or an arm of benchmarks/arms.py, with its options, at one or more depths."""
 
     method: str | None = None
-    """Name of a file in know/methods/, or of an arm; by default the name of the entry."""
+    """Name of a file in know/methods/, or of an arm; the default is the name of the entry."""
     depths: list[Positive] | None = None
-    """By default those that it declares."""
+    """The default is the depths that the method or arm declares."""
     options: dict[str, float | int | str | bool] = {}
 
 
 class Arms(Settings):
-    """Which arms stand in the tables.
+    """Which arms are in the tables.
 
     `methods: all` takes every file in know/methods/ and every arm of benchmarks/arms.py, with their variants, except
     the methods that need files from outside the project (the authors' released weights), so that the tables are the
-    same everywhere. An entry that names such a method puts it in the tables, as "not available" where the files are
+    same everywhere. An entry that names such a method adds it to the tables, as "not available" where the files are
     missing.
     """
 
     references: list[str]
     methods: Literal["all"] | dict[str, LineOfArms | None] = "all"
     also: dict[str, LineOfArms | None] = {}
-    """Entries beside `methods`, such as the released weights beside all."""
+    """Entries in addition to `methods`, such as the released weights in addition to all methods."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Arms:
@@ -215,27 +215,27 @@ class Arms(Settings):
 
 
 class Pair(Settings):
-    """A source and a target dataset, with the networks they are run on."""
+    """A source and a target dataset, with the networks that are trained on them."""
 
     source: str
     target: str
     networks: list[str] = Field(min_length=1)
     tracks: list[Track] = ["overflow"]
     ratios: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    """Values of r, for an ablation; by default forgetting.ratio."""
+    """Values of r, for an ablation; the default is forgetting.ratio."""
     lengths: list[Annotated[int, Field(ge=2, le=6)]] | None = None
-    """Values of S, for an ablation; by default forgetting.length. A shorter history is the end of a longer one."""
+    """Values of S, for an ablation; the default is forgetting.length. A shorter history is the end of a longer one."""
 
 
 def family(dataset: str) -> str:
-    """What counts as the same data: CIFAR-10 and CIFAR-100, in whatever part, are one."""
+    """The family of a dataset, whose members count as the same data: all parts of CIFAR-10 and CIFAR-100 are one."""
     name = dataset.partition(":")[0]
     return "cifar" if name.startswith("cifar") else name
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """What a set of trajectories belongs to: every cell with this source, network and r shares them."""
+    """What a set of trajectories depends on. Every cell with this source, network and r uses the same trajectories."""
 
     source: str
     network: str
@@ -248,7 +248,7 @@ class Origin:
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One comparison: every arm is run on every trajectory of a cell."""
+    """One comparison, in which every arm is run on every trajectory."""
 
     track: Track
     source: str

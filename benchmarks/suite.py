@@ -43,24 +43,24 @@ class Suite(Settings):
 
     title: str
     evidence: bool
-    """False for suites that prove the machinery only; every table of theirs says so."""
+    """False for suites that only test the code; all their tables say so."""
     remarks: list[str] = Field([])
-    """Sentences printed above the tables, such as what is in-distribution."""
+    """Sentences printed above the tables, such as which data are in-distribution."""
     pairs: list[Pair] = Field(min_length=1)
     trajectories: Positive
     pilots: Positive
     pretraining: Recipe
     forgetting: Forgetting
     metatraining: MetaTraining | None = None
-    """The suite's own KNOWN; or instead:"""
+    """The suite's own KNOWN. A suite gives either this or `known`."""
     known: str | None = None
-    """A group of networks that ships with the package (folder in know/pretrained/)."""
+    """A group of networks that ship with the package (a folder in know/pretrained/)."""
     transfer: Transfer
     arms: Arms
     processes: Positive = 1
-    """How many share one origin's trajectories or one cell's fine-tunes; changes no result."""
+    """How many processes share one origin's trajectories or one cell's fine-tunes; this changes no result."""
     device: str = "cpu"
-    """Where networks are trained: a torch device, such as cuda. `--device` of a command overrides it."""
+    """The torch device on which networks are trained, such as cuda. `--device` of a command overrides it."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Suite:
@@ -113,12 +113,12 @@ class Suite(Settings):
 
     @property
     def evaluated(self) -> set[str]:
-        """Sources and targets."""
+        """All source and target datasets."""
         return {name for pair in self.pairs for name in (pair.source, pair.target)}
 
     @property
     def learnt_from(self) -> list[str]:
-        """Datasets that any KNOWN of the suite was meta-trained on: its own, and those that ship, asked by its arms."""
+        """Datasets on which any KNOWN of the suite was meta-trained: its own, and shipped ones that its arms use."""
         named = {} if self.arms.methods == "all" else self.arms.methods
         lines = [(name, entry or LineOfArms()) for name, entry in {**named, **self.arms.also}.items()]
         groups = {str(e.options.get("group", "general")) for name, e in lines if (e.method or name) == "shipped"}
@@ -127,7 +127,7 @@ class Suite(Settings):
         return sorted(datasets | set(self.metatraining.datasets if self.metatraining else ()))
 
     def known_folder(self, work: Path, length: int) -> Path:
-        """Where the networks for histories of S = `length` are."""
+        """The folder of the networks for histories of S = `length`."""
         return _facts(self.known, length).parent if self.known else work / "known" / str(length)
 
     def tracks(self, origin: Origin) -> list[Track]:
@@ -135,17 +135,17 @@ class Suite(Settings):
 
     @property
     def lengths(self) -> list[int]:
-        """Every S of the suite: each has a KNOWN of its own."""
+        """Every S of the suite; each S has its own KNOWN."""
         return sorted({cell.length for cell in self.cells})
 
     def forgetting_of(self, origin: Origin) -> Forgetting:
-        """The settings of an origin's trajectories: its r, and as many snapshots as any of its cells takes."""
+        """The settings of an origin's trajectories: its r, and the largest S of its cells."""
         length = max(cell.length for cell in self.cells if cell.origin == origin)
         return self.forgetting.model_copy(update={"ratio": origin.ratio, "length": length})
 
     @property
     def trajectory_ids(self) -> list[str]:
-        """Pilots p0, p1, ... (for the learning rates, never evaluated), then t0, t1, ..."""
+        """The pilots p0, p1, ... (they decide the learning rates and are never evaluated), then t0, t1, ..."""
         return [f"p{i}" for i in range(self.pilots)] + [f"t{i}" for i in range(self.trajectories)]
 
     def origin(self, slug: str) -> Origin:
@@ -156,7 +156,7 @@ class Suite(Settings):
 
 
 def _facts(group: str, length: int) -> Path:
-    """The facts of shipped networks; KnowError if there are none for that group and S."""
+    """Path of the facts of shipped networks; KnowError if there are none for that group and S."""
     shipped = sorted(path.parent.parent.name for path in PRETRAINED.glob("*/*/facts.json"))
     if group not in shipped:
         raise unknown("group of shipped networks", group, shipped or ["(none)"])
@@ -167,18 +167,18 @@ def _facts(group: str, length: int) -> Path:
 
 
 def load_shipped() -> Shipped:
-    """How the networks that ship are made (benchmarks/metatraining.yaml); errors as `load_suite`."""
+    """How the networks that ship are made (benchmarks/metatraining.yaml). Raises the errors of `load_suite`."""
     if not SHIPPED.is_file():
         raise KnowError(f"there is no {SHIPPED} here; run this from the repository's top folder, or name a suite")
     return _validated(SHIPPED, _parsed(SHIPPED, SHIPPED.read_text(encoding="utf-8")), Shipped)
 
 
 def load_suite(name: str) -> Suite:
-    """The suite of that name in benchmarks/suites/, or of a path to a .yaml file.
+    """The suite with that name in benchmarks/suites/, or the suite in the .yaml file at that path.
 
-    A file may name another as its `base`: whole top-level keys that it gives replace those of the base.
+    A file may name another suite as its `base`: each top-level key that it gives replaces the whole key of the base.
 
-    Raises KnowError for an unknown suite, invalid YAML, an unknown key (names the nearest one) or a wrong value.
+    Raises KnowError for an unknown suite, invalid YAML, an unknown key (it names the nearest one) or a wrong value.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
     suite = _validated(path, _settings(path, name), Suite)
@@ -192,12 +192,12 @@ def load_suite(name: str) -> Suite:
 
 
 def suite_name(suite: str) -> str:
-    """What a suite's folders in work/ and results/ are called: its name, or that of the file."""
+    """The name of a suite's folders in work/ and results/: the suite's name, or the name of its file."""
     return Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite
 
 
 def _settings(path: Path, name: str, above: tuple[Path, ...] = ()) -> typing.Any:
-    """What a suite's file gives, over what its base gives. above: the files whose base it is."""
+    """The settings of a suite's file, which replace those of its base. above: the files that build on this one."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -249,7 +249,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _relevant(errors: list[dict]) -> list[dict]:
-    """Without pydantic's names for the members of a union, and without the members that were not meant."""
+    """The errors without pydantic's names of the members of a union, and without the members that were not meant."""
     deeper = {error["loc"][:-1] for error in errors if error["type"] != "literal_error"}
     kept = []
     for error in errors:

@@ -1,9 +1,9 @@
-"""The one training loop: pretraining, forgetting and fine-tuning of every arm go through `run`, one network at a time
-(`train`) or many stacked ones (`benchmarks.stacked`).
+"""The only training loop: pretraining, forgetting and fine-tuning of every arm use `run`, for one network (`train`) or
+for many stacked networks (`benchmarks.stacked`).
 
-The data live on the device as uint8. What is random about an epoch, one permutation and the augmentation of every
-image, is drawn on the host from two streams of one seed, so that every device sees the same pictures in the same order,
-and goes to the device at once; there is no data loader, and the host waits for the device once per epoch.
+The data are on the device as uint8. The random parts of an epoch, its permutation and the augmentation of every image,
+are drawn on the host from two streams of one seed, so that every device sees the same images in the same order. They
+are copied to the device in one step. There is no data loader, and the host waits for the device once per epoch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from know.seeds import stream
 
 @dataclass
 class Outcome:
-    """What a training run leaves besides the model, which is trained in place.
+    """What a training run returns; the model itself is trained in place.
 
     status: "ok", or "diverged" when a loss was not finite (training stopped after that epoch).
     history: one row per epoch: epoch, loss (mean over its images), accuracy (on them, in [0, 1]), learning_rate (last).
-    optimizer: state of the optimiser, to be carried on by a following run (none for stacked networks).
+    optimizer: state of the optimiser, with which a following run can continue (None for stacked networks).
     """
 
     status: str = "ok"
@@ -44,19 +44,19 @@ class Outcome:
 
 
 class Learner(Protocol):
-    """K networks and their optimiser, as `run` drives them."""
+    """The interface that `run` uses: K networks and their optimiser."""
 
     def begin(self, head_only: bool, rates: Sequence[float]) -> None:
-        """Start a phase, of the head and normalisation layers or of everything, at K learning rates."""
+        """Start a phase that trains everything, or only head and normalisation layers, at K learning rates."""
 
     def step(self, images: Tensor, labels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        """One update on images float32 (K, B, C, H, W), labels (K, B), at the rates of the phase times `factor`.
+        """Make one update on images float32 (K, B, C, H, W), labels (K, B), at the phase's rates times `factor`.
 
-        Returns the losses (K,) and the numbers of correct answers (K,) before it, on the device.
+        Returns the losses (K,) and the numbers of correct answers (K,) before the update, on the device.
         """
 
     def retire(self, network: int) -> None:
-        """Leave a network that has diverged as it is."""
+        """Keep the present weights of a network that has diverged."""
 
 
 def train(
@@ -74,11 +74,11 @@ def train(
 ) -> Outcome:
     """Train `model` in place on `split` (a part of `dataset`, which gives normalisation and mirror rule).
 
-    learning_rate: overrides `recipe.learning_rate` (the arms' search changes nothing else).
-    rate_factors: of the learning rate, by parameter name, in the phase that trains everything; 1 where not given.
-    optimizer_state: continue with this state (the released forgetting script carries Adam's); not with rate_factors.
-    after_step: called as after_step(steps done, steps in all) in the phase that trains everything.
-    progress: label of a progress bar, shown only on a terminal; None for none.
+    learning_rate: replaces `recipe.learning_rate` (the search over learning rates changes nothing else).
+    rate_factors: factors on the learning rate, by parameter name (default 1), in the phase that trains everything.
+    optimizer_state: state to continue with (the released forgetting script carries Adam's); not with rate_factors.
+    after_step: called as after_step(steps done, total steps) in the phase that trains everything.
+    progress: label of a progress bar, which is shown only on a terminal; None shows no bar.
     """
     if rate_factors and optimizer_state is not None:
         raise KnowError("an optimiser's state is kept by position, which rate factors change; give one of the two")
@@ -91,7 +91,7 @@ def train(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        outcome.status = "diverged"  # in its very last step, after the last loss
+        outcome.status = "diverged"  # the last step made it diverge, after the last loss was computed
     outcome.optimizer = learner.optimizer.state_dict()
     return outcome
 
@@ -108,10 +108,10 @@ def run(
     after_step: Callable[[int, int], object] | None = None,
     progress: str | None = None,
 ) -> list[Outcome]:
-    """Train K networks, each on images of its own, in lockstep; see `train` for the rest.
+    """Train K networks step by step together, each on its own images; see `train` for the other arguments.
 
-    members: rows of `pool` that each network sees, int64 (K, n), on the host.
-    seeds: K; each decides the order of its network's batches and the augmentation of their images.
+    members: the rows of `pool` on which each network is trained, int64 (K, n), on the host.
+    seeds: K seeds; each decides the order of batches and the augmentation of images for its network.
     """
     networks, images = members.shape
     device = pool.labels.device
@@ -169,7 +169,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
 def _draw(
     recipe: Recipe, dataset: Dataset, sizes: list[int], generators: list[torch.Generator], device: torch.device
 ) -> Tensor | None:
-    """An epoch's augmentation, (K, images, ...), drawn batch by batch from each network's own generator."""
+    """The augmentation of one epoch, (K, images, ...), drawn batch by batch from each network's own generator."""
     if recipe.augment == "none":
         return None
     draw = DRAWS[recipe.augment]
@@ -178,7 +178,7 @@ def _draw(
 
 
 class _Single:
-    """One module and torch's own optimiser."""
+    """A `Learner` with one module and torch's own optimiser."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, factors: Mapping[str, float], state: dict | None):
         self.model, self.recipe, self.factors, self.state = model, recipe, factors, state
@@ -189,7 +189,7 @@ class _Single:
         (self.rate,) = rates
         self.optimizer = _optimizer(self.model, self.recipe, head_only, self.factors)
         if self.state is not None and not head_only:
-            # moments only: torch would share the tensors, and bring the old recipe's weight decay
+            # only the moments are copied: torch would share the tensors and restore the old recipe's weight decay
             moments = copy.deepcopy(self.state["state"])
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
@@ -205,7 +205,7 @@ class _Single:
         return loss.detach()[None], (scores.detach().argmax(1) == labels[0]).sum()[None]
 
     def retire(self, network: int) -> None:
-        pass  # no other network goes on
+        pass  # there is no other network that continues
 
 
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager:
@@ -216,13 +216,13 @@ def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContext
 
 
 def compiled(model: Callable) -> Callable:
-    """`torch.compile` for networks of fixed input size: one graph per batch size, shared by networks of one class."""
+    """Compile a network for fixed input sizes: there is one graph per batch size, shared by networks of one class."""
     torch._dynamo.config.recompile_limit = 64  # sizes of batches x phases x networks of a suite
     return torch.compile(model, dynamic=False)
 
 
 EVALUATED = {False: 256, True: 2048}
-"""Images that are evaluated at once, without and with a GPU."""
+"""Number of images that are evaluated at once, without and with a GPU."""
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -230,7 +230,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """Consecutive pieces of `order`; a last piece of one image joins its neighbour (BatchNorm needs two)."""
+    """Consecutive pieces of `order`; a last piece of one image joins the piece before (BatchNorm needs two)."""
     pieces = list(order.split(size))
     if len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]
@@ -240,8 +240,8 @@ def _batches(order: Tensor, size: int) -> list[Tensor]:
 def schedule(name: str, step: int, budget: int, steps_per_epoch: int) -> float:
     """Factor on the learning rate at `step` of `budget`.
 
-    constant; cosine: decays per epoch, as the released fine-tuning script does, from 1 in the first epoch towards 0;
-    one-cycle: linear warm-up over the first 30 % of the steps, then linear to 0.
+    constant: always 1. cosine: falls after each epoch, as in the released fine-tuning script, from 1 in the first epoch
+    towards 0. one-cycle: rises linearly over the first 30 % of the steps, then falls linearly to 0.
     """
     if name == "constant":
         return 1.0
@@ -256,7 +256,7 @@ def _optimizer(
     model: nn.Module, recipe: Recipe, head_only: bool, factors: Mapping[str, float]
 ) -> torch.optim.Optimizer:
     chosen = head_and_normalisation(model) if head_only else None
-    groups: dict[float, list[nn.Parameter]] = {}  # by factor: one group, and one fused kernel, where there is none
+    groups: dict[float, list[nn.Parameter]] = {}  # by factor: without factors, one fused kernel
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen is None or name in chosen)
         if parameter.requires_grad:
@@ -269,7 +269,7 @@ def _optimizer(
 
 @torch.no_grad()
 def logits(model: nn.Module, dataset: Dataset, split: Split, batch: int | None = None) -> Tensor:
-    """Class scores float32 (N, classes) in evaluation mode; the mode of the model is left as it was."""
+    """Class scores float32 (N, classes) in evaluation mode; the model's own mode is restored."""
     mode = model.training
     model.eval()
     parts = (normalise(images, dataset) for images in split.images.split(batch or EVALUATED[split.images.is_cuda]))
@@ -279,26 +279,26 @@ def logits(model: nn.Module, dataset: Dataset, split: Split, batch: int | None =
 
 
 def accuracy(model: nn.Module, dataset: Dataset, split: Split) -> float:
-    """Share of correct answers, in [0, 1]. Weights that give no finite scores answer nothing correctly."""
+    """Share of correct answers, in [0, 1]. An answer whose scores are not all finite counts as wrong."""
     scores = logits(model, dataset, split)
     correct = (scores.argmax(1) == split.labels) & scores.isfinite().all(1)
     return float(correct.double().mean())
 
 
 def recalibrate(model: nn.Module, dataset: Dataset, split: Split, batch: int = 256) -> None:
-    """Measure the running statistics of BatchNorm layers anew on the images of `split`, in place (equal weights to all
-    batches); parameters are left alone. Without such layers nothing happens.
+    """Measure the running statistics of BatchNorm layers anew on the images of `split`, in place, with equal weight for
+    all batches. Parameters do not change, and a model without such layers does not change at all.
     """
     update_bn((normalise(images, dataset) for images in split.images.split(batch)), model)
 
 
 def deterministic(threads: int | None = 1) -> None:
-    """Same bytes from run to run: deterministic kernels, no autotuning, and a fixed number of threads.
+    """Make results the same in every run: deterministic kernels, no autotuning and a fixed number of threads.
 
-    Sums are split among threads, so a result belongs to its thread count; None keeps torch's own.
+    Sums are split among threads, so a result depends on the number of threads; None keeps torch's own number.
     """
     if threads:
         torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this to be deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

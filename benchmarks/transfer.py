@@ -1,7 +1,7 @@
-"""Downstream evaluation: every arm through the same fine-tuning function and the same learning-rate search.
+"""Downstream evaluation: every arm uses the same fine-tuning function and the same learning-rate search.
 
-Paired by construction: subset, head initialisation, batch order and augmentation come from streams in which neither arm
-nor learning rate nor recipe appears (`know.seeds`).
+Comparisons are paired: subset, head initialisation, batch order and augmentation come from seeds that depend neither on
+the arm nor on the learning rate nor on the rate policy (`know.seeds`).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from know.seeds import stream
 from know.trajectory import Trajectory
 
 ENTRY = "benchmarks.transfer:run_cell"
-"""What the fingerprint of a cell's code is taken of."""
+"""The function from which the fingerprint of a cell's code is made."""
 POLICIES = ("published", "tuned")
-"""Rate policies: the published learning rate for all arms, and for each arm the one that the search has chosen. The
-column of runs.csv is called recipe."""
+"""Rate policies: all arms use the published learning rate, or each arm uses the one that the search has chosen. Their
+column in runs.csv is called recipe."""
 Task = tuple[str, Arm, int, float]
 """One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
 Evaluate = Callable[[list[Task]], list[Result]]
@@ -55,12 +55,12 @@ Evaluate = Callable[[list[Task]], list[Result]]
 def choose_rates(
     arms: list[Arm], pilots: list[str], settings: Transfer, evaluate: Evaluate
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The learning-rate protocol: one grid for all arms, the best mean validation accuracy over the pilots, frozen.
+    """Choose each arm's learning rate: the one with the best mean validation accuracy over the pilots, from one grid.
 
     While some arm's best rate lies on an edge, the grid grows by one point there, for ALL arms, up to
-    `settings.extensions` points. Ties go to the lower validation loss, then to the lower rate.
+    `settings.extensions` points. In a tie the lower validation loss decides, then the lower rate.
 
-    Returns the choice (grid, and per arm rate and whether it is still on an edge) and all pilot runs (see PilotRecord).
+    Returns the choice (grid; each arm's rate and whether it is still on an edge) and all pilot runs (PilotRecord).
     """
     grid, runs = list(settings.grid), {}
 
@@ -118,10 +118,10 @@ def run_cell(
     device: str = "cpu",
     processes: int = 1,
 ) -> None:
-    """Search on the pilots (p0, ...), freeze, evaluate on the others (t0, ...): `<out>/{pilots,runs}.csv`, choice.json.
+    """Choose rates on the pilots (p0, ...), evaluate on the others (t0, ...): `<out>/{pilots,runs}.csv`, choice.json.
 
-    origin: folder that `know.forgetting.make_origin` made. known: folder of the meta-training that predictors ask.
-    store: of finished fine-tunes; what it holds is not computed again, be the cell killed or an arm added.
+    origin: folder made by `benchmarks.trajectories.make_origin`. known: folder of the networks that methods use.
+    store: holds finished fine-tunes; they are not computed again after a cell was killed or an arm added.
     processes: how many share the work; the result is the same.
     """
     every = arms_of(arms, cell, settings.normalisation)
@@ -131,12 +131,12 @@ def run_cell(
     code = code_hash(ENTRY)
     bench = Bench(cell, settings, origin, known, store, device)
     here = _Worker(bench)
-    target_split(here.target, settings, cell.share, 0)  # too few images: say so before training
+    target_split(here.target, settings, cell.share, 0)  # raises before any training if there are too few images
     seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}
     described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), computing(code, device)]
     inputs = [here.target.sha256, here.source.sha256, released.hashes()]
     inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
-    # without the points that the grid may grow by
+    # this total leaves out the points by which the grid may grow
     total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
     bar = progress(desc=cell.slug, total=total, unit="run")
     with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs])) as folder:
@@ -192,7 +192,7 @@ def run_cell(
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the fine-tunes of a cell get everything from; see `run_cell`."""
+    """Everything that the fine-tunes of a cell need; see `run_cell`."""
 
     cell: Cell
     settings: Transfer = field(hash=False)
@@ -203,7 +203,7 @@ class Bench:
 
 
 class _Worker:
-    """What one process keeps of a cell while it runs: data, models, and one trajectory."""
+    """What one process holds while it works on a cell: data, models, and one trajectory."""
 
     def __init__(self, bench: Bench):
         self.bench, cell = bench, bench.cell
@@ -214,11 +214,11 @@ class _Worker:
         self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
 
     def run(self, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
-        """Fine-tune, or look up, some arms' weights on some trajectories; with what a record says, by trajectory and
-        arm, of the weights before fine-tuning (not of pilots).
+        """Results of fine-tuning, or from the store, for some arms on some trajectories. Returned beside them, by
+        trajectory and arm: what a record says of the weights before fine-tuning (not for pilots).
         """
         facts, lost = {}, Result("diverged", 0.0, None, None)
-        prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the store; None where there is none
+        prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the store; None: weights overflowed
         for (trajectory, _), group in _by_start(tasks):
             about, fine_tunes = self._prepare(group)
             prepared += fine_tunes
@@ -227,7 +227,7 @@ class _Worker:
         made = [entry for entry in prepared if entry]
         together = self.bench.settings.together
         portions = [made] if together > 1 and made else [[entry] for entry in made]
-        # a portion is computed as a whole: what a stacked fine-tune gives may depend, in rounding, on its neighbours
+        # a portion is computed as a whole, since the rounding of a stacked fine-tune may depend on its neighbours
         results = iter([result for portion in portions for result in self._results(portion, together > 1)])
         return [
             next(results) if entry else dataclasses.replace(lost, accuracy=None if task[0].startswith("p") else 0.0)
@@ -235,7 +235,7 @@ class _Worker:
         ], facts
 
     def _prepare(self, tasks: list[Task]) -> tuple[dict[str, Any], list[tuple[FineTune, list[Any]] | None]]:
-        """One arm on one trajectory: what its record says, and each fine-tune with its key in the store."""
+        """For one arm on one trajectory: what its record says, and each fine-tune with its key in the store."""
         (trajectory, arm, *_), cell, settings = tasks[0], self.bench.cell, self.bench.settings
         seen, pilot = self.trajectory(trajectory), trajectory.startswith("p")
         source_seed = seen.manifest["source_seed"]
@@ -263,7 +263,7 @@ class _Worker:
         return describe(start.weights, seen, cell.track) | accuracies, prepared
 
     def _results(self, portion: list[tuple[FineTune, list[Any]]], stacked: bool) -> list[Result]:
-        """Kept, or computed: one fine-tune, or many stacked ones (the same weights at the same rate once)."""
+        """Results, from the store or computed, of one fine-tune or of many stacked ones (equal ones only once)."""
         place = (self.bench.cell.network, self.target, self.bench.settings)
         unique = {digest(key): (request, key) for request, key in portion}
         requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
@@ -281,13 +281,13 @@ class _Worker:
 
 
 def _by_start(tasks: list[Task]) -> Iterator[tuple[tuple[str, str], list[Task]]]:
-    """Neighbours that begin from the same weights: one arm's on one trajectory, which are then predicted once."""
+    """Consecutive tasks with the same initial weights (one arm, one trajectory), which need only one prediction."""
     for key, group in itertools.groupby(tasks, lambda task: (task[0], task[1].name)):
         yield key, list(group)
 
 
 def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
-    """What goes to one process at a time: whole groups (`_by_start`), until at least `together` fine-tunes are in."""
+    """Portions for one process at a time: tasks with the same start stay together, at least `together` per portion."""
     portions: list[list[Task]] = []
     for _, group in _by_start(tasks):
         if portions and len(portions[-1]) < together:
@@ -307,7 +307,7 @@ def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str,
 
 
 def describe(weights: State, trajectory: Trajectory, track: str) -> dict[str, float | None]:
-    """How far an arm's weights are from theta_0 and, where it exists, from the truth (see `RunRecord`)."""
+    """Distance of an arm's weights from theta_0 and, where it exists, from the truth (see `RunRecord`)."""
     theta_0 = trajectory.theta_0
     names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
 
