@@ -1,7 +1,7 @@
 """The commands of the experiment: `python -m benchmarks COMMAND --suite NAME`, one for each step of the workflow.
 
-Every step of the Snakefile calls one of them and writes where the workflow expects it (work/<suite>/), so each step
-runs by hand. torch is imported only by commands that compute.
+Every step of the Snakefile calls one of them and writes to the workflow's folder (work/<suite>/), so each step can also
+be run by hand. torch is imported only by commands that compute.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Processes = Annotated[
 
 
 Device = Annotated[
-    str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: the suite's, else cpu.")
+    str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: that of the suite, else cpu.")
 ]
 
 
 def _start(device: str | None, threads: int, settings: Suite | None = None) -> str:
-    """Settings every computing command begins with; KnowError if the device is not there.
+    """Prepare torch for a command, and return its device; KnowError if the device is not available.
 
-    device: as asked for; None: that of the suite's settings, or the processor.
+    device: the option of the command; None means the device of the suite's settings, or else the CPU.
     """
     import torch
 
@@ -65,7 +65,7 @@ def _store() -> Store:
 @app.command()
 def datasets(
     spec: Annotated[
-        str | None, typer.Argument(help="Dataset, such as digits:0-4 or cifar100; none: list them.")
+        str | None, typer.Argument(help="Dataset, such as digits:0-4 or cifar100; by default, list all.")
     ] = None,
 ) -> None:
     """List the datasets, or describe one."""
@@ -81,9 +81,9 @@ def datasets(
 
 @app.command()
 def data(suite: SuiteName) -> None:
-    """Check all data of a suite and note their hashes (work/SUITE/data.json).
+    """Check all data of a suite and write their hashes (work/SUITE/data.json).
 
-    Files come from the folder in KNOW_DATA, else from torchvision's download; the decoded arrays' hash is checked.
+    Files come from the folder in KNOW_DATA, else torchvision downloads them; the hash of decoded arrays is checked.
     """
     from know.files import write_json
 
@@ -91,7 +91,7 @@ def data(suite: SuiteName) -> None:
 
 
 def _describe(spec: str) -> dict[str, Any]:
-    """Load a dataset, print what it is, and return that."""
+    """Load a dataset, print its description, and return the description."""
     from benchmarks.data import load
 
     loaded = load(spec)
@@ -107,15 +107,15 @@ def _describe(spec: str) -> dict[str, Any]:
     }
 
 
-Shard = Annotated[int, typer.Option(min=0, help="Which share of the meta-trajectories to make.")]
-Length = Annotated[int, typer.Option(min=2, max=6, help="S: snapshots that the networks take.")]
+Shard = Annotated[int, typer.Option(min=0, help="Number of the shard of meta-trajectories to make.")]
+Length = Annotated[int, typer.Option(min=2, max=6, help="S: number of snapshots that the networks use.")]
 
 
 @app.command()
 def metaset(suite: SuiteName, shard: Shard, device: Device = None, threads: Threads = 1) -> None:
     """Make one shard of a suite's meta-set: windows from many small trajectories (work/SUITE/metaset/).
 
-    An interrupted run is resumed by the same command.
+    The same command resumes an interrupted run.
     """
     _make_shard(_metatraining(suite), _work(suite), shard, _start(device, threads, load_suite(suite)))
 
@@ -167,7 +167,7 @@ def _make_shard(settings: MetaTraining, work: Path, shard: int, device: str) -> 
 
 
 def _fit(settings: MetaTraining, work: Path, without: list[str], out: Path, length: int, device: str) -> None:
-    """Train on the shards in `work`, and print held-out errors beside "no change"."""
+    """Train on the shards in `work`, and print held-out errors and those of "no change"."""
     from benchmarks.metatraining import fit_known
 
     shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
@@ -184,10 +184,10 @@ def transfer(
     threads: Threads = 1,
     processes: Processes = 1,
 ) -> None:
-    """Fine-tune every arm of a cell on the target: rates chosen on the pilots, frozen, then evaluated.
+    """Fine-tune every arm of a cell on the target: choose learning rates on the pilots, then evaluate.
 
-    Finished fine-tunes are kept by content in work/store/, so that a new arm costs only its own, whichever suite asks.
-    With KNOW_FORCE set, everything is computed anew.
+    Finished fine-tunes of all suites are kept in the store (work/store/) by content, so that a new arm costs only its
+    own fine-tunes. If KNOW_FORCE is set, everything is computed anew.
     """
     from benchmarks.transfer import run_cell
 
@@ -209,7 +209,7 @@ def transfer(
 
 @app.command()
 def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
-    """Loss over the plane through the first trajectory and its predictions (work/SUITE/landscape.csv)."""
+    """Compute the loss on the plane of the first trajectory and its predictions (work/SUITE/landscape.csv)."""
     from benchmarks.landscape import make_landscape
 
     settings, work = load_suite(suite), _work(suite)
@@ -224,8 +224,8 @@ def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> 
 def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     """Measure what each arm costs before fine-tuning: training, time and memory of prediction.
 
-    Needs the suite's data.json (`python -m benchmarks data --suite NAME`) and its KNOWN, no trajectory; writes
-    work/SUITE/cost_by_arm.csv. Leave the machine alone meanwhile.
+    This needs the suite's data.json (`python -m benchmarks data --suite NAME`) and KNOWN, but no trajectory. It writes
+    work/SUITE/cost_by_arm.csv. No other work should run on the machine meanwhile.
     """
     from benchmarks.cost import measure
 
@@ -237,9 +237,9 @@ def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
 
 @app.command()
 def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: Results = RESULTS) -> None:
-    """Run a whole suite in this process and publish it (results/SUITE/), where there is no Snakemake.
+    """Run a whole suite in this process, without Snakemake, and publish it (results/SUITE/).
 
-    Finished steps are skipped, an interrupted run goes on by the same command. Figures: `python -m paper_figures`.
+    Finished steps are skipped; the same command resumes an interrupted run. `python -m paper_figures` draws figures.
     """
     from benchmarks.records import RunRecord, read_records
     from benchmarks.report.publish import metrics
@@ -247,7 +247,7 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
     from benchmarks.steps import run_steps, steps
 
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
-    device = _start(device, threads, settings)  # whether it is there, before the data are read
+    device = _start(device, threads, settings)  # checks the device before the data are read
     computing = ("--device", device, "--threads", str(threads))
 
     def execute(command: tuple[str, ...]) -> None:
@@ -267,11 +267,11 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
 def publish(
     suite: SuiteName,
     incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="Publish what is finished, and say what is missing and why.")
+        bool, typer.Option("--incomplete", help="Publish what is finished, and state what is missing and why.")
     ] = False,
     results: Results = RESULTS,
 ) -> None:
-    """Gather a suite's finished run into results/SUITE/, and write its page and the front pages."""
+    """Copy the results of a finished suite to results/SUITE/, and write its page and the front pages."""
     from benchmarks.report import publish as publishing
 
     publishing.publish(load_suite(suite), suite_name(suite), _work(suite), results, incomplete=incomplete)
@@ -280,11 +280,11 @@ def publish(
 @app.command()
 def report(
     check: Annotated[
-        bool, typer.Option("--check", help="Only check that the pages fit the records; change nothing.")
+        bool, typer.Option("--check", help="Only check that the pages agree with the records; change nothing.")
     ] = False,
     results: Results = RESULTS,
 ) -> None:
-    """Write the pages of all suites anew from their records, or check them (exit code 2 if one does not fit)."""
+    """Write the pages of all suites anew from their records, or check them (exit code 2 if a page disagrees)."""
     from benchmarks.report import publish as publishing
 
     if not check:
@@ -299,7 +299,7 @@ def merge(
     source: Annotated[Path, typer.Argument(help="Folder of results that another machine has published.")],
     results: Results = RESULTS,
 ) -> None:
-    """Take over suites that another machine has published with the code that is here."""
+    """Merge suites that another machine has published with the code of this checkout."""
     from benchmarks.report import publish as publishing
 
     for name in publishing.merge(source, results):
@@ -309,13 +309,13 @@ def merge(
 @app.command()
 def verify(
     suite: SuiteName = "smoke",
-    against: Annotated[str, typer.Option(help="Git revision whose results to compare with.")] = "HEAD",
+    against: Annotated[str, typer.Option(help="Git revision with the results to compare with.")] = "HEAD",
     results: Results = RESULTS,
 ) -> None:
-    """Check a run: hashes of every file, the code that made it, and its results against the committed ones.
+    """Check a run: the hash of every file, the code that made it, and its results against the committed ones.
 
-    Exact where the recorded environment (processor, library versions) is the same; otherwise every arm's mean must lie
-    within the combined intervals.
+    Results must be equal where the recorded environment (processor, library versions) is the same; otherwise every
+    arm's mean must lie within the combined intervals.
     """
     from benchmarks.report.verify import verify_suite
 
@@ -333,7 +333,7 @@ def forget(
 ) -> None:
     """Make the forgetting trajectories of one origin: fine-tune on ever smaller nested subsets, keep every snapshot.
 
-    Finished trajectories are kept by content in work/store/, and work/SUITE/trajectories/ has links to them.
+    Finished trajectories are kept in the store (work/store/) by content; work/SUITE/trajectories/ has links to them.
     """
     from benchmarks.trajectories import make_origin
 
@@ -354,7 +354,7 @@ def forget(
 
 @app.command(name="inspect")
 def inspect_(suite: SuiteName, threads: Threads = 1) -> None:
-    """Take the steps of a suite's methods apart, and measure how its trajectories move (work/SUITE/inspection/)."""
+    """Split the steps of a suite's methods into parts, and measure its trajectories (work/SUITE/inspection/)."""
     from benchmarks.inspection import inspect_suite
 
     _start("cpu", threads)

@@ -1,7 +1,7 @@
-"""What an arm costs before fine-tuning, which costs the same for all: training on the source, prediction, memory.
+"""What an arm costs before fine-tuning (which costs the same for all): training on the source, prediction, memory.
 
-Measured in one process on snapshots of random weights in the network's shapes, since neither time nor memory depends on
-the values; so it needs no trajectory, and every figure of a table is from the same minutes of the same machine.
+Costs are measured in one process on snapshots of random weights in the network's shapes, since neither time nor memory
+depends on the values. So no trajectory is needed, and all numbers of a table come from one machine at one time.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from know.trajectory import Trajectory
 COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
 COLUMNS += ["memory_mb"]
 REPEATS, STEPS = 3, 20
-"""Predictions per arm, of which the fastest counts, and training steps by which the time per image is measured."""
+"""Number of predictions per arm, of which the fastest counts, and of training steps that measure time per image."""
 
 
 def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path, device: str = "cpu") -> None:
-    """Write the table `out` (csv): one row per arm of every source, network, track, r and S of a suite.
+    """Write the table `out` (csv): one row per arm for every source, network, track, r and S of a suite.
 
-    weights: predicted scalars. theta_0_seconds: one run of training theta_0, from the time of `STEPS` steps. trained:
-    images shown before fine-tuning, as a multiple of those of theta_0's run. seconds: the prediction, snapshots in
-    memory. memory_mb: by how much the process grows meanwhile, at its peak (empty where that is not known).
-    work: has the `data.json` of the suite's data; known: folder of the networks by S. device: where networks are
-    trained; prediction is the processor's.
+    weights: number of predicted scalars. theta_0_seconds: time to train theta_0 once, from the time of `STEPS` steps.
+    trained: images used before fine-tuning, as a multiple of those for theta_0. seconds: time of the prediction, with
+    snapshots in memory. memory_mb: growth of the process meanwhile, at its peak (empty where that is not known).
+    work: folder with the suite's `data.json`. known: folders of the networks by S. device: where networks are trained;
+    predictions always run on the CPU.
     """
     data, rows = read_json(work / "data.json"), []
     seen = {(c.source, c.network, c.track, c.ratio, c.length): c for c in settings.cells}
@@ -55,7 +55,7 @@ def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path
 
 
 def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Models, device: str) -> list[list]:
-    """What a row has after its place, arm by arm."""
+    """The entries of a row after those that name its place, for each arm."""
     shape, classes = tuple(data["shape"]), len(data["classes"])
     arms = [arm for arm in arms_of(settings.arms, cell) if not arm.missing]
     with tempfile.TemporaryDirectory() as folder:
@@ -75,9 +75,9 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
 
 
 def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
-    """Source images that training shows, by reference, and for `trajectory`: theta_0 and all forgetting steps.
+    """Number of source images used in training, by reference, and for `trajectory` (theta_0 and all forgetting steps).
 
-    size: images of D0.
+    size: number of images in D0.
     """
     run = _Counted(settings, cell, size)
     shown = {r.name: r.function(run) for r in REFERENCES.values()}
@@ -85,14 +85,14 @@ def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
 
 
 class _Counted:
-    """A `benchmarks.arms.SourceRun` that trains nothing: in place of weights it gives the images that were shown."""
+    """A `benchmarks.references.SourceRun` that trains nothing: it returns numbers of images in place of weights."""
 
     initial = 0.0
 
     def __init__(self, settings: Suite, cell: Cell, size: int):
         self.settings, self.cell, self.size = settings, cell, size
         own = settings.pretraining.epochs * size
-        # on the retrodiction track theta_0 is made by a forgetting step from theta_{-1}, the oracle
+        # on the retrodiction track a forgetting step makes theta_0 from theta_{-1}, the oracle
         self.theta_0 = own if cell.track == "overflow" else 2 * own + self._step(size)
 
     def _step(self, shown: float) -> float:
@@ -110,7 +110,7 @@ class _Counted:
 
 
 def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path, seed: int) -> Trajectory:
-    """A trajectory of random weights that all share their theta_0."""
+    """A trajectory of random weights; theta_0 is the same for every seed."""
     state = build(cell.network, shape, classes, seed=0).state_dict()
     dice = torch.Generator().manual_seed(stream("cost", seed))
     paths = [folder / f"{k}.safetensors" for k in reversed(range(cell.length))]
@@ -123,12 +123,12 @@ def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path,
         }
         save_state(path, moved)
     trajectory = Trajectory.from_checkpoints(paths, [cell.ratio**k for k in reversed(range(cell.length))])
-    trajectory.states  # noqa: B018  read now: reading is no part of the time
+    trajectory.states  # noqa: B018  read now, so that the time leaves reading out
     return trajectory
 
 
 def _looks_back(arm: Arm, trajectory: Trajectory, other: Trajectory, models: Models) -> bool:
-    """Whether it looks at more than theta_0: whether its answer is another for another history of the same theta_0."""
+    """Whether an arm uses more than theta_0: whether its answer changes with the history of the same theta_0."""
     one, two = (arm.start(seen, models, 0) for seen in (trajectory, other))
     same = all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
     return not same or one.rates != two.rates
@@ -144,9 +144,9 @@ def _fastest(call: Callable[[], Any]) -> float:
 
 
 def _growth(call: Callable[[], Any]) -> float | None:
-    """MiB by which the process grows during `call`, at its peak; None where Linux's counters are not there.
+    """MiB by which the process grows during `call`, at its peak; None where Linux's counters are not available.
 
-    A first call loads code and tables; what it leaves in the allocator is given back, or the second would reuse it.
+    A first call loads code and tables; memory that it leaves in the allocator is freed, so that the second allocates.
     """
     call()
     try:
@@ -160,13 +160,13 @@ def _growth(call: Callable[[], Any]) -> float | None:
 
 
 def _status(key: str) -> int:
-    """A number of this process's, in KiB."""
+    """The value of `key` in the status of this process, in KiB."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.split(f"{key}:")[1].split()[0])
 
 
 def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int], classes: int, device: str) -> float:
-    """Of training as theta_0 is trained, on random images; the first steps, which warm up, do not count."""
+    """Seconds per image of training as for theta_0, on random images; the first steps, which warm up, do not count."""
     dice, size = torch.Generator().manual_seed(0), settings.pretraining.batch_size * STEPS
     pictures = torch.randint(256, (size, *shape), generator=dice, dtype=torch.uint8)
     split = Split(pictures, torch.randint(classes, (size,), generator=dice))

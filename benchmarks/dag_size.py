@@ -1,11 +1,11 @@
-"""How long and how much memory Snakemake takes to plan suites of many jobs: the real workflow, dry runs, nothing made.
+"""How much time and memory Snakemake needs to plan suites of many jobs, measured by dry runs of the real workflow.
 
     python benchmarks/dag_size.py                       1,000, 10,000 and 100,000 jobs; writes benchmarks/dag_size.csv
     python benchmarks/dag_size.py --jobs 1000 --out -   one size, printed
 
-A synthetic suite of N networks, each with one job for its trajectories and one for each of 9 cells. A dry run that
-passes the caps of time or memory is ended and recorded as not finished. `one_...` is a dry run of a single job of the
-suite: what each job pays, twice, for Snakemake on its node.
+The suite is synthetic: N networks, each with one job for its trajectories and one for each of 9 cells. A dry run that
+exceeds the limit of time or memory is ended and recorded as not finished. `one_...` is a dry run of a single job of
+the suite; each job pays this cost twice, for Snakemake on its node.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from know.files import write_csv
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARES = [k / 10 for k in range(1, 10)]
 OTHERS = 10
-"""Jobs that every suite has once: data, meta-set (2), KNOWN, landscape, inspection, cost, publishing, figures, all."""
+"""Jobs that each suite has once: data, meta-set (2), KNOWN, landscape, inspection, cost, publish, figures, all."""
 COLUMNS = ["jobs", "finished", "seconds", "cpu_seconds", "peak_mb", "one_cpu_seconds", "one_peak_mb"]
 
 
 def synthetic(jobs: int) -> dict:
-    """A suite of about so many jobs, as its YAML says it."""
+    """The settings of a suite of about that many jobs, as in its YAML file."""
     suite = yaml.safe_load((REPOSITORY / "benchmarks/suites/smoke.yaml").read_text(encoding="utf-8"))
     networks = [f"n{k}" for k in range(max(1, round((jobs - OTHERS) / (1 + len(SHARES)))))]
     suite["pairs"] = [{"source": "digits:0-4", "target": "digits:5-9", "networks": networks}]
@@ -65,7 +65,7 @@ def measure(jobs: int, minutes: float, gigabytes: float, options: list[str]) -> 
 def _dry_run(
     folder: Path, minutes: float, gigabytes: float, options: list[str]
 ) -> tuple[float, resource.struct_rusage, str, bool]:
-    """Seconds on the clock, what the process used, what it said, and whether it came to its end."""
+    """Seconds of wall time, the resources used, the output, and whether the process finished."""
     line = [str(Path(sys.executable).with_name("snakemake")), *options, "--dry-run", "--quiet", "rules", "reason"]
     line += ["--cores", "1", "--config", "suite=synthetic"]
     start = time.perf_counter()

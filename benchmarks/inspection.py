@@ -1,4 +1,4 @@
-"""The steps of a suite's methods taken apart, and how its trajectories move: the three tables of an inspection."""
+"""The three tables of an inspection: they split the steps of methods into parts and describe trajectories."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ STEPS = [*PLACE, "predictor", "depth", *(part for part in PARTS if part not in (
 def inspect_suite(
     cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path, known: Mapping[int, Path]
 ) -> None:
-    """The three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
+    """Write the three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
 
-    Every method of the suite's arms, at the depths 1, 2 and 3 where it has a depth, on every evaluated trajectory.
-    known: folder of the networks by S.
+    They cover every method of the suite's arms, at depths 1, 2 and 3 where it has a depth, on every evaluated
+    trajectory. known: folders of the networks by S.
     """
     every, taken, moved, networks = lines(arms), [], [], {}
     # several targets or shares of one source have the same trajectories
@@ -60,7 +60,7 @@ def inspect_suite(
 
 
 def _steps_of(line: Line, trajectory: Trajectory, depth: int, models: Models) -> list[Parts]:
-    """Nothing where the line changes no weights, is not available, or overflows."""
+    """The parts of a line's step; none where the line changes no weights, is not available, or overflows."""
     if line.entry.missing(line.options, len(trajectory.paths)):
         return []
     try:

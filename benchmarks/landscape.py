@@ -1,7 +1,7 @@
-"""The plane of one trajectory: where snapshots, predictions and oracle lie, and the source loss around them.
+"""The plane of one trajectory: the places of snapshots, predictions and oracle, and the source loss around them.
 
-The plane is the principal one (PCA) of the snapshots, KNOWN's predictions at depth 1, 2, 3 and the oracle, over all
-scalars of the predicted roles. Norm parameters and buffers are theta_0's everywhere, as they are in a prediction.
+It is the principal plane (PCA) of the snapshots, KNOWN's predictions at depths 1, 2, 3 and the oracle, over all scalars
+of the predicted roles. Norm parameters and buffers are those of theta_0 everywhere, as they are in a prediction.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from know.trajectory import Trajectory
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 DEPTHS = (1, 2, 3)
 IMAGES = 2000
-"""Test images that the loss is the mean of: the plane is a picture, and a large set would take minutes."""
+"""Number of test images over which the loss is averaged. More are not needed for a figure and would take minutes."""
 MARGIN = 0.25
-"""Share of the longer side of the points' box that the grid adds on every side."""
+"""Margin that the grid adds on every side, as a share of the longer side of the points' box."""
 
 
 def make_landscape(
@@ -38,10 +38,10 @@ def make_landscape(
     """Write the table `out` (csv) of the plane of one trajectory. Columns: kind, label, x, y, loss.
 
     x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
-    `IMAGES` images of the source test set. One row per `snapshot` (theta_4 ... theta_0), `known` prediction (x2, ...:
-    r^-depth) and `oracle`, whose loss is of the weights themselves, which lie off the plane; size^2 rows `grid`, whose
-    loss is on the plane.
-    `variance`: the share of the points' variance along x and along y. `about`: what was drawn, in words.
+    `IMAGES` images of the source test set. There is one row per `snapshot` (theta_4 ... theta_0), `known` prediction
+    (x2, ...: r^-depth) and `oracle`, with the loss of the weights themselves, which lie off the plane. The size^2 rows
+    `grid` have the loss on the plane. `variance`: the share of the points' variance along x and along y. `about`:
+    what is drawn, in words.
     """
     trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
     facts = trajectory.manifest
@@ -57,7 +57,7 @@ def make_landscape(
         return torch.cat([state[name].flatten().double() for name in names])
 
     @torch.no_grad()
-    def loss(point: Tensor) -> float:  # of weights (P,)
+    def loss(point: Tensor) -> float:  # the loss of weights (P,)
         parts = point.split([theta_0[name].numel() for name in names])
         replaced = {n: p.view_as(theta_0[n]).to(theta_0[n].dtype) for n, p in zip(names, parts, strict=True)}
         model.load_state_dict({**theta_0, **replaced})
@@ -73,7 +73,7 @@ def make_landscape(
     points = torch.stack([point for _, _, point in drawn])  # (points, P)
     axes, shares = principal_plane(points)
     places = (points - points[last]) @ axes.T  # (points, 2), theta_0 at (0, 0)
-    # theta_0 itself lies off the plane through the points' mean; the grid starts from its shadow on that plane
+    # theta_0 lies off the plane through the points' mean; the grid is centred on its projection onto that plane
     centre = points.mean(0)
     shadow = centre + ((points[last] - centre) @ axes.T) @ axes
 
@@ -95,7 +95,7 @@ def make_landscape(
 def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
     """The two unit directions of greatest variance, (2, P), of points (N, P), and their shares of the variance, (2,).
 
-    A direction's sign is such that its component of largest magnitude is positive: SVD leaves it open.
+    SVD leaves the sign of a direction open; here the component of largest magnitude is positive.
     """
     _, scale, directions = torch.linalg.svd(points - points.mean(0), full_matrices=False)
     axes = directions[:2]
@@ -104,6 +104,6 @@ def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row(kind: str, label: str, *numbers: float) -> dict[str, str]:
-    """One row; numbers x, y, loss with 6 significant digits, those not given left empty; no -0."""
+    """One row, with x, y and loss to 6 significant digits; numbers not given are left empty, and -0 becomes 0."""
     shown = [f"{number + 0.0:.6g}" for number in numbers] + [""] * (3 - len(numbers))
     return dict(zip(COLUMNS, [kind, label, *shown], strict=True))

@@ -221,7 +221,7 @@ def fit_known(
     The reported errors are those on the held-out trajectories, which are used for nothing else.
     """
     paths = [Path(shard).parent / name for shard in shards for name in read_json(shard)["files"]]
-    every = {path: load_facts(path) for path in sorted(paths, key=lambda path: path.name)}  # in one order for any shards
+    every = {path: load_facts(path) for path in sorted(paths, key=lambda path: path.name)}  # the same for any shards
     runs = {path: facts for path, facts in every.items() if family(facts["dataset"]) not in without}
     good = {path: facts for path, facts in runs.items() if facts["status"] == "ok"}
     parts = _split(good, settings)
@@ -296,9 +296,7 @@ def _linear_terms(window: Tensor, with_theta_0: bool) -> Tensor:
 
 
 def _least_squares(rows: Tensor, *, with_theta_0: bool) -> Tensor:
-    """Coefficients, float64 (S - 1 or S,), that express the step by the differences and, if asked, theta_0. They are
-    fitted to windows with their target, (N, S + 1).
-    """
+    """Coefficients, float64 (S - 1 or S,), of `_linear_terms` for the step, fitted to windows with target (N, S + 1)."""
     step = (rows[:, -1:] - rows[:, -2:-1]).double().cpu()
     return torch.linalg.lstsq(_linear_terms(rows[:, :-1], with_theta_0), step, driver="gelsd").solution[:, 0]
 

@@ -1,7 +1,7 @@
-"""Networks: the small ones the suites use, the paper's ResNet-18, and any timm or torchvision model by name.
+"""Networks: the small networks of the suites, the paper's ResNet-18, and any timm or torchvision model by name.
 
-`build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`; `timm:NAME` and `torchvision:NAME` load no pretrained weights
-unless asked. The classifier ("head") is found by name, so that it can be replaced for another number of classes.
+An example is `build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`. `timm:NAME` and `torchvision:NAME` load
+pretrained weights only if asked to. The classifier ("head") is found by name and can be replaced for other classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.
 class PlainCNN(nn.Module):
     """The small network of the authors' examples: 3x3 convolutions 8-16-32-32 with biases, no normalisation.
 
-    Max-pooling after a convolution while the side is at least 4; then linear 64 and the head.
+    Max-pooling follows each convolution while the side is at least 4; then follow a linear layer of 64 and the head.
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
@@ -38,7 +38,7 @@ class PlainCNN(nn.Module):
     def _features(self, x: Tensor) -> Tensor:
         for conv, pool in zip(self.convs, self.pooled, strict=True):
             x = conv(x)
-            x = F.relu(F.max_pool2d(x, 2) if pool else x)  # in this order the same values, and less work
+            x = F.relu(F.max_pool2d(x, 2) if pool else x)  # this order gives the same values with less work
         return x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, classes)
@@ -46,7 +46,7 @@ class PlainCNN(nn.Module):
 
 
 class NormCNN(nn.Module):
-    """The smallest network with kernels and normalisation: 3x3 convolutions 8-16, each with BatchNorm, mean, head."""
+    """The smallest network with kernels and normalisation: 3x3 convolutions 8-16 with BatchNorm, mean, then head."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -60,7 +60,7 @@ class NormCNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two hidden layers of 64."""
+    """A network with two hidden layers of 64 units."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -73,7 +73,7 @@ class MLP(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """conv-norm-relu-conv-norm plus shortcut, relu; the shortcut is a 1x1 convolution where the shape changes."""
+    """Block conv-norm-relu-conv-norm plus shortcut, then relu; shortcuts that change the shape are 1x1 convolutions."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, bias: bool, **norm: float):
         super().__init__()
@@ -92,7 +92,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """One block per stage of 16-32-64 (78 k parameters), BatchNorm; the stem halves pictures of 24 pixels or more."""
+    """ResNet with BatchNorm and one block per stage 16-32-64 (78 k parameters); the stem halves sides of 24 or more."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -139,7 +139,7 @@ class ResNet18Cifar(nn.Module):
 
 
 def vit_tiny(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """timm's VisionTransformer, 16 patches, width 48, depth 4, 3 heads, LayerNorm (pre-norm)."""
+    """timm's VisionTransformer with 16 patches, width 48, depth 4, 3 heads and LayerNorm (pre-norm)."""
     from timm.models.vision_transformer import VisionTransformer
 
     size = {"img_size": shape[1:], "patch_size": shape[1] // 4, "in_chans": shape[0], "num_classes": classes}
@@ -159,9 +159,9 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
 def build(
     name: str, shape: tuple[int, int, int], classes: int, *, seed: int = 0, pretrained: bool = False
 ) -> nn.Module:
-    """A freshly initialised network for pictures of `shape` (C, H, W); the global random state is left as it was.
+    """Make a freshly initialised network for images of `shape` (C, H, W); the global random state does not change.
 
-    Kernels lie in channels-last memory, in which small convolutions are faster.
+    Kernels are stored in channels-last memory, in which small convolutions are faster.
 
     pretrained: load the published weights of a `timm:` or `torchvision:` model (downloads them).
     """
@@ -195,7 +195,7 @@ def _create(name: str, shape: tuple[int, int, int], classes: int, seed: int, pre
 
 
 def head_name(model: nn.Module) -> str:
-    """Dotted name of the classifier: timm's own record, an attribute `head`, else the last linear layer."""
+    """Dotted name of the classifier: the one timm records, else an attribute `head`, else the last linear layer."""
     recorded = getattr(model, "pretrained_cfg", None) or {}
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for candidate in (recorded.get("classifier"), "head"):
@@ -207,7 +207,7 @@ def head_name(model: nn.Module) -> str:
 
 
 def replace_head(model: nn.Module, classes: int, *, seed: int) -> None:
-    """Put a fresh linear classifier for `classes` classes in place of the old one (in place, old device and dtype)."""
+    """Replace the classifier in place by a fresh linear one for `classes` classes, with the old device and dtype."""
     name = head_name(model)
     old = model.get_submodule(name)
     with torch.random.fork_rng(devices=[]):
@@ -224,11 +224,11 @@ def head_and_normalisation(model: nn.Module) -> set[str]:
 
 
 def normalisation(model: nn.Module) -> set[str]:
-    """Names, as in its state_dict, of the parameters and running statistics of every normalisation layer."""
+    """Names in the state_dict of the parameters and running statistics of every normalisation layer."""
     layers = {name for name, module in model.named_modules() if isinstance(module, NORMALISATION)}
     return {key for key in model.state_dict() if key.rpartition(".")[0] in layers}
 
 
 def has_running_statistics(model: nn.Module) -> bool:
-    """Whether a layer keeps running statistics (BatchNorm does, LayerNorm does not)."""
+    """Whether any layer keeps running statistics (BatchNorm does, LayerNorm does not)."""
     return any(getattr(module, "running_mean", None) is not None for module in model.modules())

@@ -1,4 +1,4 @@
-"""Progress of long jobs: a bar on a terminal, now and then a line with the remaining time in a log."""
+"""Progress of long jobs: a terminal shows a bar, and a log gets a line with the remaining time now and then."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 QUIET = 30.0
-"""Seconds between two lines in a log; a shorter job writes none."""
+"""Seconds between two lines in a log; a shorter job writes no line."""
 
 
 def progress(*arguments: Any, **options: Any) -> tqdm:
-    """As tqdm's, for jobs that may run for minutes."""
+    """Make a bar as `tqdm` does, for jobs that may run for minutes."""
     if not sys.stderr.isatty():
         options |= {"mininterval": QUIET, "delay": QUIET, "ascii": True, "leave": False, "maxinterval": QUIET}
     return tqdm(*arguments, **options)

@@ -1,7 +1,7 @@
-"""The run record, the contract of running and reporting: a row per cell, trajectory, arm, rate policy and fine-tune.
+"""The run record, which connects running and reporting: a row per cell, trajectory, arm, rate policy and fine-tune.
 
 Everything in a table or figure is computed from these rows. They hold nothing that differs between two runs of the same
-code on the same machine: times, memory, commit and environment live in provenance and cost files.
+code on the same machine: times, memory, commit and environment are in the files of provenance and cost.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class RunRecord(BaseModel):
     rate: Annotated[float, Field(gt=0, lt=1)]
     """r, the ratio of consecutive subsets."""
     length: Annotated[int, Field(ge=2)]
-    """S, the number of snapshots that predictors see."""
+    """S, the number of snapshots that methods use."""
     trajectory: str
     arm: str
     predictor: str
-    """Empty for references."""
+    """The method with its options; empty for references."""
     depth: Annotated[int, Field(ge=0)]
-    """Recursions of the predictor; 0 for references and predictors without depth."""
+    """Number of recursions of the method; 0 for references and methods without depth."""
     recipe: Literal["published", "tuned"]
-    """The rate policy; the column keeps its name, since readers know it."""
+    """The rate policy; the column keeps this name for older readers."""
     fine_tune: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     on_edge: bool
@@ -55,9 +55,9 @@ class RunRecord(BaseModel):
     source_accuracy: Fraction
     """Source test accuracy of the weights before fine-tuning, with the running statistics of theta_0."""
     source_accuracy_recalibrated: Fraction
-    """Likewise, with running statistics measured anew on source training images; the same where there are none."""
+    """The same with running statistics measured anew on source training images; equal where there are none."""
     step: Annotated[float, Field(ge=0)] | None
-    """|weights - theta_0| / |theta_0| over the predicted tensors; none where a prediction is not finite."""
+    """|weights - theta_0| / |theta_0| over the predicted tensors; None where a prediction is not finite."""
     weight_error: Annotated[float, Field(ge=0)] | None
     """|weights - theta_{-1}| / |theta_0 - theta_{-1}|; only on the retrodiction track, where theta_{-1} exists."""
     source_seed: int
@@ -68,7 +68,7 @@ class RunRecord(BaseModel):
 
 
 class PilotRecord(BaseModel):
-    """One run of the learning-rate search: validation only, on a trajectory that is never evaluated."""
+    """One run of the learning-rate search, with validation only, on a trajectory that is never evaluated."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,21 +83,21 @@ class PilotRecord(BaseModel):
 
 
 def write_records(path: Path, records: Iterable[BaseModel], kind: type[BaseModel]) -> None:
-    """Write validated rows, sorted by their content so that the order of computing leaves no trace."""
+    """Write validated rows, sorted by their content so that the order of computing does not matter."""
     rows = [record.model_dump() for record in records]
     keys = [name for name, field in kind.model_fields.items() if field.annotation in (str, int, float)]
 
     def content(row: dict) -> list[str]:
         shown = [row[key] if isinstance(row[key], str) else f"{row[key]:020.9f}" for key in keys]
-        return [*shown, repr(row)]  # the rest decides between rows that are otherwise equal
+        return [*shown, repr(row)]  # the whole row decides if those are equal
 
     rows.sort(key=content)
     write_csv(path, rows, list(kind.model_fields))
 
 
 def read_records(paths: Iterable[Path | str], kind: type[BaseModel]) -> pd.DataFrame:
-    """Rows of several files as one table; KnowError names file and line of a row that breaks the schema."""
-    import pandas as pd  # here, since writing needs none of it and importing it costs every cell half a second
+    """Read rows of several files as one table; KnowError names file and line of a row that breaks the schema."""
+    import pandas as pd  # here, since writing does not need it and importing it would cost every cell half a second
 
     rows = []
     for path in paths:

@@ -1,11 +1,11 @@
-"""What every suite costs: jobs, hours, files, from its settings and the time that a training step takes here.
+"""What every suite costs in jobs, hours and files, from its settings and the time of a training step here.
 
     KNOW_DATA=/folder/with/the/data python -m benchmarks.scaling                 writes benchmarks/scaling.csv
     KNOW_DATA=... python -m benchmarks.scaling --device cuda --suite gpu/NAME    on a machine with a GPU
 
-Counted from the settings: images that training shows, fine-tunes, evaluations, files. Measured here: seconds per image
-of training and of evaluation, by network, data and batch size, on one thread (on a GPU: on the whole of it). Beside
-them stands what the jobs of a suite took where it has been run (results/<suite>/cost.csv).
+Images used in training, fine-tunes, evaluations and files are counted from the settings. Seconds per image of training
+and of evaluation are measured here, by network, data and batch size, on one thread or on a whole GPU. The table also
+has the time that the jobs of a suite took where it has been run (results/<suite>/cost.csv).
 """
 
 import argparse
@@ -31,11 +31,11 @@ from know.files import write_csv
 COLUMNS = ["suite", "device", "cells", "origins", "jobs", "fine_tunes", "source_images", "target_images", "evaluated"]
 COLUMNS += ["hours", "measured_hours", "files", "megabytes"]
 STEPS = 12
-"""Steps that are timed, after two that warm up."""
+"""Number of steps that are timed, after two that warm up."""
 
 
 class Clock:
-    """Seconds per image, each measured once."""
+    """Measured seconds per image; each is measured once."""
 
     def __init__(self, device: str):
         self.device = device
@@ -47,7 +47,7 @@ class Clock:
         return build(network, data.shape, len(data.classes), seed=0).to(self.device)
 
     def _now(self) -> float:
-        """Of the processor: other jobs of this machine do not count. With a GPU, of the wall, when it is done."""
+        """Processor time, which leaves out other jobs of the machine; with a GPU, wall time once the GPU is done."""
         if not self.device.startswith("cuda"):
             return time.process_time()
         torch.cuda.synchronize()
@@ -80,7 +80,7 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
         for track in suite.tracks(origin):
             by_run = images(suite, dataclasses.replace(longest, track=track), d0)
             named = [REFERENCES[name] for name in suite.arms.references]
-            # what is trained beside theta_0; on the other track theta_{-1} is the oracle, and counted with theta_0
+            # runs in addition to theta_0; on the other track the oracle is theta_{-1}, counted with theta_0
             runs = [r.name for r in named if r.factor > 1 and track == "overflow"]
             total = ids * (by_run["trajectory"] + sum(by_run[run] for run in runs))
             if "compute_matched" in suite.arms.references:
@@ -128,7 +128,7 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
 
 
 def _measured(name: str) -> str:
-    """Hours of processor time of a run's jobs that train networks for trajectories and cells."""
+    """Hours of processor time of those jobs that made a suite's trajectories and cells; empty if it was not run."""
     path = Path("results") / name / "cost.csv"
     if not path.is_file():
         return ""

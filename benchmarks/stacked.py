@@ -1,8 +1,8 @@
-"""Many small networks trained at once: their weights are stacked, and one pass serves all (`torch.func`).
+"""Training of many small networks at once: their weights are stacked, and one pass serves all (`torch.func`).
 
-A small network leaves a GPU idle: its time goes into starting kernels. K networks of one architecture, each with its
-own weights, images, seeds and learning rates, take hardly longer than one. Each sees what `benchmarks.training.train`
-would show it alone, and comes out the same to rounding.
+A small network leaves a GPU mostly idle, since most time is spent on starting kernels. K networks of one architecture,
+each with its own weights, images, seeds and learning rates, take hardly longer than one. Each gets the same images in
+the same order as in `benchmarks.training.train`, and its result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from know.checkpoints import State
 from know.errors import KnowError
 
 BETAS, EPSILON, MOMENTUM = (0.9, 0.999), 1e-8, 0.9
-"""Of Adam and of SGD with Nesterov momentum; torch's defaults and those of `benchmarks.training`."""
+"""Constants of Adam and of SGD with Nesterov momentum: torch's defaults, and the momentum of `benchmarks.training`."""
 EVALUATED = 2048
-"""Images, of all networks together, that are evaluated at once on a GPU; an eighth without one."""
+"""Number of images that each network evaluates at once on a GPU; without a GPU it is an eighth of this."""
 
 
 class Stacked:
     """K networks of one architecture on one device.
 
-    models: K modules with the same parameters and buffers; they are copied, and left alone.
+    models: K modules with the same parameters and buffers; their tensors are copied and do not change.
     """
 
     def __init__(self, models: Sequence[nn.Module]):
@@ -42,7 +42,7 @@ class Stacked:
         self.chosen = head_and_normalisation(models[0])
         self.names = list(models[0].state_dict())
         self.moments: dict[str, list[Tensor]] = {}
-        """Of the optimiser, by parameter: after n updates Adam's two, or SGD's one, each (K, ...)."""
+        """The optimiser's moments by name of parameter: two for Adam or one for SGD, each (K, ...)."""
         self.updates = 0
 
     def train(
@@ -58,10 +58,10 @@ class Stacked:
         carry: bool = False,
         progress: str | None = None,
     ) -> list[Outcome]:
-        """Train every network on its rows of `pool`; the arguments of `benchmarks.training.run`, and
+        """Train every network on its rows of `pool`; see `benchmarks.training.run` for arguments not listed here.
 
-        rate_factors: of the learning rate, by parameter name, one mapping a network; 1 where not given.
-        carry: whether the optimiser goes on from the end of the last call.
+        rate_factors: factors on the learning rate, by parameter name (default 1), in one mapping per network.
+        carry: whether the optimiser continues with its state at the end of the last call.
         """
         if len(seeds) != self.count or len(members) != self.count:
             raise KnowError(f"{self.count} stacked networks need as many seeds and sets of images")
@@ -76,7 +76,7 @@ class Stacked:
         finite = torch.stack([t.detach().isfinite().flatten(1).all(1) for t in self.parameters.values()]).all(0)
         for outcome, fine in zip(outcomes, finite.tolist(), strict=True):
             if not fine:
-                outcome.status = "diverged"  # in its very last step, after the last loss
+                outcome.status = "diverged"  # the last step did it, after the last loss
         return outcomes
 
     def states(self) -> list[State]:
@@ -88,7 +88,7 @@ class Stacked:
     def logits(self, dataset: Dataset, pool: Split, members: Tensor | None = None) -> Tensor:
         """Class scores float32 (K, N, classes) in evaluation mode.
 
-        members: rows of `pool` that each network is asked about, (K, N); None: all of it.
+        members: the rows of `pool` on which each network is evaluated, (K, N); None means all rows.
         """
         every = {**self.parameters, **self.buffers}
         size = max(1, EVALUATED // (1 if pool.images.is_cuda else 8))
@@ -104,7 +104,7 @@ class Stacked:
         return torch.cat(scores, dim=1)
 
     def _call(self, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the other kinds of attention have no rule for stacked networks
+        with sdpa_kernel(SDPBackend.MATH):  # other kinds of attention do not support stacked networks
             return functional_call(self.template, dict(tensors), (images,))
 
     def _forget_moments(self) -> None:
@@ -114,7 +114,7 @@ class Stacked:
 def scored(scores: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
     """Accuracies and mean losses of K networks from scores (K, N, classes) and labels (K, N) or (N,).
 
-    As `benchmarks.training.accuracy`: what is not finite is not correct.
+    As in `benchmarks.training.accuracy`, an answer whose scores are not all finite counts as wrong.
     """
     labels = labels.expand(scores.shape[:2])
     correct = (scores.argmax(2) == labels) & scores.isfinite().all(2)
@@ -123,9 +123,9 @@ def scored(scores: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
 
 
 class _Learner:
-    """Stacked networks and their optimiser, as `benchmarks.training.run` drives them.
+    """Stacked networks and their optimiser, with the interface that `benchmarks.training.run` uses.
 
-    The optimisers are written out here, since torch's take one learning rate for a whole tensor.
+    The optimisers are written out here, since those of torch use one learning rate for a whole tensor.
     """
 
     def __init__(self, networks: Stacked, recipe: Recipe, factors: Sequence[Mapping[str, float]]):
@@ -139,8 +139,8 @@ class _Learner:
         net = self.networks
         self.names = [n for n in net.parameters if not head_only or n in net.chosen]
         if head_only or self.recipe.head_epochs:
-            net._forget_moments()  # an optimiser of its own for every phase, as in `train`
-        self.rates = []  # of each parameter, (K, 1, ...), on the device
+            net._forget_moments()  # every phase has its own optimiser, as in `train`
+        self.rates = []  # rates of each parameter, (K, 1, ...), on the device
         for name in self.names:
             tensor = net.parameters[name]
             own = [rate * (1.0 if head_only else f.get(name, 1.0)) for rate, f in zip(rates, self.factors, strict=True)]
@@ -154,7 +154,7 @@ class _Learner:
         with autocast(self.recipe, images.device):
             scores = self.forward(tensors, images)  # (K, B, classes)
         losses = F.cross_entropy(scores.float().transpose(1, 2), labels, reduction="none").mean(1)
-        gradients = torch.autograd.grad(losses.sum(), trained)  # a network's loss reaches its own weights alone
+        gradients = torch.autograd.grad(losses.sum(), trained)  # a network's loss depends only on its own weights
         net.updates += 1
         self._update(trained, gradients, factor)
         return losses.detach(), (scores.detach().argmax(2) == labels).sum(1)
@@ -189,7 +189,7 @@ class _Learner:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give networks that diverged the weights of then; they have been trained on with the others."""
+        """Give diverged networks the weights they had at that time; they were trained further with the others."""
         every = {**self.networks.parameters, **self.networks.buffers}
         for network, state in self.retired.items():
             for name, tensor in state.items():

@@ -1,10 +1,10 @@
 """The trajectories of a suite: structured forgetting (paper, section 3) on two tracks.
 
-* overflow (the paper's): theta_0 is trained from scratch on D0, a half (or less) of the source training set;
-* retrodiction (where truth exists): theta_{-1} is trained on all of the source set, theta_0 is theta_{-1} fine-tuned
-  on D0.
+* overflow (the paper's track): theta_0 is trained from scratch on D0, a half (or less) of the source training set;
+* retrodiction (where the truth exists): theta_{-1} is trained on the whole source training set, and theta_0 is
+  theta_{-1} fine-tuned on D0.
 
-Both start from one initialisation, and theta_{-1} of the second is the oracle of the first.
+Both tracks start from one initialisation, and theta_{-1} of the second is the oracle of the first.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from know.seeds import stream
 from know.trajectory import nested_subsets
 
 ENTRY = "benchmarks.trajectories:make_origin"
-"""What the fingerprint of a trajectory's code is taken of."""
+"""The function from which the fingerprint of a trajectory's code is made."""
 TAIL, MEMORY = 0.25, 0.1
-"""Tail average: over the last quarter of the steps. EMA: its time constant is a tenth of the steps."""
+"""The tail average covers the last quarter of the steps. The time constant of the EMA is a tenth of the steps."""
 
 
 class _Fit:
@@ -70,7 +70,7 @@ class _Fit:
 
 
 class _Averages:
-    """Averages of the weights over one training run, buffers included: of its tail, and exponential (EMA)."""
+    """Averages of weights and buffers over one training run: one over its tail, and an exponential one (EMA)."""
 
     def __init__(self, model: nn.Module):
         self.model, self.tail, self.ema = model, None, None
@@ -103,8 +103,8 @@ def make_origin(
 ) -> None:
     """Make all trajectories of one source and network: `<out>/<trajectory>/<track>/`, and `<out>/manifest.json` last.
 
-    store: keeps them; what it holds already is not trained again, whichever suite has made it, and `out` has links to
-    its files. processes: how many share the trajectories; the result is the same.
+    store: they are kept in the store, and `out` has links to its files; a trajectory that any suite has put there is
+    not trained again. processes: how many share the trajectories; the result is the same.
     Raises KnowError if the smallest subset would have fewer images than `settings.smallest`.
     """
     dataset = _source(origin.source, device=device)
@@ -143,7 +143,7 @@ def _one_trajectory(
     device: str,
     trajectory: str,
 ) -> list[Path]:
-    """The folder of one trajectory in the store, on each track."""
+    """Make one trajectory where the store lacks it; returns its folder in the store for each track."""
     seed = stream("source", origin.source, origin.network, trajectory)
     dataset = _source(origin.source, device=device)
 
@@ -177,7 +177,7 @@ def _one_trajectory(
 
 
 class _Pretraining:
-    """Runs from one initialisation on D0 and on larger subsets; each is trained once, when it is first asked for."""
+    """Runs from one initialisation on D0 and on larger subsets; each is trained once, when it is first needed."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Pretraining:
         self.run = functools.cache(self._run)
 
     def subset(self, factor: int) -> Split:
-        """D0, or the subset of the source that holds it and is `factor` times as large."""
+        """D0, or the subset of the source that contains D0 and is `factor` times as large."""
         if factor * self.settings.d0 == 1:
             return self.dataset.train
         fraction, count = factor * self.settings.d0, len(self.dataset.train)
@@ -213,7 +213,7 @@ class _Pretraining:
     def train(
         self, model: nn.Module, split: Split, recipe: Recipe, after_step: Callable | None = None
     ) -> tuple[State, dict | None]:
-        """Train a model of this network from the initialisation: its weights, and the optimiser's state."""
+        """Train a model of this network from the initialisation; returns its weights and the optimiser's state."""
         model.load_state_dict(self.initial)
         seed = stream(self.seed, "pretraining")
         outcome = train(model, self.dataset, split, recipe, seed=seed, after_step=after_step)
@@ -222,7 +222,7 @@ class _Pretraining:
 
 
 class _SourceRun:
-    """The run that makes theta_0 on one track, as the references see it (`benchmarks.arms.SourceRun`)."""
+    """The run that makes theta_0 on one track, as references use it (`benchmarks.references.SourceRun`)."""
 
     def __init__(self, pretraining: _Pretraining, track: Track):
         self.pretraining, self.settings = pretraining, pretraining.settings
@@ -249,7 +249,7 @@ class _SourceRun:
         return _copy((self.averages.tail if kind == "tail" else self.averages.ema).module)
 
     def train_on(self) -> State:
-        """In epochs of D0: (r + ... + r^(S-1)) times the epochs per step, 0.94 at r = 0.5, S = 5."""
+        """Train theta_0 further on D0, (r + ... + r^(S-1)) times the epochs of a step: 0.94 at r = 0.5, S = 5."""
         step, settings = self.settings.step, self.settings
         sizes = [round(len(self.d0) * settings.ratio**k) for k in range(1, settings.length)]
         steps = sum(step.steps or step.epochs * steps_per_epoch(size, step.batch_size) for size in sizes)
@@ -260,7 +260,7 @@ class _SourceRun:
         return _copy(model)
 
     def describe(self, model: nn.Module, index: list[int]) -> dict[str, float]:
-        """Source test accuracy, and accuracy on what was left out: D0 without the subset, now and by theta_0."""
+        """Source test accuracy, and accuracy on D0 without the subset (`left_out`), of `model` and of theta_0."""
         dataset, d0 = self.dataset, self.d0
         facts = {"test_accuracy": round(accuracy(model, dataset, dataset.test), 6)}
         if len(index) == len(d0):
@@ -274,7 +274,7 @@ class _SourceRun:
 
 
 def _demand_finite(outcome: Outcome, what: str) -> None:
-    """A trajectory cannot go on from weights that are not finite."""
+    """Raise KnowError if a run diverged, since a trajectory cannot continue from weights that are not finite."""
     if outcome.status != "ok":
         rate = outcome.history[-1]["learning_rate"]
         raise KnowError(f"{what} {outcome.status} (loss not finite) at learning rate {rate:g}; lower it")

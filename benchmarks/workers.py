@@ -1,4 +1,4 @@
-"""Processes that share the independent parts of one job: the result is the same for any number of them."""
+"""Processes that share the independent parts of one job; the result is the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from benchmarks.training import deterministic
 
 @contextlib.contextmanager
 def workers(processes: int) -> Iterator[Callable[[Callable, Iterable], Iterable[Any]]]:
-    """A `map` over that many processes, each with as many threads as this one; with 1, this process itself.
+    """Give a `map` over that many processes, each with as many threads as this one; 1 means this process itself.
 
-    Functions and items travel by pickle. What a worker raises is raised here; what has not begun is then given up.
+    Functions and items are sent by pickle. An error in a worker is raised here, and items not yet begun are cancelled.
     """
     if processes == 1:
         yield map
@@ -39,6 +39,6 @@ def _begin(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers; without this they would finish what they have begun, unseen."""
+    """End this worker when its parent ends. A killed parent cannot stop its workers, which would then go on unseen."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,7 +1,7 @@
-"""A results folder of numbers that are known beforehand, so that pages and figures can be checked by hand.
+"""A results folder with numbers known in advance, so that pages and figures can be checked by hand.
 
-At the tuned rate naive has 80, 82, 84, ... % on the trajectories t0, t1, t2, ..., and every arm what `GAINS` adds.
-At the published rate naive has 10 points less, and every gain is 1 point less.
+At the tuned rate naive has 80, 82, 84, ... % on the trajectories t0, t1, t2, ..., and `GAINS` adds to this for each
+arm. At the published rate naive has 10 points less, and every gain is 1 point less.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ GAINS = {  # points above naive, by trajectory
     "shrink_x2": (0, 1, 1, 0, 1),
 }
 FORGOTTEN = (4, 6, 5, 5, 5)
-"""Points that the last snapshot has lost on the images left out, by trajectory."""
+"""Points that the last snapshot has lost on the left-out images, by trajectory."""
 OTHERS = {"known": "known", "mean": "average", "tail_average": "average", "ema": "average"}
 OTHERS |= dict.fromkeys(("compute_matched", "random_step", "reset", "shrink", "trajectory_part"), "control")
-"""Groups of lines of arms that are neither references nor predictions."""
+"""Groups of those lines of arms that are neither references nor predictions."""
 FIGURES = sorted({path.stem for path in (TINY.parents[2] / "paper_figures").glob("[!_]*.py")} - {"style"})
 PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
@@ -49,7 +49,7 @@ RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
 
 
 def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe: str = "tuned", **changed) -> RunRecord:
-    """A valid row; everything may be changed."""
+    """A valid row, in which every column may be changed."""
     line, depth = parse(arm)
     facts = {
         "predictor": "" if arm in REFERENCES else line,
@@ -77,7 +77,7 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe:
 
 
 def parse(arm: str) -> tuple[str, int]:
-    """Line and depth of an arm at r = 0.5: `known_x4` is known at depth 2, `rre_global` has no depth."""
+    """Line and depth of an arm at r = 0.5: `known_x4` is `known` at depth 2, and `rre_global` has no depth."""
     if arm in REFERENCES:
         return arm, 0
     line, _, factor = arm.rpartition("_x")
@@ -85,7 +85,7 @@ def parse(arm: str) -> tuple[str, int]:
 
 
 def described_as(arm: str, group: str | None = None) -> dict:
-    """What suite.json says of an arm; the group is found in `OTHERS`, else by its being a reference."""
+    """The entry of an arm in suite.json. By default its group is that in `OTHERS`, else reference or prediction."""
     line, depth = parse(arm)
     reference = arm in REFERENCES
     return {
@@ -101,7 +101,7 @@ def described_as(arm: str, group: str | None = None) -> dict:
 
 
 def records(cell: Cell = MLP, gains: Mapping[str, Sequence[float]] = GAINS, trajectories: int = 3) -> list[RunRecord]:
-    """Both recipes of every arm on the trajectories t0, t1, ..."""
+    """Rows for both rate policies of every arm on the trajectories t0, t1, ..."""
     found = []
     for (arm, points), k, recipe in itertools.product(gains.items(), range(trajectories), ("published", "tuned")):
         published = recipe == "published"
@@ -120,11 +120,11 @@ def write_results(
     with_page: bool = True,
     **suite,
 ) -> Path:
-    """Everything that a published suite has in its folder, without the figures.
+    """Write everything that a published suite has in its folder, except the figures.
 
-    forgotten: network to points lost by trajectory, where not `FORGOTTEN`. described: of arms, by default of those in
-    runs. unavailable: cell to arm to reason. with_page: whether to write README.md and metrics.json, which takes longer
-    than the rest. suite: its other keys.
+    forgotten: points lost by trajectory for each network that does not use `FORGOTTEN`. described: entries of arms, by
+    default those in runs. unavailable: reasons by cell and arm. with_page: whether to write README.md and metrics.json,
+    which takes longer than the rest. suite: other keys of suite.json.
     """
     runs = list(runs)
     arms = sorted({run.arm for run in runs})
@@ -156,13 +156,13 @@ def write_results(
 
 
 def table_row(text: str, arm: str) -> list[str]:
-    """Entries of the last row of `arm` in a page's tables (the cell's own table, where the page has one cell)."""
+    """Entries of the last row of `arm` in a page's tables (in the table of the cell, if the page has one cell)."""
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith(f"| {arm} |")]
     return [entry.strip() for entry in rows[-1]]
 
 
 def change_csv(path: Path, row: int, **values: object) -> None:
-    """Write other values into one row of a csv file, counted from 0."""
+    """Change values in one row of a csv file; rows are counted from 0."""
     with path.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     rows[row] |= values
@@ -170,7 +170,7 @@ def change_csv(path: Path, row: int, **values: object) -> None:
 
 
 def _pilots(cells: set[str], arms: list[str], settings: dict) -> list[PilotRecord]:
-    """Validation accuracy that rises to its peak, 80 % or a little less from arm to arm, at 1.6e-3 and falls again."""
+    """Pilots whose validation accuracy has its peak at 1.6e-3; the peak is 80 % or a little less, by arm."""
     rates = settings["transfer"]["grid"]
     peak = {rate: 0.8 - 0.05 * abs(k - 2) for k, rate in enumerate(rates)}
     fixed = {"trajectory": "p0", "fine_tune": 0, "status": "ok", "validation_loss": 0.5}
@@ -197,7 +197,7 @@ def _snapshots(
 
 
 def _steps(lines: Iterable[tuple[str, bool]], trajectory: str) -> list[dict]:
-    """Steps that grow with the depth; the shares differ from line to line, and one is negative in every fourth line."""
+    """Steps that grow with the depth. Shares differ between lines, and every fourth line has a negative one."""
     rows = []
     for place, (line, deep) in enumerate(lines):
         shrink = round(0.9 - 0.13 * (place % 7), 4)
@@ -217,7 +217,7 @@ def _movement(length: int) -> list[dict]:
 
 
 def _responses(lengths: list[int], lines: list[str]) -> list[dict]:
-    """Straight lines: every model shrinks, KNOWN by 15 %, and follows the history a little."""
+    """Linear responses: every model shrinks, KNOWN by 15 %, and follows the history a little."""
     slopes = {"known": -0.15, "scaled": -0.05, **{name: -0.2 for name in ("released", "wnn") if name in lines}}
     moves = {"constant": 0, "rising": 0.05, "saturating": 0.02, "noisy": 0}
     axes = itertools.product(lengths, slopes, ("conv", "fc", "bias"), moves, (-0.5, -0.25, 0.0, 0.25, 0.5))

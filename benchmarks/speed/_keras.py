@@ -1,7 +1,7 @@
-"""The released network as its authors call it, in an interpreter of its own; run by prediction.py, not by hand.
+"""The released network as its authors use it, in its own interpreter; prediction.py runs this script.
 
-_keras.py FOLDER WEIGHTS.h5 THREADS: FOLDER holds window.npy (N, 5). Says what it is in one line of JSON; then, for
-every line that it reads, predicts once and answers the seconds. At the end of input it writes FOLDER/keras.npy (N,).
+_keras.py FOLDER WEIGHTS.h5 THREADS: FOLDER holds window.npy (N, 5). The script prints versions in one line of JSON. For
+every line that it reads, it predicts once and prints the seconds. At the end it writes FOLDER/keras.npy (N,).
 """
 
 import json
@@ -15,11 +15,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 BATCH = 100_000
-"""As in the authors' prediction script."""
+"""The batch size of the authors' prediction script."""
 
 
 def stream(inputs, first: int):
-    """One of the two streams; the layers have the names of the file, from `dense` or `dense_6` on."""
+    """One of the two streams; its layers have the names in the file, beginning with `dense` or `dense_6`."""
 
     def dense(number: int, units: int, x, **options):
         name = f"dense_{first + number}" if first + number else "dense"

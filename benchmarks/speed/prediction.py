@@ -1,11 +1,11 @@
-"""How fast KNOWN's prediction is, beside the authors' Keras network and beside what the processor could do.
+"""How fast KNOWN's prediction is, compared with the authors' Keras network and with the limits of the processor.
 
     python benchmarks/speed/prediction.py
 
-writes prediction.json and README.md beside itself. All contestants answer the same windows in one run, taking turns, so
-that a slow minute of the machine hits all alike; the median of the turns counts. Keras runs in an interpreter of its
-own (an environment in work/speed/keras, made on the first run) and is asked for one prediction at a time; only the call
-of `predict` is timed. Without KNOW_REFERENCE, the folder with the authors' weights, it is left out and ours are asked.
+This script writes prediction.json and README.md into its folder. All contestants predict the same windows in one run
+and take turns, so that slow minutes of the machine affect all equally; the median of the turns counts. Keras runs in
+its own interpreter (an environment in work/speed/keras, made on the first run) and makes one prediction at a time; only
+the call of `predict` is timed. Without KNOW_REFERENCE, the folder of the authors' weights, our weights replace them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this script is part of, installed or not
+sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
 
 import _table
 
@@ -38,20 +38,20 @@ from know.known import Known, KnownNet, compiled
 HERE, WORK = Path(__file__).parent, Path(__file__).parents[2] / "work" / "speed"
 COUNT, CHUNK, REPEATS, THREADS = 1 << 20, 16384, 7, (2, 1)
 CHECKED = 1 << 17
-"""Windows on which answers are compared with float64."""
+"""Number of windows on which answers are compared with float64."""
 REQUIRED = {"times_keras": 2.0, "times_floor": 2.0, "deviation": 1e-6}
-"""Our prediction: at least so many times as fast as Keras, at most so many times the floor, within this of float64."""
+"""Limits for our prediction: least speed relative to Keras, most time relative to the floor, most error to float64."""
 
 
 def windows(count: int) -> Tensor:
-    """Histories (count, 5) of conv weights: of the size of He's initialisation at 64 channels, moving by a tenth."""
+    """Histories (count, 5) like conv weights: their size is He's initialisation at 64 channels, each step a tenth."""
     dice = torch.Generator().manual_seed(0)
     steps = 0.006 * torch.randn(count, 4, generator=dice)
     return torch.cat([0.06 * torch.randn(count, 1, generator=dice), steps], dim=1).cumsum(1)
 
 
 class Keras:
-    """A process that predicts with the released network on so many threads, once per `turn`."""
+    """A process that predicts with the released network on that many threads, once per `turn`."""
 
     def __init__(self, python: Path, threads: int):
         self.folder = WORK / f"keras-{threads}"
@@ -67,19 +67,19 @@ class Keras:
         return json.loads(line)
 
     def turn(self) -> float:
-        """Seconds of one prediction."""
+        """Make one prediction; returns its seconds."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self._read()["seconds"]
 
     def answer(self) -> Tensor:
-        """What it predicted last. Ends the process."""
+        """End the process; returns its last prediction."""
         self.process.communicate()
         return torch.from_numpy(np.load(self.folder / "keras.npy"))
 
 
 def keras_python() -> tuple[Path | None, str | None]:
-    """Interpreter of an environment with tensorflow-cpu, made if need be; or None and why not."""
+    """Interpreter of an environment with tensorflow-cpu, made if needed; or None and the reason."""
     if reason := keras.missing("released"):
         return None, reason
     python = WORK / "keras" / "bin" / "python"
@@ -105,7 +105,7 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def floor_rates() -> dict[str, float]:
-    """Rates of the machine with torch's threads as set: sgemm (FLOP/s), exponentials in cache (1/s); best of 5."""
+    """Rates of the machine with torch's present threads: sgemm (FLOP/s), exponentials in cache (1/s); best of 5."""
     matrix, some = torch.randn(2048, 2048), torch.randn(1 << 17)
     space, many = torch.empty_like(some), 50
     sgemm = min(timed(lambda: matrix @ matrix) for _ in range(5))
@@ -128,7 +128,7 @@ def machine() -> dict[str, object]:
 
 
 def used() -> float:
-    """Processor seconds of all processes since the start, less those of this one and its finished children."""
+    """Processor seconds of all processes since the start, except this one and its finished children."""
     fields = [int(field) for field in Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
@@ -180,9 +180,9 @@ def main() -> None:
                 for name, value in turns.items():
                     seconds[threads][name].append(value)
     answered = {name: answer() for name, answer in answers.items()}
-    for peer in peers.values():  # they answer alike
+    for peer in peers.values():  # their answers are the same
         answered["keras"] = peer.answer()[:CHECKED]
-    if others is not None:  # else unknown
+    if others is not None:  # else the load is unknown
         about["other_work"] = round((used() - others) / (time.perf_counter() - began) / os.cpu_count(), 3)
     exact = chunked(copy.deepcopy(net).double(), window[:CHECKED].double())
     write_json(
@@ -211,7 +211,7 @@ def of(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def floor(net: KnownNet, rates: list[dict[str, float]]) -> dict[str, float]:
-    """Median rates, and the time per weight if multiplications, then exponentials, ran at them."""
+    """Median rates, and the time per weight if multiplications, then exponentials, ran at these rates."""
     flops, exps = 2 * sum(p.numel() for p in net.parameters() if p.ndim == 2), 2 * 64
     found = {key: statistics.median(each[key] for each in rates) for key in rates[0]}
     seconds = flops / found["sgemm_flops"] + exps / found["exps"]

@@ -1,10 +1,10 @@
-"""How fast, and in how much memory, `know predict` goes through files that are larger than what it may hold.
+"""How much time and memory `know predict` needs for files that are larger than the memory it may use.
 
     python benchmarks/speed/streaming.py
 
-writes streaming.json and README.md beside itself. Snapshots of random weights are made in work/speed/snapshots and
-removed in the end. Both ways to predict take turns, each in a process of its own; what is timed is the prediction
-alone, not the start of the process, nor the loading of what is held in memory.
+This script writes streaming.json and README.md into its folder. Snapshots of random weights are made in
+work/speed/snapshots and removed at the end. Both ways to predict take turns, each in its own process. Only the
+prediction is timed, neither the start of the process nor the loading of snapshots into memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this script is part of, installed or not
+sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
 
 import _table
 from prediction import machine, of, used
@@ -33,7 +33,7 @@ REQUIRED = {"memory_mb": 700, "share": 0.8}
 
 
 def make() -> list[Path]:
-    """Five snapshots, 1 GiB each; rows repeat one another, which costs a prediction nothing less."""
+    """Make five snapshots, 1 GiB each. All rows are equal, which does not make a prediction cheaper."""
     entries, offset = {}, 0
     for name, rows in ROWS.items():
         end = offset + 4 * rows * COLUMNS
@@ -53,17 +53,17 @@ def make() -> list[Path]:
 
 
 def status(key: str) -> float:
-    """A number of this process's, in MB."""
+    """The value of `key` in the status of this process, in MB."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.split(f"{key}:")[1].split()[0]) / 1024
 
 
 def turn(way: str, paths: list[str]) -> None:
-    """In a process of its own: predict, and print seconds and megabytes."""
+    """Predict, in a separate process, and print seconds and megabytes."""
     torch.set_num_threads(THREADS)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
     before = status("VmRSS")
-    from know import fast  # noqa: F401  a process compiles or loads it once
+    from know import fast  # noqa: F401  compiled or loaded once per process
     from know.export import Request, predict_files
     from know.prediction import predict
     from know.trajectory import Trajectory

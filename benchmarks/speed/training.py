@@ -1,12 +1,12 @@
-"""How fast `benchmarks.training` trains, beside a plain DataLoader loop and beside what the device could do.
+"""How fast `benchmarks.training` trains, compared with a plain DataLoader loop and with the limits of the device.
 
     python benchmarks/speed/training.py                 # the CPU, on one thread
     python benchmarks/speed/training.py --device cuda
 
-writes training.json, which keeps what was measured on the other device, and README.md beside itself. Pictures are
-random bytes of a fixed seed and nothing is learnt: only the time counts. All contestants of one network take turns
-within one run, so that a slow minute of the machine hits all alike; the median of the turns counts. The first turn,
-which compiles, fills caches and starts the loader's processes, does not.
+This script writes training.json, which keeps what was measured on the other device, and README.md into its folder.
+Images are random bytes of a fixed seed; only the time is measured. All contestants of one network take turns within one
+run, so that slow minutes of the machine affect all equally, and the median of the turns counts. The first turn, which
+compiles, fills caches and starts the loader's processes, does not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout that this script is part of, installed or not
+sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
 
 import _table
 from prediction import machine, of, used
@@ -48,7 +48,7 @@ SHAPE, CLASSES, RATE = (3, 32, 32), 10, 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """One network in a turn: so many images, a multiple of the batch, once."""
+    """One network and its images in a turn. images: a multiple of the batch; each is used once."""
 
     network: str
     augment: str
@@ -58,16 +58,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on a device. stacked: numbers of networks at once, each on `Plan.each` images."""
+    """What is measured on a device. stacked: numbers of networks trained at once, each on `Plan.each` images."""
 
     cases: tuple[Case, ...]
     stacked: tuple[int, ...]
     each: int
     repeats: int
     side: int
-    """Of the matrices of the large product."""
+    """Rows and columns of the matrices in the large product."""
     copied: int
-    """Bytes of the large copy."""
+    """Number of bytes in the large copy."""
 
 
 PLANS = {
@@ -109,7 +109,7 @@ QUICK = Plan(
 
 
 def pictures(count: int, device: str) -> Dataset:
-    """Random bytes, and labels, as a data set that may be mirrored."""
+    """A dataset of random bytes and labels, whose images may be mirrored."""
     dice = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=dice)
     split = Split(images, torch.randint(0, CLASSES, (count,), generator=dice))
@@ -118,7 +118,7 @@ def pictures(count: int, device: str) -> Dataset:
 
 
 class Pictures(torch.utils.data.Dataset):
-    """The same for a DataLoader, as torchvision's CIFAR-10 keeps it: one picture at a time, decoded to PIL's kind."""
+    """The same for a DataLoader, like torchvision's CIFAR-10: one image at a time, turned into a PIL image."""
 
     def __init__(self, dataset: Dataset, count: int, augment: str):
         self.images = dataset.train.images[:count].movedim(1, -1).contiguous().cpu().numpy()  # (N, H, W, C)
@@ -144,7 +144,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def workers(device: str) -> int:
-    """Processes that load: none beside one thread of a CPU; at most 16, which is what torchvision's scripts take."""
+    """Number of loading processes: 0 where one CPU thread trains; else at most 16, as in torchvision's scripts."""
     return 0 if device == "cpu" else min(16, os.cpu_count())
 
 
@@ -161,7 +161,7 @@ def loader(case: Case, dataset: Dataset, device: str) -> DataLoader:
 
 
 class Loop:
-    """The peer: one epoch as the usual training script writes it, with our network and the same kind of optimiser."""
+    """The comparison: one epoch as in usual training scripts, with our network and the same kind of optimiser."""
 
     def __init__(self, case: Case, batches: DataLoader, device: str, precision: str = "float32"):
         self.device, self.recipe = torch.device(device), recipe(case, precision=precision)
@@ -181,7 +181,7 @@ class Loop:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            self.loss += loss.item() * len(labels)  # what the progress line shows, after every step
+            self.loss += loss.item() * len(labels)  # usual scripts show these after every step
             self.correct += (scores.argmax(1) == labels).sum().item()
 
 
@@ -194,14 +194,14 @@ def network(case: Case, seed: int = 0) -> nn.Module:
 
 
 def ours(case: Case, dataset: Dataset, device: str, **changes: object) -> Callable[[], None]:
-    """One epoch with `benchmarks.training.train`."""
+    """A function that trains one epoch with `benchmarks.training.train`."""
     model, part = network(case).to(device), dataset.train.take(range(case.images))
     chosen = recipe(case, **changes)
     return lambda: require(train(model, dataset, part, chosen, seed=0).status)
 
 
 def step(case: Case, dataset: Dataset, device: str) -> Callable[[], None]:
-    """As many updates as an epoch has, on one batch that is ready."""
+    """A function that makes as many updates as an epoch has, on one prepared batch."""
     learner = _Single(network(case).to(device), recipe(case), {}, None)
     images = dataset.train.images[: case.batch].float().div(255).contiguous(memory_format=torch.channels_last)[None]
     labels = dataset.train.labels[None, : case.batch]
@@ -215,7 +215,7 @@ def step(case: Case, dataset: Dataset, device: str) -> Callable[[], None]:
 
 
 def stacked(count: int, case: Case, dataset: Dataset, device: str) -> Callable[[], None]:
-    """One epoch of `count` networks at once, all on the same images, each in its own order."""
+    """A function that trains `count` networks at once for an epoch, on the same images, each in its own order."""
     networks = Stacked([network(case, seed).to(device) for seed in range(count)])
     members = torch.arange(case.images).expand(count, case.images)
 
@@ -227,14 +227,14 @@ def stacked(count: int, case: Case, dataset: Dataset, device: str) -> Callable[[
 
 
 def require(*statuses: str) -> None:
-    """Stop where a training run did not go all the way."""
+    """Raise RuntimeError if a training run diverged."""
     if set(statuses) != {"ok"}:
         raise RuntimeError("a training run of the measurement diverged")
 
 
 def work(name: str, batch: int, size: int) -> dict[str, float]:
-    """What one image costs in training: FLOPs of matrix products and convolutions, forward alone and with backward, and
-    bytes of memory traffic by the rule that README.md states. size: bytes of an activation.
+    """The cost of one image in training: FLOPs of matrix products and convolutions, forward only and with backward, and
+    bytes of memory traffic by the rule in README.md. size: bytes per activation.
     """
     model, elements = build(name, SHAPE, CLASSES).train(), []
     for module in model.modules():
@@ -260,7 +260,7 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 class Quiet:
-    """Times, and how much of the machine other processes took meanwhile; not in a loop's turns, which has its own."""
+    """Measures times, and the share of other processes meanwhile; not for a loop, whose own processes would count."""
 
     def __init__(self):
         self.known, self.seconds, self.others = Path("/proc/stat").is_file(), 0.0, 0.0
@@ -274,7 +274,7 @@ class Quiet:
         return seconds
 
     def other_work(self) -> float | None:
-        """Share of all cores, or None where the system does not tell."""
+        """Share of all cores that other processes used, or None where the system does not report it."""
         return round(max(0.0, self.others) / self.seconds / os.cpu_count(), 3) if self.known else None
 
 
@@ -284,14 +284,14 @@ def wait(device: str) -> None:
 
 
 def kinds(device: str) -> dict[str, str]:
-    """Precisions whose matrix product is measured, by the name of ours; torch's convolutions may round to TF32."""
+    """Measured precision of matrix products, by precision of a recipe; torch's convolutions may round to TF32."""
     if device == "cpu":
         return {"float32": "float32"}
     return {"float32": "TF32" if torch.backends.cudnn.allow_tf32 else "float32", "bfloat16": "bfloat16"}
 
 
 def rates(plan: Plan, device: str, products: dict[str, str]) -> dict[str, float]:
-    """Of the device now: FLOP/s of a large square matrix product, bytes/s, read and written, of a copy; best of 5."""
+    """Present rates of the device, best of 5: FLOP/s of a large matrix product, bytes/s read and written by a copy."""
     found = {}
     for precision, kind in products.items():
         matrix = torch.randn(plan.side, plan.side, device=device, dtype=getattr(torch, precision))
@@ -307,7 +307,7 @@ def rates(plan: Plan, device: str, products: dict[str, str]) -> dict[str, float]
 
 @contextlib.contextmanager
 def tf32(wanted: bool) -> Iterator[None]:
-    """Matrix products in TF32. The old value comes back exactly, or every compiled network would compile anew."""
+    """Allow TF32 in matrix products. The exact old value is restored, or every compiled network would compile anew."""
     if not wanted:
         yield
         return
@@ -331,7 +331,7 @@ def contestants(case: Case, dataset: Dataset, device: str, compiles: bool) -> It
 
 
 def measure(plan: Plan, device: str, products: dict[str, str], compiles: bool) -> dict[str, object]:
-    """Everything in turns: networks one by one, and those trained at once."""
+    """Measure everything in turns: networks one by one, and those trained at once."""
     dataset = pictures(max(*(case.images for case in plan.cases), plan.each), device)
     together = Case("plaincnn", "shift", plan.cases[0].batch, plan.each)
     groups = [(case, dict(contestants(case, dataset, device, compiles))) for case in plan.cases]
@@ -347,7 +347,7 @@ def measure(plan: Plan, device: str, products: dict[str, str], compiles: bool) -
             shown = ", ".join(f"{name} {value:.2f}" for name, value in times.items())
             print(f"turn {repeat + 1}, {case.network}, seconds: {shown}", file=sys.stderr)
         if repeat < 0:
-            quiet = Quiet()  # compilers are gone
+            quiet = Quiet()  # compiling has ended
         else:
             reached.append(rate)
             for kept, times in zip(seconds, found, strict=True):
@@ -379,10 +379,10 @@ def measure(plan: Plan, device: str, products: dict[str, str], compiles: bool) -
 
 
 def uncompilable(device: str) -> str | None:
-    """Why nothing can be compiled here, such as for want of a C++ compiler; None where it can."""
+    """Why torch cannot compile here, for example without a C++ compiler; None where it can."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(1000, device=device))
-    except Exception as error:  # whatever a compiler that is missing or broken makes torch raise
+    except Exception as error:  # a missing or broken compiler makes torch raise many kinds
         return f"`torch.compile` fails here ({type(error).__name__})"
     return None
 
