@@ -296,7 +296,7 @@ def _linear_terms(window: Tensor, with_theta_0: bool) -> Tensor:
 
 
 def _least_squares(rows: Tensor, *, with_theta_0: bool) -> Tensor:
-    """Coefficients, float64 (S - 1 or S,), of `_linear_terms` for the step, fitted to windows with target (N, S + 1)."""
+    """Coefficients, float64 (S - 1 or S,), of `_linear_terms` for the step, from windows with target (N, S + 1)."""
     step = (rows[:, -1:] - rows[:, -2:-1]).double().cpu()
     return torch.linalg.lstsq(_linear_terms(rows[:, :-1], with_theta_0), step, driver="gelsd").solution[:, 0]
 
