@@ -154,6 +154,15 @@ def test_small_jobs_share_submissions_in_their_own_profile_only():
     assert profile("default").items() <= small.items()  # which it stands in for
 
 
+def test_what_the_workflow_asks_of_a_profile_does_not_depend_on_the_command_line():
+    """Snakemake replaces `config` of a profile by --config; a file that the profile names is merged with it."""
+    assert "config" not in profile("slurm")
+    site = yaml.safe_load((REPOSITORY / "profiles/slurm" / profile("slurm")["configfile"]).read_text(encoding="utf-8"))
+    assert site["publish_incomplete"] is True
+    asked_for = set(re.findall(r'config\.get\("(\w+)"', (REPOSITORY / "Snakefile").read_text(encoding="utf-8")))
+    assert asked_for - {"suite"} == site.keys()
+
+
 def test_profiles_name_no_site():
     text = yaml.safe_dump([profile("slurm"), profile("small")])
     assert not re.search(r"partition|account|qos", text)
