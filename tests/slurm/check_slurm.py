@@ -150,18 +150,17 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
     folder = tiny("disturbed")
     work, results = folder / "work/tiny", folder / "results/tiny"
 
-    # a cancelled job resumes: the folder it had begun is gone on with, and marked for that
+    # a cancelled job goes on: the trajectories that it had finished are kept
     running = on_slurm(folder, "tiny", "--retries=2")
     store = folder / "work/store"
 
-    def begun() -> list[Path]:
-        return [path.parent for path in store.glob("trajectories/*.partial/s*.safetensors")]
+    def finished() -> list[Path]:
+        return sorted(store.glob("trajectories/*/manifest.json"))
 
-    wait_until(begun, running, "a snapshot")
+    wait_until(finished, running, "a trajectory")
     cluster.ask("scancel", running_job(cluster, "forget"))
     wait_until(lambda: not running_job(cluster, "forget"), running, "the cancelled job to end")
-    for partial in set(begun()):
-        (partial / "mark").touch()
+    made = {path: path.stat().st_ino for path in finished()}
 
     # one cell is cancelled as often as it is tried; the other, killed for its memory, is tried with twice as much
     def cancel_half() -> bool:
@@ -175,10 +174,7 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
         assert time.monotonic() < deadline
         time.sleep(0.3)
     said = end(running, folder, code=1)
-    marked = list(work.glob("trajectories/digits_0-4.mlp/*/*/mark"))
-    assert marked
-    for mark in marked:
-        mark.unlink()
+    assert {path: path.stat().st_ino for path in made} == made  # what was finished is not made again
     assert f"mem_mb={LITTLE_MB}," in said
     assert f"mem_mb={2 * LITTLE_MB}," in said
     assert content(work / "transfers" / WHOLE) == content(undisturbed / "work/tiny/transfers" / WHOLE)
