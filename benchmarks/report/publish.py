@@ -189,7 +189,7 @@ def merge(source: Path, results: Path) -> list[str]:
 
 
 def provenance(device: str = "cpu") -> dict:
-    """Commit and environment of this process; `environment` decides whether `know verify` demands equal bytes.
+    """Commit and environment of this process; `environment` decides whether `verify` demands equal bytes.
 
     device: where networks were trained; a GPU is named.
     """
