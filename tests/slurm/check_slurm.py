@@ -193,10 +193,10 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
     enough = lambda: running_job(cluster, "transfer") and len(fine_tunes(store)) > len(before) + 20  # noqa: E731
     wait_until(enough, running, "some fine-tunes")
     number = running_job(cluster, "transfer")
-    lost = processes_in(folder) - {running.pid}
-    send(signal.SIGSTOP, lost)  # none may see another one die and tell the controller, which would outlast the loss
     cluster.kill_node()
-    send(signal.SIGKILL, lost)
+    for process in processes_in(folder) - {running.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     kept = fine_tunes(store)
     wait_until(lambda: cluster.node().startswith("DOWN"), running, "the loss of the node")
     cluster.restart_slurmd()
@@ -206,12 +206,6 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
     assert set(kept) <= set(fine_tunes(store))
     assert content(folder / "work/tiny") == content(undisturbed / "work/tiny")
     assert content(folder / "results") == content(undisturbed / "results")
-
-
-def send(number: signal.Signals, processes: set[int]) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
 
 
 def processes_in(folder: Path) -> set[int]:

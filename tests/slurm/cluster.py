@@ -130,7 +130,9 @@ class Cluster:
     def kill_node(self) -> None:
         """What the loss of a node ends: slurmd and those that watch over its jobs, without a word to anybody."""
         slurmd = int((self.folder / "slurmd.pid").read_text(encoding="ascii"))
-        watching = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _name(entry) == "slurmstepd"]
+        watching = [
+            int(entry.name) for entry in Path("/proc").glob("[0-9]*") if name_of(int(entry.name)) == "slurmstepd"
+        ]
         for process in (slurmd, *watching):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -175,9 +177,9 @@ class Cluster:
         shutil.copy(run / "munged.pid", self.folder / "munged.pid")
 
 
-def _name(entry: Path) -> str:
+def name_of(process: int) -> str:
     with contextlib.suppress(OSError):
-        return (entry / "comm").read_text(encoding="utf-8").strip()
+        return Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
     return ""
 
 
