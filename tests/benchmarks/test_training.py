@@ -1,8 +1,6 @@
 """The one training loop: seeds, phases, budgets, schedules, rate factors, carried optimisers, divergence."""
 
 import copy
-import io
-import sys
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ def fit(dataset, *, network="mlp", seed=0, split=None, start=None, recipe=None, 
     """Train a network with the settings in `options`; the model and the outcome."""
     model = build(network, dataset.shape, len(dataset.classes), seed=5)
     model.load_state_dict(start or model.state_dict())
-    extra = ("optimizer_state", "progress", "rate_factors", "after_step")
+    extra = ("optimizer_state", "rate_factors", "after_step")
     carried = {key: options.pop(key) for key in extra if key in options}
     recipe = recipe or Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
     outcome = train(model, dataset, split or dataset.train.take(torch.arange(200)), recipe, seed=seed, **carried)
@@ -61,19 +59,6 @@ def test_training_leaves_the_global_random_state_alone(digits):
     state = torch.get_rng_state()
     fit(digits, augment="shift")
     assert torch.equal(torch.get_rng_state(), state)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_progress_bar_changes_no_bit(digits, monkeypatch):
-    silent, _ = fit(digits)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    shown, _ = fit(digits, progress="pretraining")
-    assert "pretraining" in sys.stderr.getvalue()
-    assert not changed(silent, shown)
 
 
 # what is trained, and how long
