@@ -27,7 +27,7 @@ from benchmarks.training import train
 from know.checkpoints import save_state
 from know.files import read_json, write_csv
 from know.known import Models
-from know.roles import PREDICTED, roles
+from know.roles import only_predicted
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -66,11 +66,12 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
         looks_back = {arm.name for arm in arms if arm.predictor and _looks_back(arm, trajectory, other, models)}
     shown = images(settings, cell, round(settings.forgetting.d0 * data["train"]))
     theta_0 = shown["naive"] * _seconds_per_image(settings, cell, shape, classes, device)
-    weights, rows = sum(trajectory.theta_0[name].numel() for name in _predicted(trajectory)), []
+    weights, rows = sum(trajectory.theta_0[name].numel() for name in only_predicted(trajectory.roles())), []
     for arm in arms:
         like = arm.name if not arm.predictor else "trajectory" if arm.name in looks_back else "naive"
         row = [weights, f"{theta_0:.4g}", arm.name, f"{shown[like] / shown['naive']:.4g}"]
-        rows.append([*row, f"{seconds.get(arm.name, 0):.3g}", _rounded(memory.get(arm.name, 0.0))])
+        grown = memory.get(arm.name, 0.0)
+        rows.append([*row, f"{seconds.get(arm.name, 0):.3g}", "" if grown is None else f"{grown:.3g}"])
     return rows
 
 
@@ -176,11 +177,3 @@ def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int],
     recipe = settings.pretraining.model_copy(update={"epochs": 1, "steps": None})
     train(copy.deepcopy(model), dataset, split, recipe.model_copy(update={"steps": 2}), seed=0)  # also compiles
     return _fastest(lambda: train(model, dataset, split, recipe, seed=0)) / size
-
-
-def _predicted(trajectory: Trajectory) -> set[str]:
-    return {name for name, role in roles(trajectory.theta_0).items() if role in PREDICTED}
-
-
-def _rounded(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

@@ -177,13 +177,12 @@ def _hashes(step: Step) -> dict[str, str] | None:
     return {path.as_posix(): sha256_file(path) for path in step.outputs}
 
 
-def lacking(every: Iterable[Step], work: Path, log: Path | None = None) -> dict[str, str]:
+def lacking(every: Iterable[Step], work: Path) -> dict[str, str]:
     """Jobs whose files are not there, each with a reason, in the order of the work.
 
-    The reason is the state in which Snakemake saw a cluster's job end, or the last line of the job's own log. log: of
-    the workflow; by default the newest that names a job of this suite.
+    The reason is the state in which Snakemake saw a cluster's job end, or the last line of the job's own log.
     """
-    states, missing = _states(work, log), {}
+    states, missing = _states(work), {}
     for step in every:
         root = next((need for need in step.needs if need in missing), None)
         if root:
@@ -195,10 +194,12 @@ def lacking(every: Iterable[Step], work: Path, log: Path | None = None) -> dict[
     return missing
 
 
-def _states(work: Path, log: Path | None) -> dict[str, str]:
-    """How jobs ended on a cluster, as Snakemake reports it; the last time counts."""
+def _states(work: Path) -> dict[str, str]:
+    """How jobs ended on a cluster, as Snakemake's newest log that names jobs of this suite reports it; the last time
+    counts.
+    """
     name = re.escape(f"{work.as_posix()}/logs/")
-    for file in [log] if log else sorted(Path(".snakemake/log").glob("*.log"), reverse=True):
+    for file in sorted(Path(".snakemake/log").glob("*.log"), reverse=True):
         text = file.read_text(encoding="utf-8", errors="replace")
         states = {}
         for error in re.split(r"^(?=\[?.*\]?\nError in |Error in )", text, flags=re.M)[1:]:
@@ -206,7 +207,7 @@ def _states(work: Path, log: Path | None) -> dict[str, str]:
             state = re.search(r"status is: '(\w+)'", error)
             for job in re.findall(rf"{name}(\S+?)\.log", error):
                 states[job] = STATES.get(state[1], "") if state else ""
-        if states or log:
+        if states:
             return states
     return {}
 

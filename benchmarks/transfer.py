@@ -38,7 +38,7 @@ from know.files import digest, resumable_folder, sha256_file, write_json
 from know.fingerprint import code_hash
 from know.known import Models
 from know.prediction import Overflow
-from know.roles import PREDICTED, roles
+from know.roles import only_predicted, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -309,7 +309,7 @@ def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str,
 def describe(weights: State, trajectory: Trajectory, track: str) -> dict[str, float | None]:
     """Distance of an arm's weights from theta_0 and, where it exists, from the truth (see `RunRecord`)."""
     theta_0 = trajectory.theta_0
-    names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
+    names = list(only_predicted(roles(theta_0)))
 
     def distance(a: State, b: State | None = None) -> float:
         squares = [(a[n].double() - (b[n].double() if b else 0)).square().sum() for n in names]
