@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, arms_of
-from benchmarks.data import Dataset, Split
+from benchmarks.data import random_dataset
 from benchmarks.networks import build
 from benchmarks.references import REFERENCES
 from benchmarks.settings import Cell
@@ -168,11 +168,8 @@ def _status(key: str) -> int:
 
 def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int], classes: int, device: str) -> float:
     """Seconds per image of training as for theta_0, on random images; the first steps, which warm up, do not count."""
-    dice, size = torch.Generator().manual_seed(0), settings.pretraining.batch_size * STEPS
-    pictures = torch.randint(256, (size, *shape), generator=dice, dtype=torch.uint8)
-    split = Split(pictures, torch.randint(classes, (size,), generator=dice))
-    flat = torch.full((shape[0],), 0.5)
-    dataset = Dataset("random", split, split, tuple(map(str, range(classes))), "", flat, flat, flip=True).to(device)
+    size = settings.pretraining.batch_size * STEPS
+    dataset = random_dataset(size, shape, classes).to(device)
     model, split = build(cell.network, shape, classes, seed=0).to(device), dataset.train
     recipe = settings.pretraining.model_copy(update={"epochs": 1, "steps": None})
     train(copy.deepcopy(model), dataset, split, recipe.model_copy(update={"steps": 2}), seed=0)  # also compiles
