@@ -19,14 +19,7 @@ import torch
 
 from benchmarks.arms import Arm, arms_of
 from benchmarks.data import load
-from benchmarks.finetune import (
-    FineTune,
-    Result,
-    fine_tune,
-    fine_tune_stacked,
-    source_accuracy,
-    target_split,
-)
+from benchmarks.finetune import FineTune, Result, fine_tune, fine_tune_stacked, source_accuracy, target_split
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
 from benchmarks.settings import Arms, Cell, Transfer

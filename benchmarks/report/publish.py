@@ -23,17 +23,7 @@ from benchmarks.settings import Cell
 from benchmarks.steps import lacking, steps
 from benchmarks.suite import Suite
 from know.errors import KnowError
-from know.files import (
-    PACKAGE,
-    PRETRAINED,
-    atomic,
-    digest,
-    read_json,
-    sha256_file,
-    write_csv,
-    write_json,
-    write_text,
-)
+from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
 from know.fingerprint import code_hash
 
 FIGURES = PACKAGE.parent / "paper_figures"

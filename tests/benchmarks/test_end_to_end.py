@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from synthetic import run
 
-from benchmarks.__main__ import app
 from benchmarks.arms import ARMS
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.references import REFERENCES
 from benchmarks.report.publish import check
-from know.cli import main_of
 from know.files import sha256_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -203,12 +202,7 @@ def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        (
-            "benchmarks/transfer.py",
-            '"rule": "highest',
-            '"rule": "the highest',
-            {"transfer", "publish", "figures"},
-        ),
+        ("benchmarks/transfer.py", '"rule": "highest', '"rule": "the highest', {"transfer", "publish", "figures"}),
         ("paper_figures/accuracy_by_arm.py", "nbins=6", "nbins=7", {"figures"}),
         ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
         ("benchmarks/suites/tiny.yaml", "title:", "device: cuda\ntitle:", set(MADE_BY)),
@@ -263,14 +257,8 @@ def test_what_is_there_is_published_with_what_is_missing_and_the_rest_comes_back
 def verify(finished, monkeypatch, capsys):
     """Function that runs `python -m benchmarks verify` on the finished run; exit code, output and error."""
 
-    def run() -> tuple[int, str, str]:
-        monkeypatch.chdir(finished)
-        monkeypatch.setattr("sys.argv", ["benchmarks", "verify", "--suite", "tiny"])
-        with pytest.raises(SystemExit) as end:
-            main_of(app, "python -m benchmarks")
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
+    monkeypatch.chdir(finished)
+    return lambda: (run("verify", "--suite", "tiny"), *capsys.readouterr())
 
 
 def test_a_finished_run_is_verified(verify):
@@ -354,13 +342,10 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
         texts = [path.read_text(encoding="utf-8") for path in sorted(store.rglob("*.jsonl"))]
         return [line for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def finished_fine_tunes() -> int:
-        return len(results())
-
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = subprocess.Popen(command(target), cwd=folder, start_new_session=True, **quiet)
     deadline = time.monotonic() + 120
-    while finished_fine_tunes() < 20:  # of more than a hundred
+    while len(results()) < 20:  # of more than a hundred
         assert running.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline, "no fine-tune was finished"
         time.sleep(0.002)
@@ -369,7 +354,7 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     for process in processes_in(folder):  # jobs that have a group of their own
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    assert finished_fine_tunes() >= 20, "killed too late to prove anything"
+    assert len(results()) >= 20, "killed too late to prove anything"
     (partial / "mark").touch()
 
     kept = results()

@@ -11,12 +11,6 @@ from benchmarks.settings import Recipe
 from benchmarks.training import _batches, accuracy, logits, recalibrate, schedule, train
 from know.errors import KnowError
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits:0-4")
-
-
 STANDING = 1e-30  # a learning rate that moves nothing: the settings forbid 0
 
 

@@ -26,13 +26,7 @@ def windows() -> torch.Tensor:
 
 # layout
 
-STREAM = {
-    "squeeze": (8, 64),
-    "shift": (64, 8),
-    "amplitude": (64, 8),
-    "rate": (64, 8),
-    "last": (32, 64),
-}
+STREAM = {"squeeze": (8, 64), "shift": (64, 8), "amplitude": (64, 8), "rate": (64, 8), "last": (32, 64)}
 
 
 @pytest.mark.parametrize("length", [2, 5, 7])

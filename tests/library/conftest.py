@@ -1,0 +1,29 @@
+"""Fixtures of the tests of methods."""
+
+import pytest
+from tiny import FRACTIONS
+from walk import history
+
+from know.checkpoints import save_state
+from know.trajectory import Trajectory
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """Function that makes a trajectory of states, smallest subset first, and writes it once for all tests, by name."""
+    made, folder = {}, tmp_path_factory.mktemp("kept")
+
+    def write(name: str, states) -> Trajectory:
+        if name not in made:
+            paths = [folder / name / f"{k}.safetensors" for k in range(len(states))]
+            for path, state in zip(paths, states, strict=True):
+                save_state(path, state)
+            made[name] = Trajectory.from_checkpoints(paths, FRACTIONS[-len(states) :])
+        return made[name]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def walk(kept) -> Trajectory:
+    return kept("walk", history())
