@@ -123,7 +123,7 @@ def run_cell(
     evaluated = [t for t in trajectories if t not in pilots]
     code = code_hash(ENTRY)
     bench = Bench(cell, settings, origin, known, store, device)
-    here = _Worker(bench)
+    here = _worker(bench)
     target_split(here.target, settings, cell.share, 0)  # raises before any training if there are too few images
     seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}
     described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), computing(code, device)]
@@ -133,12 +133,11 @@ def run_cell(
     total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
     bar = progress(desc=cell.slug, total=total, unit="run")
     with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs])) as folder:
-        run = here.run if processes == 1 else functools.partial(_run, bench)
         facts: dict[tuple[str, str], dict] = {}
 
         def evaluate(tasks: list[Task]) -> list[Result]:
             results = []
-            for portion, about in each(run, _portions(tasks, settings.together)):
+            for portion, about in each(functools.partial(_run, bench), _portions(tasks, settings.together)):
                 results += portion
                 facts.update(about)
                 bar.update(len(portion))
@@ -290,9 +289,7 @@ def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
     return portions
 
 
-@functools.lru_cache(maxsize=1)
-def _worker(bench: Bench) -> _Worker:
-    return _Worker(bench)
+_worker = functools.lru_cache(maxsize=1)(_Worker)
 
 
 def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
