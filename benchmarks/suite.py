@@ -64,6 +64,8 @@ class Suite(Settings):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Suite:
+        if self.trajectories < 2:
+            raise ValueError("trajectories: an interval over trajectories needs at least 2")
         if self.forgetting.carry_optimizer and self.pretraining.optimizer != self.forgetting.step.optimizer:
             raise ValueError("forgetting.carry_optimizer needs the same optimizer in pretraining and forgetting.step")
         if self.pretraining.steps is not None:
@@ -80,13 +82,6 @@ class Suite(Settings):
         if self.lengths[-1] > 6:
             raise ValueError("forgetting.length is at most 6: the meta-set has 7 snapshots, one of them the target")
         return self
-
-    @pydantic.field_validator("trajectories")
-    @classmethod
-    def _at_least_two(cls, value: int) -> int:
-        if value < 2:
-            raise ValueError("an interval over trajectories needs at least 2")
-        return value
 
     @property
     def origins(self) -> list[Origin]:
