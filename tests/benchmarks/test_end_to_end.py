@@ -63,16 +63,22 @@ def wanted(folder: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def replaced(path: Path, old: str, new: str) -> Iterator[None]:
-    """The file with `new` for the first `old`, and as it was afterwards."""
+def kept(path: Path) -> Iterator[bytes]:
+    """The content of a file, which may be changed meanwhile and is as it was afterwards."""
     before = path.read_bytes()
-    text = before.decode()
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
     try:
-        yield
+        yield before
     finally:
         path.write_bytes(before)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, old: str, new: str) -> Iterator[None]:
+    """The file with `new` for the first `old`, and as it was afterwards."""
+    with kept(path) as before:
+        assert old.encode() in before
+        path.write_bytes(before.replace(old.encode(), new.encode(), 1))
+        yield
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -281,27 +287,19 @@ def test_a_finished_run_is_verified(verify):
     ],
 )
 def test_one_changed_byte_is_found(finished, verify, file):
-    path = finished / file
-    before = path.read_bytes()
-    path.write_bytes(before[:-7] + bytes([before[-7] ^ 1]) + before[-6:])
-    try:
+    with kept(finished / file) as before:
+        (finished / file).write_bytes(before[:-7] + bytes([before[-7] ^ 1]) + before[-6:])
         code, _, error = verify()
-    finally:
-        path.write_bytes(before)
     assert code == 2
     assert error == f"know: error: {file} has changed since it was made; restore it or run the suite again\n"
 
 
 def test_a_lost_file_is_found(finished, verify):
-    path = finished / "work/tiny/metaset/0/00003.safetensors"
-    before = path.read_bytes()
-    path.unlink()
-    try:
+    file = "work/tiny/metaset/0/00003.safetensors"
+    with kept(finished / file):
+        (finished / file).unlink()
         code, _, error = verify()
-    finally:
-        path.write_bytes(before)
-    assert code == 2
-    assert "work/tiny/metaset/0/00003.safetensors is missing" in error
+    assert (code, f"{file} is missing" in error) == (2, True)
 
 
 def test_other_records_than_the_committed_ones_are_found(finished, verify):

@@ -1,10 +1,9 @@
 """Fixtures of the tests of methods."""
 
 import pytest
-from tiny import FRACTIONS
+from tiny import saved
 from walk import history
 
-from know.checkpoints import save_state
 from know.trajectory import Trajectory
 
 
@@ -15,10 +14,7 @@ def kept(tmp_path_factory):
 
     def write(name: str, states) -> Trajectory:
         if name not in made:
-            paths = [folder / name / f"{k}.safetensors" for k in range(len(states))]
-            for path, state in zip(paths, states, strict=True):
-                save_state(path, state)
-            made[name] = Trajectory.from_checkpoints(paths, FRACTIONS[-len(states) :])
+            made[name] = saved(folder / name, states)
         return made[name]
 
     return write

@@ -97,7 +97,9 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
 
 
 def trajectory_of(model: nn.Module, folder: Path, suffix: str = ".safetensors") -> Trajectory:
-    """Five snapshots around the model: its parameters move, its buffers do not."""
+    """Five snapshots around the model: its parameters move, its buffers do not. Without suffix they are folders of
+    Hugging Face's.
+    """
     dice, paths = torch.Generator().manual_seed(0), []
     for k in reversed(range(5)):
         moved = copy.deepcopy(model)
@@ -107,6 +109,8 @@ def trajectory_of(model: nn.Module, folder: Path, suffix: str = ".safetensors") 
         paths.append(folder / f"s{k}{suffix}")
         if suffix == ".pt":
             torch.save(moved.state_dict(), paths[-1])
+        elif not suffix:
+            moved.save_pretrained(paths[-1], max_shard_size="5KB")
         else:
             save_state(paths[-1], moved.state_dict())
     return Trajectory.from_checkpoints(paths, FRACTIONS)
@@ -199,20 +203,11 @@ def test_a_text_model_keeps_its_tied_weights_tied(tmp_path, name, by, method):
     torch.manual_seed(0)
     model = text_model(name)
     tied = [{n for n, p in model.named_parameters(remove_duplicate=False) if p is one} for one in model.parameters()]
-    if by == "save_pretrained":
-        paths, dice = [tmp_path / f"s{k}" for k in reversed(range(5))], torch.Generator().manual_seed(0)
-        for k, path in zip(reversed(range(5)), paths, strict=True):
-            moved = copy.deepcopy(model)
-            with torch.no_grad():
-                for parameter in moved.parameters():
-                    parameter.add_(0.01 * k * torch.randn(parameter.shape, generator=dice))
-            moved.save_pretrained(path, max_shard_size="5KB")
-        trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)
-    else:
-        trajectory = trajectory_of(model, tmp_path, ".pt" if by == "state_dict" else ".safetensors")
+    suffix = {"save_pretrained": "", "state_dict": ".pt", "recorded": ".safetensors"}[by]
+    trajectory = trajectory_of(model, tmp_path, suffix)
     predict_files(trajectory, Request(method), tmp_path / "out")
     if by == "save_pretrained":
-        shards = {path.name for path in paths[-1].glob("*.safetensors")}
+        shards = {path.name for path in trajectory.paths[-1].glob("*.safetensors")}
         assert len(shards) > 1
         assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == shards
         loaded = type(model).from_pretrained(tmp_path / "out")
