@@ -14,13 +14,13 @@ from know.errors import KnowError
 STANDING = 1e-30  # a learning rate that moves nothing: the settings forbid 0
 
 
-def fit(dataset, *, network="mlp", seed=0, split=None, start=None, recipe=None, **options):
+def fit(dataset, *, network="mlp", seed=0, split=None, start=None, **options):
     """Train a network with the settings in `options`; the model and the outcome."""
     model = build(network, dataset.shape, len(dataset.classes), seed=5)
     model.load_state_dict(start or model.state_dict())
     extra = ("optimizer_state", "rate_factors", "after_step")
     carried = {key: options.pop(key) for key in extra if key in options}
-    recipe = recipe or Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
+    recipe = Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
     outcome = train(model, dataset, split or dataset.train.take(torch.arange(200)), recipe, seed=seed, **carried)
     return model, outcome
 

@@ -204,13 +204,6 @@ def test_the_answer_to_a_trajectory_that_stands_still_is_finite(name, place, kep
 # wrong input
 
 
-def test_values_that_are_not_finite_are_named(write_trajectory, hyper):
-    states = history()
-    states[2]["3.weight"][0, 0] = float("nan")
-    with pytest.raises(KnowError, match=r"'3\.weight' of .*2\.safetensors"):
-        predict(write_trajectory(states), known=hyper)
-
-
 def test_an_unknown_method_is_named_with_the_nearest(walk):
     with pytest.raises(KnowError, match="unknown method 'lineer': did you mean 'linear'"):
         predict(walk, "lineer")

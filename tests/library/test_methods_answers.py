@@ -277,24 +277,6 @@ def test_a_network_adds_the_residual_of_the_tensors_role(name, model, walk, mode
             torch.testing.assert_close(answer[key].flatten(), expected)
 
 
-def test_kernels_of_every_size_go_to_the_released_conv_network(walk, models):
-    """3.weight is a 1x1 kernel, 6.weight a matrix."""
-    conv = {role: models["released"].nets["conv"] for role in PREDICTED}
-    only_conv = Models({"released": Known(conv, {"roles": "released"})})
-    first, second = (predict(walk, "released", known=given) for given in (models, only_conv))
-    assert {key: torch.equal(first[key], second[key]) for key in ("0.weight", "3.weight", "6.weight", "6.bias")} == {
-        "0.weight": True,
-        "3.weight": True,
-        "6.weight": False,
-        "6.bias": False,
-    }
-
-
-def test_a_model_that_is_not_given_is_named(walk, hyper):
-    with pytest.raises(KnowError, match="no model 'scaled' was given beside KNOWN"):
-        predict(walk, "scaled_known", known=hyper)
-
-
 def test_released_networks_that_are_not_here_are_named_with_the_reason(walk, hyper, monkeypatch):
     monkeypatch.delenv("KNOW_REFERENCE", raising=False)
     for name, options in (("released", {}), ("wnn", {}), ("shrink", {"of": "released"})):
