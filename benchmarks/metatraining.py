@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import jinja2
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,8 @@ WINDOWS = 2
 HISTORY = ["model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 COEFFICIENTS = ["model", "role", "term", "value"]
 HELD_OUT = ["run", "dataset", "network", "role", "model", "windows", "loss", "no_change_loss", "linear_loss", "step"]
+CARD = Path(__file__).parent / "report" / "templates" / "known_card.md.j2"
+"""Template of the card of a group of networks."""
 STILL = 1e-3
 """The card says that a network predicts no change where its |step| / |theta_0| is smaller than this."""
 NETWORKS: dict[str, Scaling] = {"known": "none", "scaled": "range"}
@@ -336,13 +339,15 @@ def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
 
 def card(known: Known) -> str:
     """The card of a trained KNOWN, in Markdown, from the facts in its file."""
-    from benchmarks.report.template import fill  # here alone, since it imports pandas
-
+    # an environment of its own, so that the layout of other pages is no part of the code that makes the networks
+    template = jinja2.Template(
+        CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     size = sum(parameter.numel() for parameter in known.nets["conv"].parameters())
     settings = known.facts["settings"]
     settings = {**settings, "ratio": settings.get("ratio") or settings["rate"]}  # the first shipped files call it rate
     about = {"facts": known.facts, "settings": settings, "length": known.length, "size": size}
-    return fill("known_card.md.j2", **about, roles=PREDICTED, still=STILL)
+    return template.render(about, roles=PREDICTED, still=STILL) + "\n"
 
 
 def _fit_role(

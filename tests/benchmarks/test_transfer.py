@@ -149,8 +149,8 @@ def cell(origin, trained):
     """Function that runs the small cell into a folder; the store lies beside it."""
 
     def run(out, which=CELL, settings=SETTINGS, arms=FEW, known=trained, **options) -> None:
-        store = Store(out.with_name("store"))
-        run_cell(which, IDS, settings, arms, origin=origin, known=known, store=store, out=out, **options)
+        folders = {"origin": origin, "known": known, "store": Store(out.with_name("store")), "out": out}
+        run_cell(which, IDS, settings, arms, **folders, **options)
 
     return run
 
@@ -445,7 +445,6 @@ def test_a_shorter_history_is_read_from_the_longer_trajectory(cell, origin, tmp_
 def test_a_track_that_was_not_made_is_named(origin, trained, tmp_path):
     shutil.copytree(origin, tmp_path / "origin")
     shutil.rmtree(tmp_path / "origin" / "t1" / "retrodiction")
-    folders = {"origin": tmp_path / "origin", "known": trained, "out": tmp_path / "out"}
-    folders["store"] = Store(tmp_path / "store")
+    folders = {"known": trained, "store": Store(tmp_path / "store"), "out": tmp_path / "out"}
     with pytest.raises(KnowError, match="t1/retrodiction holds no finished trajectory"):
-        run_cell(replace(CELL, track="retrodiction"), IDS, SETTINGS, FEW, **folders)
+        run_cell(replace(CELL, track="retrodiction"), IDS, SETTINGS, FEW, origin=tmp_path / "origin", **folders)
