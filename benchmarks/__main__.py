@@ -19,18 +19,13 @@ from know.errors import KnowError, unknown
 
 app = new_app("The experiment: suites of trajectories, meta-training, transfer and their tables.")
 
-
 SuiteName = Annotated[str, typer.Option("--suite", help="Name of a suite in benchmarks/suites/, or a .yaml file.")]
 
-
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
-
 
 Processes = Annotated[
     int, typer.Option(min=1, help="Processes that share the work of a suite; the result is the same.")
 ]
-
-
 Device = Annotated[
     str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: that of the suite, else cpu.")
 ]

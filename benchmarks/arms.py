@@ -80,11 +80,10 @@ class FineTuningArm:
     name: str
     function: Callable[..., Start]
     reference: str
-    group: str
     depths: tuple[int, ...]
     normalisation: Normalisation | None
     options: dict[str, Any]
-    choices: dict[str, tuple[str, ...]]
+    group: str = "control"
 
     @property
     def summary(self) -> str:
@@ -93,7 +92,7 @@ class FineTuningArm:
     def check_options(self, given: dict[str, Any]) -> dict[str, Any]:
         from know.methods import check_options
 
-        return check_options(f"arm {self.name}", self.options, self.choices, given)
+        return check_options(f"arm {self.name}", self.options, {"of": ("known", "released")}, given)
 
     def missing(self, options: dict[str, Any], length: int) -> str | None:
         """Why it cannot be asked here of a history of S = `length`; None if it can."""
@@ -103,7 +102,7 @@ class FineTuningArm:
 
 
 def arm(
-    *, reference: str, depths: tuple[int, ...], group: str = "control", normalisation: Normalisation | None = None
+    *, reference: str, depths: tuple[int, ...], normalisation: Normalisation | None = None
 ) -> Callable[[Callable[..., Start]], Callable[..., Start]]:
     """Register the function as the arm of that name; its keyword arguments are the options of the arm.
 
@@ -112,11 +111,8 @@ def arm(
     """
 
     def register(function: Callable[..., Start]) -> Callable[..., Start]:
-        keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        options = {p.name: p.default for p in keywords}
-        choices = {"of": ("known", "released")} if "of" in options else {}
-        name = function.__name__
-        ARMS[name] = FineTuningArm(name, function, reference, group, depths, normalisation, options, choices)
+        name, options = function.__name__, function.__kwdefaults__ or {}
+        ARMS[name] = FineTuningArm(name, function, reference, depths, normalisation, options)
         return function
 
     return register
@@ -198,8 +194,7 @@ def lines(settings: Arms) -> list[Line]:
         for name in [name for name in methods.names() if methods.get(name).needs is None] + list(ARMS):
             for ending, options in {"": {}, **VARIANTS.get(name, {})}.items():
                 entries[name + ending] = name, None, options
-    named = {} if settings.methods == "all" else settings.methods
-    for name, entry in {**named, **settings.also}.items():
+    for name, entry in settings.named.items():
         entries[name] = (entry.method or name, entry.depths, entry.options) if entry else (name, None, {})
     made = []
     for name, (of, depths, options) in sorted(entries.items()):

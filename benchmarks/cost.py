@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, arms_of
-from benchmarks.data import Dataset, Split
+from benchmarks.data import random_dataset
 from benchmarks.networks import build
 from benchmarks.references import REFERENCES
 from benchmarks.settings import Cell
@@ -27,7 +27,7 @@ from benchmarks.training import train
 from know.checkpoints import save_state
 from know.files import read_json, write_csv
 from know.known import Models
-from know.roles import PREDICTED, roles
+from know.roles import only_predicted
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -66,11 +66,12 @@ def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Model
         looks_back = {arm.name for arm in arms if arm.predictor and _looks_back(arm, trajectory, other, models)}
     shown = images(settings, cell, round(settings.forgetting.d0 * data["train"]))
     theta_0 = shown["naive"] * _seconds_per_image(settings, cell, shape, classes, device)
-    weights, rows = sum(trajectory.theta_0[name].numel() for name in _predicted(trajectory)), []
+    weights, rows = sum(trajectory.theta_0[name].numel() for name in only_predicted(trajectory.roles())), []
     for arm in arms:
         like = arm.name if not arm.predictor else "trajectory" if arm.name in looks_back else "naive"
         row = [weights, f"{theta_0:.4g}", arm.name, f"{shown[like] / shown['naive']:.4g}"]
-        rows.append([*row, f"{seconds.get(arm.name, 0):.3g}", _rounded(memory.get(arm.name, 0.0))])
+        grown = memory.get(arm.name, 0.0)
+        rows.append([*row, f"{seconds.get(arm.name, 0):.3g}", "" if grown is None else f"{grown:.3g}"])
     return rows
 
 
@@ -167,20 +168,9 @@ def _status(key: str) -> int:
 
 def _seconds_per_image(settings: Suite, cell: Cell, shape: tuple[int, int, int], classes: int, device: str) -> float:
     """Seconds per image of training as for theta_0, on random images; the first steps, which warm up, do not count."""
-    dice, size = torch.Generator().manual_seed(0), settings.pretraining.batch_size * STEPS
-    pictures = torch.randint(256, (size, *shape), generator=dice, dtype=torch.uint8)
-    split = Split(pictures, torch.randint(classes, (size,), generator=dice))
-    flat = torch.full((shape[0],), 0.5)
-    dataset = Dataset("random", split, split, tuple(map(str, range(classes))), "", flat, flat, flip=True).to(device)
+    size = settings.pretraining.batch_size * STEPS
+    dataset = random_dataset(size, shape, classes).to(device)
     model, split = build(cell.network, shape, classes, seed=0).to(device), dataset.train
     recipe = settings.pretraining.model_copy(update={"epochs": 1, "steps": None})
     train(copy.deepcopy(model), dataset, split, recipe.model_copy(update={"steps": 2}), seed=0)  # also compiles
     return _fastest(lambda: train(model, dataset, split, recipe, seed=0)) / size
-
-
-def _predicted(trajectory: Trajectory) -> set[str]:
-    return {name for name, role in roles(trajectory.theta_0).items() if role in PREDICTED}
-
-
-def _rounded(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

@@ -27,7 +27,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARES = [k / 10 for k in range(1, 10)]
 OTHERS = 10
 """Jobs that each suite has once: data, meta-set (2), KNOWN, landscape, inspection, cost, publish, figures, all."""
-COLUMNS = ["jobs", "finished", "seconds", "cpu_seconds", "peak_mb", "one_cpu_seconds", "one_peak_mb"]
 
 
 def synthetic(jobs: int) -> dict:
@@ -96,7 +95,7 @@ def main() -> None:
         rows.append(measure(jobs, chosen.minutes, chosen.gigabytes, chosen.option))
         print(rows[-1], flush=True)
         if chosen.out != "-":
-            write_csv(chosen.out, rows, COLUMNS)
+            write_csv(chosen.out, rows, list(rows[0]))
 
 
 if __name__ == "__main__":

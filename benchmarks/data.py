@@ -149,6 +149,15 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
     return dataset.to(device)
 
 
+def random_dataset(count: int, shape: tuple[int, int, int], classes: int) -> Dataset:
+    """Random bytes and labels of a fixed seed, `count` images of `shape` (C, H, W), for measurements of time."""
+    dice = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *shape), generator=dice, dtype=torch.uint8)
+    split = Split(images, torch.randint(classes, (count,), generator=dice))
+    half = torch.full((shape[0],), 0.5)
+    return Dataset("random", split, split, tuple(map(str, range(classes))), "", half, half, flip=True)
+
+
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
     """Scale uint8 or float (B, C, H, W), 0 to 255, to float32; training data get mean 0 and deviation 1 per channel."""
     scale = 1 / (255 * dataset.std)

@@ -155,11 +155,9 @@ def source_accuracy(weights: State, network: str, source: Dataset) -> dict[str, 
     model.load_state_dict(weights)
     model.to(source.mean.device)
     carried = accuracy(model, source, source.test)
-    measured = _measured_anew(model, source) if has_running_statistics(model) else carried
+    measured = carried
+    if has_running_statistics(model):
+        order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(stream("calibration")))
+        recalibrate(model, source, source.train.take(order[:CALIBRATION]))
+        measured = accuracy(model, source, source.test)
     return {"source_accuracy": round(carried, 6), "source_accuracy_recalibrated": round(measured, 6)}
-
-
-def _measured_anew(model: nn.Module, source: Dataset) -> float:
-    order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(stream("calibration")))
-    recalibrate(model, source, source.train.take(order[:CALIBRATION]))
-    return accuracy(model, source, source.test)

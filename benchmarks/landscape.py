@@ -21,11 +21,13 @@ from know.errors import KnowError
 from know.files import write_csv
 from know.known import Models
 from know.prediction import predict
-from know.roles import PREDICTED, roles
+from know.roles import only_predicted, roles
 from know.trajectory import Trajectory
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 DEPTHS = (1, 2, 3)
+SIZE = 25
+"""Number of points of the grid along each axis."""
 IMAGES = 2000
 """Number of test images over which the loss is averaged. More are not needed for a figure and would take minutes."""
 MARGIN = 0.25
@@ -33,14 +35,14 @@ MARGIN = 0.25
 
 
 def make_landscape(
-    trajectory_folder: Path, known_folder: Path, *, length: int = LENGTH, out: Path, size: int = 25, device: str = "cpu"
+    trajectory_folder: Path, known_folder: Path, *, length: int = LENGTH, out: Path, device: str = "cpu"
 ) -> None:
     """Write the table `out` (csv) of the plane of one trajectory. Columns: kind, label, x, y, loss.
 
     x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
     `IMAGES` images of the source test set. There is one row per `snapshot` (theta_4 ... theta_0), `known` prediction
-    (x2, ...: r^-depth) and `oracle`, with the loss of the weights themselves, which lie off the plane. The size^2 rows
-    `grid` have the loss on the plane. `variance`: the share of the points' variance along x and along y. `about`:
+    (x2, ...: r^-depth) and `oracle`, with the loss of the weights themselves, which lie off the plane. The rows `grid`
+    have the loss on the plane. `variance`: the share of the points' variance along x and along y. `about`:
     what is drawn, in words.
     """
     trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
@@ -48,7 +50,7 @@ def make_landscape(
     if missing := [key for key in ("source", "network", "track", "trajectory") if key not in facts]:
         raise KnowError(f"{trajectory_folder} was not made by a suite: its manifest lacks {', '.join(missing)}")
     theta_0 = trajectory.theta_0
-    names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
+    names = list(only_predicted(roles(theta_0)))
     dataset = load(facts["source"], device=device)
     seen = dataset.test.take(torch.arange(min(IMAGES, len(dataset.test))))
     model = build(facts["network"], dataset.shape, len(dataset.classes)).to(device)
@@ -79,8 +81,7 @@ def make_landscape(
 
     low, high = places.min(0).values, places.max(0).values
     margin = MARGIN * (high - low).max()
-    xs, ys = (torch.linspace(float(low[i] - margin), float(high[i] + margin), size) for i in range(2))
-    xs, ys = xs.double(), ys.double()
+    xs, ys = (torch.linspace(float(low[i] - margin), float(high[i] + margin), SIZE).double() for i in range(2))
 
     about = f"{facts['source']}, {facts['network']}, {facts['track']} track, trajectory {facts['trajectory']}"
     rows = [_row("about", f"{about}, {len(seen)} test images"), _row("variance", "share", *shares.tolist())]

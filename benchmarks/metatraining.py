@@ -339,6 +339,7 @@ def _means(errors: list[dict], model: str) -> dict[str, dict[str, float]]:
 
 def card(known: Known) -> str:
     """The card of a trained KNOWN, in Markdown, from the facts in its file."""
+    # an environment of its own, so that the layout of other pages is no part of the code that makes the networks
     template = jinja2.Template(
         CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,7 +1,7 @@
 """Networks: the small networks of the suites, the paper's ResNet-18, and any timm or torchvision model by name.
 
-An example is `build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`. `timm:NAME` and `torchvision:NAME` load
-pretrained weights only if asked to. The classifier ("head") is found by name and can be replaced for other classes.
+An example is `build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`. `timm:NAME` and `torchvision:NAME` have
+fresh weights too. The classifier ("head") is found by name and can be replaced for other classes.
 """
 
 from __future__ import annotations
@@ -156,22 +156,18 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
 }
 
 
-def build(
-    name: str, shape: tuple[int, int, int], classes: int, *, seed: int = 0, pretrained: bool = False
-) -> nn.Module:
+def build(name: str, shape: tuple[int, int, int], classes: int, *, seed: int = 0) -> nn.Module:
     """Make a freshly initialised network for images of `shape` (C, H, W); the global random state does not change.
 
     Kernels are stored in channels-last memory, in which small convolutions are faster.
-
-    pretrained: load the published weights of a `timm:` or `torchvision:` model (downloads them).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(name, shape, classes, seed, pretrained)
+        model = _create(name, shape, classes, seed)
     return model.to(memory_format=torch.channels_last)
 
 
-def _create(name: str, shape: tuple[int, int, int], classes: int, seed: int, pretrained: bool) -> nn.Module:
+def _create(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
     library, _, model = name.rpartition(":")
     if library not in ("", "timm", "torchvision") or (not library and name not in NETWORKS):
         raise unknown("network", name, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
@@ -182,14 +178,14 @@ def _create(name: str, shape: tuple[int, int, int], classes: int, seed: int, pre
 
         if not timm.is_model(model):
             raise unknown("timm network", model, timm.list_models())
-        return timm.create_model(model, pretrained=pretrained, in_chans=shape[0], num_classes=classes)
+        return timm.create_model(model, in_chans=shape[0], num_classes=classes)
     if shape[0] != 3:
         raise KnowError(f"{name} takes pictures of 3 channels, not {shape[0]}; networks of timm take any number")
     import torchvision
 
     if model not in torchvision.models.list_models(module=torchvision.models):
         raise unknown("torchvision network", model, torchvision.models.list_models(module=torchvision.models))
-    network = torchvision.models.get_model(model, weights="DEFAULT" if pretrained else None)
+    network = torchvision.models.get_model(model)
     replace_head(network, classes, seed=seed)
     return network
 

@@ -9,12 +9,12 @@ has the time that the jobs of a suite took where it has been run (results/<suite
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from benchmarks.cost import images
@@ -23,13 +23,11 @@ from benchmarks.networks import build
 from benchmarks.references import REFERENCES
 from benchmarks.settings import Recipe
 from benchmarks.steps import steps
-from benchmarks.suite import SUITES, Suite, load_suite
+from benchmarks.suite import Suite, load_suite, suite_names
 from benchmarks.training import accuracy, deterministic, train
 from benchmarks.transfer import arms_of
 from know.files import write_csv
 
-COLUMNS = ["suite", "device", "cells", "origins", "jobs", "fine_tunes", "source_images", "target_images", "evaluated"]
-COLUMNS += ["hours", "measured_hours", "files", "megabytes"]
 STEPS = 12
 """Number of steps that are timed, after two that warm up."""
 
@@ -56,9 +54,8 @@ class Clock:
     def _training(self, spec: str, network: str, recipe: Recipe) -> float:
         data, marks = self.data(spec), []
         short = recipe.model_copy(update={"steps": STEPS + 2, "head_epochs": 0})
-        train(
-            self.model(network, data), data, data.train, short, seed=0, after_step=lambda *_: marks.append(self._now())
-        )
+        mark = lambda *_: marks.append(self._now())  # noqa: E731
+        train(self.model(network, data), data, data.train, short, seed=0, after_step=mark)
         return (marks[-1] - marks[1]) / (len(marks) - 2) / min(recipe.batch_size, len(data.train))
 
     def _evaluation(self, spec: str, network: str) -> float:
@@ -88,9 +85,8 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
             shown["source_images"] += total
             seconds += total * clock.training(origin.source, origin.network, suite.pretraining)
             saved = longest.length + len(suite.arms.references) - 1
-            weights = sum(
-                t.nbytes for t in clock.model(origin.network, clock.data(origin.source)).state_dict().values()
-            )
+            model = clock.model(origin.network, clock.data(origin.source))
+            weights = sum(tensor.nbytes for tensor in model.state_dict().values())
             files += ids * (saved + 1)
             size += ids * saved * weights
         files += 3  # manifest, log, time
@@ -132,9 +128,9 @@ def _measured(name: str) -> str:
     path = Path("results") / name / "cost.csv"
     if not path.is_file():
         return ""
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = [row for row in csv.DictReader(handle) if row["job"].startswith(("forget/", "transfer/"))]
-    return f"{sum(float(row['cpu_seconds']) for row in rows) / 3600:.3g}"
+    jobs = pd.read_csv(path)
+    made = jobs["job"].str.startswith(("forget/", "transfer/"))
+    return f"{jobs.loc[made, 'cpu_seconds'].sum() / 3600:.3g}"
 
 
 def main() -> None:
@@ -145,12 +141,11 @@ def main() -> None:
     chosen = parser.parse_args()
     deterministic(1)
     clock = Clock(chosen.device)
-    names = chosen.suite or sorted(p.relative_to(SUITES).with_suffix("").as_posix() for p in SUITES.rglob("*.yaml"))
     rows = []
-    for name in names:
+    for name in chosen.suite or suite_names():
         rows.append(count(name, load_suite(name), clock))
         print(rows[-1], flush=True)
-    write_csv(chosen.out, rows, COLUMNS)
+    write_csv(chosen.out, rows, list(rows[0]))
 
 
 if __name__ == "__main__":

@@ -18,20 +18,10 @@ from know.errors import KnowError, unknown
 from know.keras import LENGTH
 
 Share = Annotated[float, Field(gt=0, le=1)]
-
-
 Positive = Annotated[int, Field(ge=1)]
-
-
 Rate = Annotated[float, Field(gt=0)]
-
-
 Track = Literal["overflow", "retrodiction"]
-
-
 Normalisation = Literal["carry", "reset", "recalibrate"]
-
-
 RATIO = 0.5
 """r of the paper's main experiments; their S is LENGTH. Names of cells mention r and S only where they differ."""
 
@@ -201,6 +191,11 @@ class Arms(Settings):
     methods: Literal["all"] | dict[str, LineOfArms | None] = "all"
     also: dict[str, LineOfArms | None] = {}
     """Entries in addition to `methods`, such as the released weights in addition to all methods."""
+
+    @property
+    def named(self) -> dict[str, LineOfArms | None]:
+        """The entries that are given by name."""
+        return {**({} if self.methods == "all" else self.methods), **self.also}
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Arms:

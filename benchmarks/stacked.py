@@ -56,7 +56,6 @@ class Stacked:
         learning_rates: Sequence[float] | None = None,
         rate_factors: Sequence[Mapping[str, float]] | None = None,
         carry: bool = False,
-        progress: str | None = None,
     ) -> list[Outcome]:
         """Train every network on its rows of `pool`; see `benchmarks.training.run` for arguments not listed here.
 
@@ -71,7 +70,7 @@ class Stacked:
             self._forget_moments()
         learner = _Learner(self, recipe, rate_factors or [{}] * self.count)
         rates = learning_rates or [recipe.learning_rate] * self.count
-        outcomes = run(learner, dataset, pool, members, recipe, seeds, rates, progress=progress)
+        outcomes = run(learner, dataset, pool, members, recipe, seeds, rates)
         learner.restore()
         finite = torch.stack([t.detach().isfinite().flatten(1).all(1) for t in self.parameters.values()]).all(0)
         for outcome, fine in zip(outcomes, finite.tolist(), strict=True):

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from benchmarks.store import STORE, Store
 from benchmarks.suite import WORK, Suite
 from know import keras
@@ -38,6 +40,19 @@ STATES = {
 """Words for the states of a cluster's jobs, as Snakemake reports them; others leave it to the job's own log."""
 
 
+CODE = {
+    "data": "benchmarks.data:load",
+    "metaset": "benchmarks.metatraining:make_metaset",
+    "metatrain": "benchmarks.metatraining:fit_known",
+    "forget": "benchmarks.trajectories:make_origin",
+    "transfer": "benchmarks.transfer:run_cell",
+    "landscape": "benchmarks.landscape:make_landscape",
+    "inspect": "benchmarks.inspection:inspect_suite",
+    "cost": "benchmarks.cost:measure",
+}
+"""Entries of the code of each rule."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One job."""
@@ -47,18 +62,24 @@ class Step:
     needs: tuple[str, ...]
     """Names of the jobs whose outputs it reads."""
     outputs: tuple[Path, ...]
-    code: str
-    """Entry of the code that decides its result (`know.fingerprint.code_hash`)."""
     settings: Any
     """The part of the suite that decides its result: plain values."""
-    command: tuple[str, ...]
-    """Arguments of `python -m benchmarks`, without the suite."""
-    alone: bool = False
-    """Whether it measures times, so that nothing else should run beside it."""
+    options: tuple[str, ...] = ()
+    """Options of its command, without the suite."""
 
     @property
     def rule(self) -> str:
         return self.name.partition("/")[0]
+
+    @property
+    def code(self) -> str:
+        """Entry of the code that decides its result (`know.fingerprint.code_hash`)."""
+        return CODE[self.rule]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Arguments of `python -m benchmarks`, without the suite."""
+        return self.rule, *self.options
 
 
 def steps(suite: Suite, work: Path) -> list[Step]:
@@ -66,75 +87,43 @@ def steps(suite: Suite, work: Path) -> list[Step]:
 
     work: the suite's own folder, work/SUITE. Publishing and drawing come after all of them.
     """
-    every, arms = suite.trajectory_ids, suite.arms.model_dump(mode="json")
+
+    def plain(*parts: BaseModel) -> list[dict[str, Any]]:
+        return [part.model_dump(mode="json") for part in parts]
+
+    every, (arms,), processes = suite.trajectory_ids, plain(suite.arms), ("--processes", str(suite.processes))
     authors = keras.hashes() if suite.arms.methods != "all" or suite.arms.also else {}
-    made = [Step("data", (), (work / "data.json",), "benchmarks.data:load", suite.datasets, ("data",))]
+    made = [Step("data", (), (work / "data.json",), suite.datasets)]
     networks: dict[int, tuple[str, ...]] = {length: () for length in suite.lengths}
     if suite.metatraining:
-        learning = suite.metatraining.model_dump(mode="json")
-        shards = [f"metaset/{shard}" for shard in range(suite.metatraining.shards)]
+        (learning,) = plain(suite.metatraining)
+        shards = tuple(f"metaset/{shard}" for shard in range(suite.metatraining.shards))
         for shard in shards:
-            out, command = (work / shard / "manifest.json",), ("metaset", "--shard", shard.partition("/")[2])
-            made.append(Step(shard, ("data",), out, "benchmarks.metatraining:make_metaset", learning, command))
+            option = ("--shard", shard.partition("/")[2])
+            made.append(Step(shard, ("data",), (work / shard / "manifest.json",), learning, option))
         for length in suite.lengths:
-            name, folder = f"metatrain/{length}", suite.known_folder(work, length)
-            out, command = tuple(folder / file for file in LEARNT), ("metatrain", "--length", str(length))
-            made.append(Step(name, tuple(shards), out, "benchmarks.metatraining:fit_known", learning, command))
-            networks[length] = (name,)
+            networks[length] = (f"metatrain/{length}",)
+            files = tuple(suite.known_folder(work, length) / file for file in LEARNT)
+            made.append(Step(f"metatrain/{length}", shards, files, learning, ("--length", str(length))))
     for origin in suite.origins:
-        settings = [suite.forgetting_of(origin), suite.pretraining]
-        made.append(
-            Step(
-                f"forget/{origin.slug}",
-                ("data",),
-                (work / "trajectories" / origin.slug / "manifest.json",),
-                "benchmarks.trajectories:make_origin",
-                [[part.model_dump(mode="json") for part in settings], every, suite.tracks(origin)],
-                ("forget", "--origin", origin.slug, "--processes", str(suite.processes)),
-            )
-        )
+        files = (work / "trajectories" / origin.slug / "manifest.json",)
+        settings = [plain(suite.forgetting_of(origin), suite.pretraining), every, suite.tracks(origin)]
+        options = ("--origin", origin.slug, *processes)
+        made.append(Step(f"forget/{origin.slug}", ("data",), files, settings, options))
     for cell in suite.cells:
-        made.append(
-            Step(
-                f"transfer/{cell.slug}",
-                (f"forget/{cell.origin.slug}", *networks[cell.length]),
-                tuple(work / "transfers" / cell.slug / file for file in ("runs.csv", "pilots.csv", "choice.json")),
-                "benchmarks.transfer:run_cell",
-                [suite.transfer.model_dump(mode="json"), arms, every, authors],
-                ("transfer", "--cell", cell.slug, "--processes", str(suite.processes)),
-            )
-        )
+        needs = (f"forget/{cell.origin.slug}", *networks[cell.length])
+        files = tuple(work / "transfers" / cell.slug / file for file in ("runs.csv", "pilots.csv", "choice.json"))
+        settings = [*plain(suite.transfer), arms, every, authors]
+        made.append(Step(f"transfer/{cell.slug}", needs, files, settings, ("--cell", cell.slug, *processes)))
     first, learnt = suite.cells[0], tuple(name for names in networks.values() for name in names)
     origins = tuple(f"forget/{origin.slug}" for origin in suite.origins)
     tables = tuple(work / "inspection" / f"{table}.csv" for table in INSPECTED)
-    costs = [part.model_dump(mode="json") for part in (suite.pretraining, suite.forgetting, suite.arms)]
+    costs = [*plain(suite.pretraining, suite.forgetting), arms, authors]
     return [
         *made,
-        Step(
-            "landscape",
-            (f"forget/{first.origin.slug}", *networks[first.length]),
-            (work / "landscape.csv",),
-            "benchmarks.landscape:make_landscape",
-            None,
-            ("landscape",),
-        ),
-        Step(
-            "inspect",
-            (*origins, *learnt),
-            tables,
-            "benchmarks.inspection:inspect_suite",
-            [arms, every, authors],
-            ("inspect",),
-        ),
-        Step(
-            "cost",
-            ("data", *learnt),
-            (work / "cost_by_arm.csv",),
-            "benchmarks.cost:measure",
-            [*costs, authors],
-            ("cost",),
-            alone=True,
-        ),
+        Step("landscape", (f"forget/{first.origin.slug}", *networks[first.length]), (work / "landscape.csv",), None),
+        Step("inspect", (*origins, *learnt), tables, [arms, every, authors]),
+        Step("cost", ("data", *learnt), (work / "cost_by_arm.csv",), costs),
     ]
 
 
@@ -177,13 +166,12 @@ def _hashes(step: Step) -> dict[str, str] | None:
     return {path.as_posix(): sha256_file(path) for path in step.outputs}
 
 
-def lacking(every: Iterable[Step], work: Path, log: Path | None = None) -> dict[str, str]:
+def lacking(every: Iterable[Step], work: Path) -> dict[str, str]:
     """Jobs whose files are not there, each with a reason, in the order of the work.
 
-    The reason is the state in which Snakemake saw a cluster's job end, or the last line of the job's own log. log: of
-    the workflow; by default the newest that names a job of this suite.
+    The reason is the state in which Snakemake saw a cluster's job end, or the last line of the job's own log.
     """
-    states, missing = _states(work, log), {}
+    states, missing = _states(work), {}
     for step in every:
         root = next((need for need in step.needs if need in missing), None)
         if root:
@@ -195,10 +183,12 @@ def lacking(every: Iterable[Step], work: Path, log: Path | None = None) -> dict[
     return missing
 
 
-def _states(work: Path, log: Path | None) -> dict[str, str]:
-    """How jobs ended on a cluster, as Snakemake reports it; the last time counts."""
+def _states(work: Path) -> dict[str, str]:
+    """How jobs ended on a cluster, as Snakemake's newest log that names jobs of this suite reports it; the last time
+    counts.
+    """
     name = re.escape(f"{work.as_posix()}/logs/")
-    for file in [log] if log else sorted(Path(".snakemake/log").glob("*.log"), reverse=True):
+    for file in sorted(Path(".snakemake/log").glob("*.log"), reverse=True):
         text = file.read_text(encoding="utf-8", errors="replace")
         states = {}
         for error in re.split(r"^(?=\[?.*\]?\nError in |Error in )", text, flags=re.M)[1:]:
@@ -206,7 +196,7 @@ def _states(work: Path, log: Path | None) -> dict[str, str]:
             state = re.search(r"status is: '(\w+)'", error)
             for job in re.findall(rf"{name}(\S+?)\.log", error):
                 states[job] = STATES.get(state[1], "") if state else ""
-        if states or log:
+        if states:
             return states
     return {}
 

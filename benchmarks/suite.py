@@ -64,6 +64,8 @@ class Suite(Settings):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Suite:
+        if self.trajectories < 2:
+            raise ValueError("trajectories: an interval over trajectories needs at least 2")
         if self.forgetting.carry_optimizer and self.pretraining.optimizer != self.forgetting.step.optimizer:
             raise ValueError("forgetting.carry_optimizer needs the same optimizer in pretraining and forgetting.step")
         if self.pretraining.steps is not None:
@@ -80,13 +82,6 @@ class Suite(Settings):
         if self.lengths[-1] > 6:
             raise ValueError("forgetting.length is at most 6: the meta-set has 7 snapshots, one of them the target")
         return self
-
-    @pydantic.field_validator("trajectories")
-    @classmethod
-    def _at_least_two(cls, value: int) -> int:
-        if value < 2:
-            raise ValueError("an interval over trajectories needs at least 2")
-        return value
 
     @property
     def origins(self) -> list[Origin]:
@@ -119,8 +114,7 @@ class Suite(Settings):
     @property
     def learnt_from(self) -> list[str]:
         """Datasets on which any KNOWN of the suite was meta-trained: its own, and shipped ones that its arms use."""
-        named = {} if self.arms.methods == "all" else self.arms.methods
-        lines = [(name, entry or LineOfArms()) for name, entry in {**named, **self.arms.also}.items()]
+        lines = [(name, entry or LineOfArms()) for name, entry in self.arms.named.items()]
         groups = {str(e.options.get("group", "general")) for name, e in lines if (e.method or name) == "shipped"}
         groups |= {self.known} if self.known else set()
         datasets = {d for group in groups for length in self.lengths for d in read_json(_facts(group, length))["data"]}
@@ -183,12 +177,16 @@ def load_suite(name: str) -> Suite:
     path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
     suite = _validated(path, _settings(path, name), Suite)
     names = [*(file.stem for file in (PACKAGE / "methods").glob("[!_]*.py")), *ARMS]
-    named = {} if suite.arms.methods == "all" else suite.arms.methods
-    for name, entry in {**named, **suite.arms.also}.items():
+    for name, entry in suite.arms.named.items():
         method = (entry and entry.method) or name
         if method not in names:
             raise KnowError(f"{path}: {unknown('method or arm', method, names)}")
     return suite
+
+
+def suite_names() -> list[str]:
+    """Names of all suites in benchmarks/suites/."""
+    return sorted(path.relative_to(SUITES).with_suffix("").as_posix() for path in SUITES.rglob("*.yaml"))
 
 
 def suite_name(suite: str) -> str:
@@ -205,8 +203,7 @@ def _settings(path: Path, name: str, above: tuple[Path, ...] = ()) -> typing.Any
             raise KnowError(f"suite file {path} does not exist") from error
         if not SUITES.is_dir():
             raise KnowError(f"there is no folder {SUITES} here; run suites from the repository's top folder") from error
-        names = sorted(file.relative_to(SUITES).with_suffix("").as_posix() for file in SUITES.rglob("*.yaml"))
-        raise unknown("suite", name, names) from error
+        raise unknown("suite", name, suite_names()) from error
     except UnicodeDecodeError as error:
         raise KnowError(f"{path} is no text in UTF-8 ({error.reason})") from error
     settings = _parsed(path, text)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
-from tqdm import tqdm
 
 from benchmarks.data import DRAWS, Dataset, Split, augment, normalise
 from benchmarks.networks import head_and_normalisation
@@ -70,7 +69,6 @@ def train(
     rate_factors: Mapping[str, float] | None = None,
     optimizer_state: dict | None = None,
     after_step: Callable[[int, int], object] | None = None,
-    progress: str | None = None,
 ) -> Outcome:
     """Train `model` in place on `split` (a part of `dataset`, which gives normalisation and mirror rule).
 
@@ -78,16 +76,13 @@ def train(
     rate_factors: factors on the learning rate, by parameter name (default 1), in the phase that trains everything.
     optimizer_state: state to continue with (the released forgetting script carries Adam's); not with rate_factors.
     after_step: called as after_step(steps done, total steps) in the phase that trains everything.
-    progress: label of a progress bar, which is shown only on a terminal; None shows no bar.
     """
     if rate_factors and optimizer_state is not None:
         raise KnowError("an optimiser's state is kept by position, which rate factors change; give one of the two")
     learner = _Single(model, recipe, rate_factors or {}, optimizer_state)
     rates = [learning_rate or recipe.learning_rate]
     everything = torch.arange(len(split))[None]
-    (outcome,) = run(
-        learner, dataset, split, everything, recipe, [seed], rates, after_step=after_step, progress=progress
-    )
+    (outcome,) = run(learner, dataset, split, everything, recipe, [seed], rates, after_step=after_step)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
@@ -106,7 +101,6 @@ def run(
     learning_rates: Sequence[float],
     *,
     after_step: Callable[[int, int], object] | None = None,
-    progress: str | None = None,
 ) -> list[Outcome]:
     """Train K networks step by step together, each on its own images; see `train` for the other arguments.
 
@@ -122,7 +116,6 @@ def run(
         (False, recipe.steps or recipe.epochs * per_epoch, list(learning_rates))
     ]
     outcomes = [Outcome() for _ in range(networks)]
-    bar = tqdm(total=sum(p[1] for p in phases), desc=progress, disable=None if progress else True, leave=False)
     for head_only, budget, rates in phases:
         learner.begin(head_only, rates)
         step = 0
@@ -157,8 +150,6 @@ def run(
                 if not math.isfinite(loss):
                     outcome.status = "diverged"
                     learner.retire(network)
-            bar.update(len(sizes))
-    bar.close()
     return outcomes
 
 

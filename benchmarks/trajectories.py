@@ -180,14 +180,7 @@ class _Pretraining:
     """Runs from one initialisation on D0 and on larger subsets; each is trained once, when it is first needed."""
 
     def __init__(
-        self,
-        origin: Origin,
-        dataset: Dataset,
-        recipe: Recipe,
-        settings: Forgetting,
-        seed: int,
-        what: str,
-        device: str,
+        self, origin: Origin, dataset: Dataset, recipe: Recipe, settings: Forgetting, seed: int, what: str, device: str
     ):
         self.dataset, self.recipe, self.settings, self.seed, self.what = dataset, recipe, settings, seed, what
         fresh = build(origin.network, dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))

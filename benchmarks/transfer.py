@@ -19,14 +19,7 @@ import torch
 
 from benchmarks.arms import Arm, arms_of
 from benchmarks.data import load
-from benchmarks.finetune import (
-    FineTune,
-    Result,
-    fine_tune,
-    fine_tune_stacked,
-    source_accuracy,
-    target_split,
-)
+from benchmarks.finetune import FineTune, Result, fine_tune, fine_tune_stacked, source_accuracy, target_split
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
 from benchmarks.settings import Arms, Cell, Transfer
@@ -38,7 +31,7 @@ from know.files import digest, resumable_folder, sha256_file, write_json
 from know.fingerprint import code_hash
 from know.known import Models
 from know.prediction import Overflow
-from know.roles import PREDICTED, roles
+from know.roles import only_predicted, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -130,7 +123,7 @@ def run_cell(
     evaluated = [t for t in trajectories if t not in pilots]
     code = code_hash(ENTRY)
     bench = Bench(cell, settings, origin, known, store, device)
-    here = _Worker(bench)
+    here = _worker(bench)
     target_split(here.target, settings, cell.share, 0)  # raises before any training if there are too few images
     seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}
     described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), computing(code, device)]
@@ -140,12 +133,11 @@ def run_cell(
     total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
     bar = progress(desc=cell.slug, total=total, unit="run")
     with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs])) as folder:
-        run = here.run if processes == 1 else functools.partial(_run, bench)
         facts: dict[tuple[str, str], dict] = {}
 
         def evaluate(tasks: list[Task]) -> list[Result]:
             results = []
-            for portion, about in each(run, _portions(tasks, settings.together)):
+            for portion, about in each(functools.partial(_run, bench), _portions(tasks, settings.together)):
                 results += portion
                 facts.update(about)
                 bar.update(len(portion))
@@ -297,9 +289,7 @@ def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
     return portions
 
 
-@functools.lru_cache(maxsize=1)
-def _worker(bench: Bench) -> _Worker:
-    return _Worker(bench)
+_worker = functools.lru_cache(maxsize=1)(_Worker)
 
 
 def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
@@ -309,7 +299,7 @@ def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str,
 def describe(weights: State, trajectory: Trajectory, track: str) -> dict[str, float | None]:
     """Distance of an arm's weights from theta_0 and, where it exists, from the truth (see `RunRecord`)."""
     theta_0 = trajectory.theta_0
-    names = [name for name, role in roles(theta_0).items() if role in PREDICTED]
+    names = list(only_predicted(roles(theta_0)))
 
     def distance(a: State, b: State | None = None) -> float:
         squares = [(a[n].double() - (b[n].double() if b else 0)).square().sum() for n in names]

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tiny import FRACTIONS, random_known, setup
+from tiny import random_known, saved, setup
 
 import know
-from know.checkpoints import save_state
 from know.known import Known, Models
 from know.roles import PREDICTED
 from know.trajectory import Trajectory
@@ -71,11 +70,7 @@ def write_trajectory(tmp_path):
     """Function that writes states, smallest subset first, to files and makes a trajectory of them."""
 
     def write(states, fractions=None, name="written") -> Trajectory:
-        fractions = fractions or FRACTIONS[-len(states) :]
-        paths = [tmp_path / name / f"{k}.safetensors" for k in range(len(states))]
-        for path, state in zip(paths, states, strict=True):
-            save_state(path, state)
-        return Trajectory.from_checkpoints(paths, fractions)
+        return saved(tmp_path / name, states, fractions)
 
     return write
 

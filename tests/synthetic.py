@@ -11,16 +11,23 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
+from benchmarks.__main__ import app
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
 from benchmarks.references import REFERENCES
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, load
 from benchmarks.report.publish import metrics
 from benchmarks.report.render import suite_page
-from benchmarks.settings import Cell
+from benchmarks.settings import Cell, MetaTraining
 from benchmarks.suite import load_suite
+from know.cli import main_of
 from know.files import write_csv, write_json, write_text
 
 TINY = Path(__file__).parent / "suites" / "tiny.yaml"
+FOLDER = TINY.parents[2] / "benchmarks" / "suites"
+SUITES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+"""Names of the suites that ship."""
 SETTINGS = load_suite(str(TINY)).model_dump(mode="json")
 MLP = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
 CNN = Cell("retrodiction", "digits:0-4", "digits:5-9", "plaincnn", 0.5)
@@ -46,6 +53,34 @@ PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
 MOVEMENT = [*PLACE, "role", "difference", "size", "cosine"]
 RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
+
+
+def meta_settings(**changes) -> MetaTraining:
+    """A meta-training of seconds, in which every setting may be changed."""
+    plain = {
+        "datasets": ["digits:0-4"],
+        "networks": ["plaincnn"],
+        "trajectories": 4,
+        "held_out": 0.25,
+        "images": 300,
+        "smallest": 16,
+        "pretraining_epochs": (1, 3),
+        "batch_size": 16,
+        "updates": 30,
+        "evaluations": 3,
+        "windows": 100,
+        "window_batch": 64,
+    }
+    return MetaTraining(**{**plain, **changes})
+
+
+def run(*arguments: object) -> int:
+    """Run `python -m benchmarks` in this process; the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["benchmarks", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main_of(app, "python -m benchmarks")
+    return end.value.code or 0
 
 
 def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", recipe: str = "tuned", **changed) -> RunRecord:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from know import cli
+from know.checkpoints import save_state
 from know.known import Known, KnownNet
 from know.roles import PREDICTED
+from know.trajectory import Trajectory
 
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 GIVEN = "0.0625,0.125,0.25,0.5,1"
@@ -68,6 +72,14 @@ def random_known(seed: int, length: int = 5, **facts) -> Known:
                 if name.endswith("bias"):
                     nn.init.uniform_(parameter, -0.1, 0.1)
     return Known(nets, {"trained": False, **facts})
+
+
+def saved(folder: Path, states, fractions=None) -> Trajectory:
+    """Write states, smallest subset first, to files in a folder; the trajectory of these files."""
+    paths = [folder / f"{k}.safetensors" for k in range(len(states))]
+    for path, state in zip(paths, states, strict=True):
+        save_state(path, state)
+    return Trajectory.from_checkpoints(paths, fractions or FRACTIONS[-len(states) :])
 
 
 def call(*arguments: object) -> int:

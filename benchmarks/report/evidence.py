@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.claims import CLAIMS, Claim, Contrast, Policy, Side
+from benchmarks.report.claims import CLAIMS, Claim, Contrast, Policy
 from benchmarks.report.folders import COST, Published
 from benchmarks.report.statistics import Interval, compare, holm, paired_t, pooled_t, trajectory_means
 from benchmarks.settings import LENGTH, RATIO
@@ -156,7 +156,7 @@ class Evidence:
         if not claim.every:
             return claim.contrasts
         others = sorted(arm for arm, group in self.group_of.items() if group == claim.every.group)
-        return tuple(Contrast(better=Side(arm=claim.every.arm), worse=Side(arm=other)) for other in others)
+        return tuple(Contrast(better=claim.every.arm, worse=other) for other in others)
 
     def claim(self, claim: Claim, policy: Policy) -> Verdict:
         """The verdict of a whole claim."""

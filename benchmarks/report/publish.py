@@ -16,28 +16,16 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.records import PilotRecord, RunRecord, read_records
-from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, Published, load, load_all, suites
+from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Published, load, load_all, suites
 from benchmarks.report.render import front_pages, suite_page
 from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
 from benchmarks.steps import lacking, steps
 from benchmarks.suite import Suite
 from know.errors import KnowError
-from know.files import (
-    PACKAGE,
-    PRETRAINED,
-    atomic,
-    digest,
-    read_json,
-    sha256_file,
-    write_csv,
-    write_json,
-    write_text,
-)
+from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
 from know.fingerprint import code_hash
 
-FAILED = ["job", "reason"]
-"""Columns of failed.csv: jobs that have not made their files, and why."""
 FIGURES = PACKAGE.parent / "paper_figures"
 UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
@@ -57,7 +45,8 @@ def publish(
         raise KnowError(f"no cell of {name} is finished; the first reason is: {next(iter(lost.values()))}")
     if lost:
         (work / "published.json").unlink(missing_ok=True)  # the workflow has yet to publish
-        write_csv(folder / "failed.csv", [{"job": job, "reason": reason} for job, reason in lost.items()], FAILED)
+        reasons = [{"job": job, "reason": reason} for job, reason in lost.items()]
+        write_csv(folder / "failed.csv", reasons, TABLES["failed"])
     else:
         (folder / "failed.csv").unlink(missing_ok=True)
     cells = [work / "transfers" / cell.slug for cell in done]
@@ -76,12 +65,7 @@ def publish(
             for path in step.outputs:
                 out = folder / path.name
                 out.unlink(missing_ok=True) if step.name in lost else _copy(path, out)
-    about = {
-        "name": name,
-        "figures": figures_of(runs),
-        "learnt_from": settings.learnt_from,
-        **_arms(done, work),
-    }
+    about = {"name": name, "figures": figures_of(runs), "learnt_from": settings.learnt_from, **_arms(done, work)}
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
     write_text(folder / "README.md", suite_page(load(folder)))
@@ -286,8 +270,7 @@ def _copy(source: Path, out: Path) -> None:
 
 def _write_cost(work: Path, folder: Path) -> None:
     """Time and memory of every job, from the workflow's own benchmark files (absent where a step was run by hand)."""
-    columns = ["job", "seconds", "cpu_seconds", "peak_memory_mb"]
-    rows = []
+    columns, rows = TABLES["cost"], []
     for path in sorted((work / "benchmarks").rglob("*.tsv")):
         entry = pd.read_csv(path, sep="\t").iloc[-1]
         job = path.relative_to(work / "benchmarks").with_suffix("").as_posix()

@@ -14,7 +14,7 @@ from benchmarks.report.evidence import SEEN_NOTE, Evidence, cost_verdict, costs,
 from benchmarks.report.folders import Published
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.template import fill
-from benchmarks.suite import SUITES, load_suite
+from benchmarks.suite import SUITES, load_suite, suite_names
 
 COMMON = {"seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
 """What several templates say."""
@@ -107,8 +107,7 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
 @cache
 def _titles(folder: Path) -> dict[str, str]:
     """Titles by name of the suites below a folder that are evidence."""
-    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    suites = {name: load_suite(name) for name in names}
+    suites = {name: load_suite(name) for name in suite_names()}
     return {name: suite.title.partition(": ")[2] or suite.title for name, suite in suites.items() if suite.evidence}
 
 

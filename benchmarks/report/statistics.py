@@ -110,12 +110,12 @@ def fieller(numerator: np.ndarray, denominator: np.ndarray) -> Interval | None:
     return Interval(float(ma / mb), float((qb - root) / qa), float((qb + root) / qa), n)
 
 
-def trajectory_means(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
-    """One value per (cell, rate policy, arm, trajectory): the mean over fine-tunes. Arms are the columns.
+def trajectory_means(runs: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy per (cell, rate policy, arm, trajectory): the mean over fine-tunes. Arms are the columns.
 
     Index: cell, recipe (the rate policy), trajectory.
     """
-    return runs.pivot_table(index=["cell", "recipe", "trajectory"], columns="arm", values=column, aggfunc="mean")
+    return runs.pivot_table(index=["cell", "recipe", "trajectory"], columns="arm", values="accuracy", aggfunc="mean")
 
 
 def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarray:
@@ -123,7 +123,7 @@ def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarra
     return (means[arm] - means[baseline]).to_numpy()
 
 
-def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per (cell, rate policy, arm), in percentage points.
 
     Columns: cell, recipe (the rate policy), arm, depth, n (trajectories), accuracy (mean); difference with low and high
@@ -131,7 +131,7 @@ def summarise(runs: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
     learning_rate, on_edge, failed (runs that diverged); step, source_accuracy (and _recalibrated) and weight_error
     (means, before fine-tuning).
     """
-    means = 100 * trajectory_means(runs, column)
+    means = 100 * trajectory_means(runs)
     facts = runs.groupby(["cell", "recipe", "arm"]).agg(
         depth=("depth", "first"),
         learning_rate=("learning_rate", "first"),

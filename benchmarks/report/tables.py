@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.claims import CLAIMS, Claim, Contrast, Side
+from benchmarks.report.claims import CLAIMS, Claim, Contrast
 from benchmarks.report.evidence import (
     DAGGER,
     POLICIES,
@@ -308,7 +308,7 @@ def controls(evidence: Evidence, claim: Claim) -> list[dict[str, Any]]:
     lines = []
     for control in CLAIMS.controls:
         other = control.arms[claim.controls_of]
-        judged = evidence.judge(_contrast(arm, other), "tuned")
+        judged = evidence.judge(Contrast(better=arm, worse=other), "tuned")
         if judged.interval.n:
             difference = _shown(judged.interval)
             lines.append(
@@ -321,7 +321,8 @@ def by_cell(evidence: Evidence) -> pd.DataFrame:
     """The deepest KNOWN minus naive in every informative cell, those that count before the ablations."""
     rows = []
     for line in CLAIMS.lines.values():
-        published, tuned = (evidence.by_cell(_contrast(line.deepest, "naive"), policy) for policy in POLICIES)
+        contrast = Contrast(better=line.deepest, worse="naive")
+        published, tuned = (evidence.by_cell(contrast, policy) for policy in POLICIES)
         for place in sorted(tuned, reverse=True, key=lambda place: place[0]):
             counts, cell = place
             name = f"`{line.arm}` {'' if counts else 'ablation, '}{cell}"
@@ -332,7 +333,7 @@ def by_cell(evidence: Evidence) -> pd.DataFrame:
 
 def across(evidence: Evidence, arm: str) -> dict[str, str]:
     """By rate policy, whether an arm beats naive in every cell that counts."""
-    cells = {policy: evidence.by_cell(_contrast(arm, "naive"), policy) for policy in POLICIES}
+    cells = {policy: evidence.by_cell(Contrast(better=arm, worse="naive"), policy) for policy in POLICIES}
     return {
         policy: together(one.verdict for (counts, _), one in judged.items() if counts)
         for policy, judged in cells.items()
@@ -349,7 +350,3 @@ def costs_of_known(costs: pd.DataFrame) -> pd.DataFrame:
         rows.append([row["arm"], row["network"], *shown])
     head = ["arm", "network", "s per weight and step back", "prediction / training of theta_0", "forgetting / training"]
     return pd.DataFrame(rows, columns=head)
-
-
-def _contrast(better: str, worse: str) -> Contrast:
-    return Contrast(better=Side(arm=better), worse=Side(arm=worse))

@@ -94,14 +94,11 @@ def streamed(measurement: dict[str, Any]) -> pd.DataFrame:
 def streaming_required(measurement: dict[str, Any]) -> pd.DataFrame:
     """What is required of the prediction from files, what was reached, and whether that is enough."""
     required, used = measurement["required"], measurement["memory_mb"]["files"]
+    most, least = required["memory_mb"], required["share"]
     share = measurement["seconds"]["memory"]["median"] / measurement["seconds"]["files"]["median"]
     rows = [
-        [f"at most {required['memory_mb']} MB", f"{used:,.0f} MB", verdict(used <= required["memory_mb"])],
-        [
-            f"at least {required['share']:.0%} of the speed in memory",
-            f"{share:.0%}",
-            verdict(share >= required["share"]),
-        ],
+        [f"at most {most} MB", f"{used:,.0f} MB", verdict(used <= most)],
+        [f"at least {least:.0%} of the speed in memory", f"{share:.0%}", verdict(share >= least)],
     ]
     return pd.DataFrame(rows, columns=["required of `know predict`", *REQUIRED])
 
@@ -163,18 +160,9 @@ def page(folder: Path = HERE) -> str:
     names = ("prediction", "streaming", "training")
     paths = {name: folder / f"{name}.json" for name in names}
     measurements = {name: read_json(path) if path.is_file() else None for name, path in paths.items()}
-    functions = (
-        predicted,
-        prediction_required,
-        streamed,
-        streaming_required,
-        extrapolated,
-        trained,
-        image_costs,
-        threads,
-    )
+    functions = (predicted, prediction_required, streamed, streaming_required, extrapolated, trained, image_costs)
     tables = {function.__name__: function for function in functions}
-    return fill("speed.md.j2", **measurements, names=NAMES, arms=ARMS, **tables)
+    return fill("speed.md.j2", **measurements, names=NAMES, arms=ARMS, threads=threads, **tables)
 
 
 def write(folder: Path = HERE) -> None:

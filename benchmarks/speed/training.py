@@ -17,9 +17,8 @@ import functools
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,9 +32,9 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
 
 import _table
-from prediction import machine, of, used
+from prediction import machine, of, timed, used
 
-from benchmarks.data import Dataset, Split
+from benchmarks.data import Dataset, random_dataset
 from benchmarks.networks import build
 from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked
@@ -108,28 +107,16 @@ QUICK = Plan(
 )
 
 
-def pictures(count: int, device: str) -> Dataset:
-    """A dataset of random bytes and labels, whose images may be mirrored."""
-    dice = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=dice)
-    split = Split(images, torch.randint(0, CLASSES, (count,), generator=dice))
-    half = torch.full((SHAPE[0],), 0.5)
-    return Dataset("random", split, split, tuple(map(str, range(CLASSES))), "", half, half / 2, flip=True).to(device)
-
-
 class Pictures(torch.utils.data.Dataset):
-    """The same for a DataLoader, like torchvision's CIFAR-10: one image at a time, turned into a PIL image."""
+    """A dataset for a DataLoader, like torchvision's CIFAR-10: one image at a time, turned into a PIL image."""
 
     def __init__(self, dataset: Dataset, count: int, augment: str):
         self.images = dataset.train.images[:count].movedim(1, -1).contiguous().cpu().numpy()  # (N, H, W, C)
         self.labels = dataset.train.labels[:count].tolist()
+        bilinear = transforms.InterpolationMode.BILINEAR
         changes = {
             "shift": [transforms.RandomCrop(SHAPE[1:], padding=SHAPE[1] // 8), transforms.RandomHorizontalFlip()],
-            "affine": [
-                transforms.RandomAffine(
-                    10, (0.15, 0.15), (0.7, 1.3), interpolation=transforms.InterpolationMode.BILINEAR
-                )
-            ],
+            "affine": [transforms.RandomAffine(10, (0.15, 0.15), (0.7, 1.3), interpolation=bilinear)],
         }
         scale = transforms.Normalize(dataset.mean.tolist(), dataset.std.tolist())
         to_float = [transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float), scale]
@@ -251,14 +238,6 @@ def work(name: str, batch: int, size: int) -> dict[str, float]:
     return {"flop_forward": forward, "flop": both, "bytes": moved}
 
 
-def timed(function: Callable[[], object], device: str) -> float:
-    wait(device)
-    started = time.perf_counter()
-    function()
-    wait(device)
-    return time.perf_counter() - started
-
-
 class Quiet:
     """Measures times, and the share of other processes meanwhile; not for a loop, whose own processes would count."""
 
@@ -276,11 +255,6 @@ class Quiet:
     def other_work(self) -> float | None:
         """Share of all cores that other processes used, or None where the system does not report it."""
         return round(max(0.0, self.others) / self.seconds / os.cpu_count(), 3) if self.known else None
-
-
-def wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def kinds(device: str) -> dict[str, str]:
@@ -332,7 +306,7 @@ def contestants(case: Case, dataset: Dataset, device: str, compiles: bool) -> It
 
 def measure(plan: Plan, device: str, products: dict[str, str], compiles: bool) -> dict[str, object]:
     """Measure everything in turns: networks one by one, and those trained at once."""
-    dataset = pictures(max(*(case.images for case in plan.cases), plan.each), device)
+    dataset = random_dataset(max(*(case.images for case in plan.cases), plan.each), SHAPE, CLASSES).to(device)
     together = Case("plaincnn", "shift", plan.cases[0].batch, plan.each)
     groups = [(case, dict(contestants(case, dataset, device, compiles))) for case in plan.cases]
     stacks = {str(count): stacked(count, together, dataset, device) for count in plan.stacked}
@@ -408,14 +382,10 @@ def main(given: list[str] | None = None) -> None:
     torch.set_num_threads(threads)
     plan = QUICK if chosen.quick else PLANS[device]
     if chosen.repeats:
-        plan = Plan(**{**vars(plan), "repeats": chosen.repeats})
-    skipped = {}
-    if chosen.quick:
-        skipped["train.compile"] = "`--quick` compiles nothing"
-    elif reason := uncompilable(device):
-        skipped["train.compile"] = reason
+        plan = replace(plan, repeats=chosen.repeats)
+    reason = "`--quick` compiles nothing" if chosen.quick else uncompilable(device)
     products = kinds(device)
-    found = measure(plan, device, products, not skipped)
+    found = measure(plan, device, products, not reason)
     about = machine()
     about["versions"]["torchvision"] = torchvision.__version__.partition("+")[0]
     about["other_work"] = found.pop("other_work")
@@ -429,7 +399,7 @@ def main(given: list[str] | None = None) -> None:
         "threads": threads,
         "workers": workers(device),
         "product": products,
-        "skipped": skipped,
+        "skipped": {"train.compile": reason} if reason else {},
     }
     path = chosen.out / "training.json"
     write_json(path, {**(read_json(path) if path.is_file() else {}), device: found})

@@ -5,12 +5,14 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import equal
 
 from benchmarks.arms import ARMS, Asked, arms_of, find, lines
+from benchmarks.references import REFERENCES
 from benchmarks.settings import Arms, Cell, LineOfArms
 from know import methods
 from know.errors import KnowError
@@ -39,29 +41,85 @@ def every_line():
 # which there are
 
 
-def test_all_takes_every_method_and_arm_that_is_always_here_with_its_variants():
-    by_name = {line.name: line for line in lines(Arms(references=["naive"]))}
-    outside = {"released", "wnn", "shipped"}
-    assert {line.entry.name for line in by_name.values()} == {*methods.names(), *ARMS} - outside
-    for name, options in (("rre", {}), ("rre_global", {"scope": "model"}), ("meta_linear_theta0", {"theta_0": True})):
-        assert by_name[name].options.items() >= options.items()
-        assert by_name[name].depths == by_name[name].entry.depths
+def test_arms_are_references_and_every_method_at_its_depths():
+    settings = Arms(references=list(REFERENCES))
+    arms = arms_of(settings, CELL)
+    names = [arm.name for arm in arms]
+    assert len(set(names)) == len(names)
+    count = len(settings.references)
+    assert names[:count] == settings.references
+    assert {arm.predictor for arm in arms[count:]} == {*methods.names(), *ARMS} - {"released", "wnn", "shipped"}
+    assert {"known_x2", "known_x4", "known_x8", "shrink_x8", "rre", "rre_global", "meta_linear_theta0_x2"} <= set(names)
+    options = {arm.name: arm.options for arm in arms}
+    assert options["meta_linear_theta0_x2"]["theta_0"]
+    assert (options["rre"]["scope"], options["rre_global"]["scope"]) == ("tensor", "model")
+    assert not any(arm.missing for arm in arms)
+    for arm in arms:
+        assert arm.group == (find(arm.predictor) if arm.predictor else REFERENCES[arm.name]).group
+        assert arm.summary.endswith((".", ":"))
+        assert arm.reference
+    retrodiction = arms_of(settings, replace(CELL, track="retrodiction"))
+    assert [arm.name for arm in retrodiction] == [n for n in names if not n.startswith("oracle_")]
 
 
-def test_a_line_may_name_its_method_options_and_depths():
-    entries = {
-        "half": LineOfArms(method="linear", options={"step": 0.5}, depths=[2]),
-        "rre_all": LineOfArms(method="rre", options={"scope": "model"}),
-        "linear": None,
+def test_depths_and_options_may_be_chosen():
+    chosen = {
+        "linear": LineOfArms(depths=[2], options={"step": 0.5}),
+        "known": None,
+        "mine": LineOfArms(method="rre", options={"scope": "model"}),
     }
-    by_name = {line.name: line for line in lines(Arms(references=["naive"], methods=entries))}
-    assert {name: (line.entry.name, line.depths) for name, line in by_name.items()} == {
-        "half": ("linear", (2,)),
-        "linear": ("linear", (1, 3)),
-        "rre_all": ("rre", ()),
+    settings = Arms(references=["naive"], methods=chosen)
+    arms = {arm.name: arm for arm in arms_of(settings, replace(CELL, ratio=1 / 3))}
+    assert list(arms) == ["naive", "known_x3", "known_x9", "known_x27", "linear_x9", "mine"]
+    assert arms["linear_x9"].options == {"step": 0.5}
+    assert (arms["mine"].predictor, arms["mine"].options["scope"], arms["mine"].depth) == ("rre", "model", 0)
+    with pytest.raises(KnowError, match="method or arm 'lineal': did you mean 'linear'"):
+        arms_of(Arms(references=["naive"], methods={"lineal": None}), CELL)
+    wrong = {"linear": LineOfArms(options={"size": 1.0})}
+    with pytest.raises(KnowError, match="option of method linear 'size'"):
+        arms_of(Arms(references=["naive"], methods=wrong), CELL)
+
+
+@pytest.mark.parametrize("policy", ["carry", "reset", "recalibrate"])
+def test_the_suites_normalisation_is_that_of_all_arms_but_those_about_it(policy):
+    own = {"mixture": "reset", "reset": "reset", "recalibrate": "recalibrate"}
+    for arm in arms_of(Arms(references=["naive", "oracle"]), CELL, policy):
+        assert arm.normalisation == own.get(arm.predictor, policy)
+
+
+OF_RELEASED = {
+    "released": None,
+    "wnn": None,
+    "shrink_released": LineOfArms(method="shrink", options={"of": "released"}),
+    "known": None,
+}
+
+
+def test_networks_that_are_not_here_are_arms_that_say_so(monkeypatch, tmp_path):
+    settings = Arms(references=["naive"], methods=OF_RELEASED)
+    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
+    for arm in arms_of(settings, CELL):
+        assert bool(arm.missing) == (arm.predictor in ("released", "wnn", "shrink"))
+        assert not arm.missing or "KNOW_REFERENCE" in arm.missing
+    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
+    for role in ("Conv", "FC", "Bias"):
+        (tmp_path / f"KNOWN_{role}.h5").touch()
+    assert {arm.predictor: arm.missing for arm in arms_of(settings, CELL) if arm.missing} == {
+        "wnn": "the folder in KNOW_REFERENCE lacks WNN_Conv.h5, WNN_FC.h5, WNN_Bias.h5"
     }
-    assert by_name["half"].options == {"step": 0.5}
-    assert by_name["rre_all"].options["scope"] == "model"
+    other_length = {arm.predictor: arm.missing for arm in arms_of(settings, replace(CELL, length=4)) if arm.missing}
+    assert other_length.keys() == {"released", "shrink", "wnn"}
+    assert "5 snapshots" in other_length["released"]
+    assert "5 snapshots" in other_length["shrink"]
+
+
+def test_short_histories_leave_out_what_needs_more_snapshots():
+    arms = arms_of(Arms(references=["naive"]), replace(CELL, length=2))
+    missing = {arm.predictor: arm.missing for arm in arms if arm.missing}
+    assert missing.keys() == {name for name in methods.names() if methods.get(name).least > 2}
+    assert {"rre", "mpe", "dmd", "shuffled"} <= missing.keys()
+    assert set(missing.values()) == {"it takes at least 3 snapshots"}
+    assert not any(arm.missing for arm in arms_of(Arms(references=["naive"]), replace(CELL, length=3)))
 
 
 @pytest.mark.parametrize("name", ["rre", "mean", "recalibrate"])

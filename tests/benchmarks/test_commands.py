@@ -6,39 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic import TINY, run
 
-from benchmarks import __main__ as commands
-from know.cli import main_of
-
-TINY = Path(__file__).parents[1] / "suites" / "tiny.yaml"
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
-
-
-def call(*arguments: object) -> int:
-    """Run `python -m benchmarks` in this process; the exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["benchmarks", *map(str, arguments)])
-        try:
-            main_of(commands.app, "python -m benchmarks")
-        except SystemExit as end:
-            return 0 if end.code is None else end.code
-    return 0
 
 
 @pytest.fixture
 def fails(capsys):
     """Function that runs a command and wants exit code 2 and one line on standard error; returns the line."""
 
-    def run(*arguments: object) -> str:
+    def fail(*arguments: object) -> str:
         capsys.readouterr()
-        code = call(*arguments)
+        code = run(*arguments)
         output, error = capsys.readouterr()
         assert (code, "Traceback" in output + error) == (2, False), error
         assert len(error.splitlines()) == 1, error
         assert error.startswith("know: error: ")
         return error
 
-    return run
+    return fail
 
 
 @pytest.fixture
@@ -138,5 +124,5 @@ def test_an_interruption_says_how_to_go_on(place, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("benchmarks.report.publish.check", interrupted)
-    assert call("report", "--check") == 130
+    assert run("report", "--check") == 130
     assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from synthetic import run
 
-from benchmarks.__main__ import app
 from benchmarks.arms import ARMS
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.references import REFERENCES
 from benchmarks.report.publish import check
-from know.cli import main_of
 from know.files import sha256_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,16 +63,22 @@ def wanted(folder: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def replaced(path: Path, old: str, new: str) -> Iterator[None]:
-    """The file with `new` for the first `old`, and as it was afterwards."""
+def kept(path: Path) -> Iterator[bytes]:
+    """The content of a file, which may be changed meanwhile and is as it was afterwards."""
     before = path.read_bytes()
-    text = before.decode()
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
     try:
-        yield
+        yield before
     finally:
         path.write_bytes(before)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, old: str, new: str) -> Iterator[None]:
+    """The file with `new` for the first `old`, and as it was afterwards."""
+    with kept(path) as before:
+        assert old.encode() in before
+        path.write_bytes(before.replace(old.encode(), new.encode(), 1))
+        yield
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -203,12 +208,7 @@ def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        (
-            "benchmarks/transfer.py",
-            '"rule": "highest',
-            '"rule": "the highest',
-            {"transfer", "publish", "figures"},
-        ),
+        ("benchmarks/transfer.py", '"rule": "highest', '"rule": "the highest', {"transfer", "publish", "figures"}),
         ("paper_figures/accuracy_by_arm.py", "nbins=6", "nbins=7", {"figures"}),
         ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
         ("benchmarks/suites/tiny.yaml", "title:", "device: cuda\ntitle:", set(MADE_BY)),
@@ -263,14 +263,8 @@ def test_what_is_there_is_published_with_what_is_missing_and_the_rest_comes_back
 def verify(finished, monkeypatch, capsys):
     """Function that runs `python -m benchmarks verify` on the finished run; exit code, output and error."""
 
-    def run() -> tuple[int, str, str]:
-        monkeypatch.chdir(finished)
-        monkeypatch.setattr("sys.argv", ["benchmarks", "verify", "--suite", "tiny"])
-        with pytest.raises(SystemExit) as end:
-            main_of(app, "python -m benchmarks")
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
+    monkeypatch.chdir(finished)
+    return lambda: (run("verify", "--suite", "tiny"), *capsys.readouterr())
 
 
 def test_a_finished_run_is_verified(verify):
@@ -293,27 +287,19 @@ def test_a_finished_run_is_verified(verify):
     ],
 )
 def test_one_changed_byte_is_found(finished, verify, file):
-    path = finished / file
-    before = path.read_bytes()
-    path.write_bytes(before[:-7] + bytes([before[-7] ^ 1]) + before[-6:])
-    try:
+    with kept(finished / file) as before:
+        (finished / file).write_bytes(before[:-7] + bytes([before[-7] ^ 1]) + before[-6:])
         code, _, error = verify()
-    finally:
-        path.write_bytes(before)
     assert code == 2
     assert error == f"know: error: {file} has changed since it was made; restore it or run the suite again\n"
 
 
 def test_a_lost_file_is_found(finished, verify):
-    path = finished / "work/tiny/metaset/0/00003.safetensors"
-    before = path.read_bytes()
-    path.unlink()
-    try:
+    file = "work/tiny/metaset/0/00003.safetensors"
+    with kept(finished / file):
+        (finished / file).unlink()
         code, _, error = verify()
-    finally:
-        path.write_bytes(before)
-    assert code == 2
-    assert "work/tiny/metaset/0/00003.safetensors is missing" in error
+    assert (code, f"{file} is missing" in error) == (2, True)
 
 
 def test_other_records_than_the_committed_ones_are_found(finished, verify):
@@ -354,13 +340,10 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
         texts = [path.read_text(encoding="utf-8") for path in sorted(store.rglob("*.jsonl"))]
         return [line for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def finished_fine_tunes() -> int:
-        return len(results())
-
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = subprocess.Popen(command(target), cwd=folder, start_new_session=True, **quiet)
     deadline = time.monotonic() + 120
-    while finished_fine_tunes() < 20:  # of more than a hundred
+    while len(results()) < 20:  # of more than a hundred
         assert running.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline, "no fine-tune was finished"
         time.sleep(0.002)
@@ -369,7 +352,7 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     for process in processes_in(folder):  # jobs that have a group of their own
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    assert finished_fine_tunes() >= 20, "killed too late to prove anything"
+    assert len(results()) >= 20, "killed too late to prove anything"
     (partial / "mark").touch()
 
     kept = results()

@@ -9,15 +9,7 @@ from torch import nn
 
 from benchmarks import finetune
 from benchmarks.data import Split, load
-from benchmarks.finetune import (
-    FineTune,
-    Result,
-    Start,
-    fine_tune,
-    fine_tune_stacked,
-    source_accuracy,
-    target_split,
-)
+from benchmarks.finetune import FineTune, Result, Start, fine_tune, fine_tune_stacked, source_accuracy, target_split
 from benchmarks.networks import build, head_name, normalisation
 from benchmarks.settings import Recipe, Transfer
 from benchmarks.training import accuracy, recalibrate

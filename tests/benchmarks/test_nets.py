@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import equal
 from torch import nn
 
 from benchmarks.networks import (
@@ -27,10 +28,6 @@ LIBRARIES = {
 
 def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # layouts

@@ -127,21 +127,10 @@ def test_no_text_advises_to_install_what_the_package_index_calls_know():
     advice = re.compile(
         r"\b(install|add)( +-[\w-]+)* +['\"]?know(-prediction)?(\[|['\"`\s]|$)|know\[(fast|keras|slurm)", flags=re.M
     )
+    kinds = (".py", ".md", ".yml", ".yaml", ".toml", ".sh", ".smk", ".cff", ".j2", ".rst", "")
     for name in filter(None, listed.stdout.split("\0")):
         path = REPOSITORY / name
-        if path.is_file() and path.suffix in (
-            ".py",
-            ".md",
-            ".yml",
-            ".yaml",
-            ".toml",
-            ".sh",
-            ".smk",
-            ".cff",
-            ".j2",
-            ".rst",
-            "",
-        ):
+        if path.is_file() and path.suffix in kinds:
             text = path.read_text(encoding="utf-8", errors="replace")
             if path != Path(__file__):
                 assert not advice.search(text), f"{name}: {advice.search(text)[0]}"

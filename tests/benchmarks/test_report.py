@@ -9,9 +9,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 import pytest
-from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, table_row, write_results
+from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, run, table_row, write_results
 
-from benchmarks.__main__ import app
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
 from benchmarks.report import publish as report
 from benchmarks.report.claims import CLAIMS
@@ -20,7 +19,6 @@ from benchmarks.report.folders import COST, load, load_all
 from benchmarks.report.render import cost_page, front_pages, suite_page
 from benchmarks.report.template import fill, markdown
 from know import files
-from know.cli import main_of
 from know.errors import KnowError
 
 
@@ -87,24 +85,10 @@ def test_differences_intervals_and_shares_are_right(page):
     assert "| naive | 82.00 % |\n" in text
 
 
-def test_fine_tunes_of_one_trajectory_are_no_replicates(page):
-    once = records()
-    twice = [run.model_copy(update={"fine_tune": k}) for run in once for k in range(2)]
-    spread = [run.model_copy(update={"accuracy": run.accuracy + (0.01 if run.fine_tune else -0.01)}) for run in twice]
-    assert (
-        table_row(page(once), "known_x2") == table_row(page(twice), "known_x2") == table_row(page(spread), "known_x2")
-    )
-
-
 @pytest.mark.parametrize("oracle", [(4, 6, 5), (-4, 6, 5), (0, 0, 0), (5, -5, 0)])
 def test_the_gap_is_given_where_it_is_defined_and_nowhere_else(page, oracle):
     row = table_row(page(records(gains={**GAINS, "oracle": oracle})), "known_x2")
     assert row[5] == ("0.40 [-0.19, 0.60]" if oracle == (4, 6, 5) else "-")
-
-
-def test_without_an_oracle_there_is_no_gap(page):
-    gains = {arm: points for arm, points in GAINS.items() if arm != "oracle"}
-    assert table_row(page(records(gains=gains)), "known_x2")[5] == "-"
 
 
 def test_an_arm_that_ran_in_one_cell_is_left_blank_in_the_other(page):
@@ -349,12 +333,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_named_in_one_line(results, capsys, monkeypatch, file, damage):
+def test_a_damaged_file_is_named_in_one_line(results, capsys, file, damage):
     damage(results / "one" / file)
-    monkeypatch.setattr("sys.argv", ["benchmarks", "report", "--check", "--results", str(results)])
-    with pytest.raises(SystemExit) as end:
-        main_of(app, "python -m benchmarks")
-    assert end.value.code == 2
+    assert run("report", "--check", "--results", results) == 2
     error = capsys.readouterr().err
     assert error.startswith("know: error:")
     assert len(error.splitlines()) == 1
@@ -365,10 +346,7 @@ def test_the_committed_pages_fit_their_records(repository, monkeypatch, capsys):
     if not list((repository / "results").glob("*/suite.json")):
         pytest.skip("no committed results")
     monkeypatch.chdir(repository)
-    monkeypatch.setattr("sys.argv", ["benchmarks", "report", "--check"])
-    with pytest.raises(SystemExit) as end:
-        main_of(app, "python -m benchmarks")
-    assert not end.value.code
+    assert run("report", "--check") == 0
     assert "results/README.md fits its records" in capsys.readouterr().out
 
 

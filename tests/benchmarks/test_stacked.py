@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from benchmarks.data import load
 from benchmarks.networks import build
 from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked, scored
@@ -13,11 +12,6 @@ from know.errors import KnowError
 COUNT = 3
 RATES = [1e-3, 2e-3, 5e-4]
 NETWORKS = ["mlp", "plaincnn", "normcnn", "resnet8", "vit_tiny"]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits:0-4")
 
 
 def models(network="mlp"):

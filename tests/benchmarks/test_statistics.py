@@ -7,15 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.report.statistics import (
-    fieller,
-    holm,
-    paired_t,
-    pooled_t,
-    summarise,
-    trajectory_means,
-    two_sample_limit,
-)
+from benchmarks.report.statistics import fieller, holm, paired_t, pooled_t, summarise, two_sample_limit
 
 ARMS = ("naive", "known_x2", "oracle")
 
@@ -242,11 +234,6 @@ def test_a_shift_of_all_arms_of_a_trajectory_changes_no_comparison():
         pd.testing.assert_series_equal(ours, theirs)
 
 
-def test_the_order_of_rows_changes_nothing():
-    runs = table(noisy(3))
-    pd.testing.assert_frame_equal(summarise(runs), summarise(runs.sample(frac=1, random_state=0)))
-
-
 def test_a_trajectory_that_an_arm_lacks_is_left_out_of_its_comparison():
     runs = table(noisy(4))
     part = runs[(runs.arm != "known_x2") | (runs.trajectory != "t0")]
@@ -277,9 +264,3 @@ def test_a_cell_without_oracle_has_differences_and_no_shares():
     found = row(table(noisy(9), arms=ARMS[:2]), "known_x2")
     assert math.isfinite(found.low)
     assert math.isnan(found.share)
-
-
-def test_trajectory_means_have_one_row_a_trajectory():
-    means = trajectory_means(table(noisy(10), trajectories=6, fine_tunes=4))
-    assert means.shape == (6, 3)
-    assert list(means.index.names) == ["cell", "recipe", "trajectory"]

@@ -11,30 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from synthetic import SUITES, run
 
-from benchmarks import __main__ as commands
 from benchmarks import steps as listed
 from benchmarks.report import publish as publishing
 from benchmarks.steps import STATES, lacking, steps
 from benchmarks.suite import load_suite
-from know.cli import main_of
 from know.files import read_json, write_json
 from know.fingerprint import code_hash
 
 REPOSITORY = Path(__file__).parents[2]
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
 WORK = Path("work/smoke")
-SUITES = sorted(
-    path.relative_to(REPOSITORY / "benchmarks/suites").with_suffix("").as_posix()
-    for path in (REPOSITORY / "benchmarks/suites").rglob("*.yaml")
-)
-
-
-def run(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main_of(commands.app, "python -m benchmarks")
-    return stopped.value.code or 0
 
 
 # the workflow
@@ -242,8 +230,7 @@ def place(tmp_path_factory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            assert run(patch, "run", "--suite", "tiny") == 0
+        assert run("run", "--suite", "tiny") == 0
     finally:
         os.chdir(before)
     return folder
@@ -261,59 +248,59 @@ def jobs_said(capsys) -> list[str]:
     return [line.split("] ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
 
 
-def test_a_second_run_computes_nothing(there, monkeypatch, capsys):
+def test_a_second_run_computes_nothing(there, capsys):
     before = {path: path.read_bytes() for path in there.rglob("*.csv")}
-    assert run(monkeypatch, "run", "--suite", "tiny") == 0
+    assert run("run", "--suite", "tiny") == 0
     said = jobs_said(capsys)
     assert len(said) == len(steps(load_suite("tiny"), Path("work/tiny")))
     assert all(line.endswith(": done before") for line in said)
     assert {path: path.read_bytes() for path in there.rglob("*.csv")} == before
 
 
-def test_other_settings_make_anew_what_comes_after_them(there, monkeypatch, capsys):
+def test_other_settings_make_anew_what_comes_after_them(there, capsys):
     suite = there / "benchmarks" / "suites" / "tiny.yaml"
     suite.write_text(suite.read_text().replace("shrink: {depths: [1]}", "shrink: {depths: [1, 2]}"))
-    assert run(monkeypatch, "run", "--suite", "tiny") == 0
+    assert run("run", "--suite", "tiny") == 0
     said = jobs_said(capsys)
     same = ("data", "metaset/0", "metatrain/5", "forget/digits_0-4.mlp")
     assert said == [*(f"{name}: done before" for name in same), f"transfer/{CELL}", "landscape", "inspect", "cost"]
     assert "shrink_x4" in (there / "results" / "tiny" / "runs.csv").read_text()
 
 
-def test_a_file_that_is_not_the_one_that_was_made_is_made_anew(there, monkeypatch, capsys):
+def test_a_file_that_is_not_the_one_that_was_made_is_made_anew(there, capsys):
     path = there / "work/tiny/landscape.csv"
     before = path.read_bytes()
     path.write_bytes(before + b"x")
-    assert run(monkeypatch, "run", "--suite", "tiny") == 0
+    assert run("run", "--suite", "tiny") == 0
     assert "landscape" in jobs_said(capsys)
     assert path.read_bytes() == before
 
 
-def test_the_records_are_those_of_the_steps_by_hand(there, monkeypatch):
+def test_the_records_are_those_of_the_steps_by_hand(there):
     """`run` only orders the commands, which the workflow calls too."""
     shutil.move(there / "work", there / "old")
     commands = [("data",), ("forget", "--origin", "digits_0-4.mlp"), ("metaset", "--shard", "0"), ("metatrain",)]
     for name, *options in [*commands, ("transfer", "--cell", CELL)]:
-        assert run(monkeypatch, name, "--suite", "tiny", *options) == 0
+        assert run(name, "--suite", "tiny", *options) == 0
     for file in (f"transfers/{CELL}/runs.csv", f"transfers/{CELL}/pilots.csv", "known/5/known.safetensors"):
         assert (there / "work" / "tiny" / file).read_bytes() == (there / "old" / "tiny" / file).read_bytes()
 
 
-def test_a_device_that_is_not_there_is_one_line(there, monkeypatch, capsys):
-    assert run(monkeypatch, "forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cuda:7") == 2
+def test_a_device_that_is_not_there_is_one_line(there, capsys):
+    assert run("forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cuda:7") == 2
     assert "device 'cuda:7' is not available here" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_suite_names_its_device(there, monkeypatch, capsys):
+def test_a_suite_names_its_device(there, capsys):
     suite = there / "benchmarks" / "suites" / "tiny.yaml"
     suite.write_text(suite.read_text() + "\ndevice: cuda\n")
-    assert run(monkeypatch, "forget", "--suite", "tiny", "--origin", "digits_0-4.mlp") == 2
+    assert run("forget", "--suite", "tiny", "--origin", "digits_0-4.mlp") == 2
     assert "device 'cuda' is not available" in capsys.readouterr().err
-    assert run(monkeypatch, "forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cpu") == 0
+    assert run("forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cpu") == 0
 
 
-def test_another_device_makes_everything_anew(there, monkeypatch):
+def test_another_device_makes_everything_anew(there):
     """The mark of a job names the device, so that results of two devices never mix."""
     asked = []
     suite = load_suite("tiny")
@@ -339,12 +326,12 @@ def here(there, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_records_of_another_machine_are_taken_over_with_its_provenance(there, here, monkeypatch):
+def test_records_of_another_machine_are_taken_over_with_its_provenance(there, here):
     about = read_json(there / "results" / "tiny" / "provenance.json")
     about |= {"commit": "unknown"}
     about["environment"]["gpu"] = "NVIDIA of another machine"
     write_json(there / "results" / "tiny" / "provenance.json", about)
-    assert run(monkeypatch, "merge", str(there / "results")) == 0
+    assert run("merge", str(there / "results")) == 0
     assert {path.parent.name for path in here.glob("results/*/suite.json")} == {"smoke", "tiny"}
     taken = read_json(here / "results" / "tiny" / "provenance.json")
     assert taken["environment"]["gpu"] == "NVIDIA of another machine"
@@ -355,7 +342,7 @@ def test_records_of_another_machine_are_taken_over_with_its_provenance(there, he
 
 
 @pytest.mark.parametrize("damage", ["code", "metrics", "row", "nothing"])
-def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, monkeypatch, capsys, damage):
+def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, capsys, damage):
     theirs = there / "results" / "tiny"
     runs = (theirs / "runs.csv").read_text()
     if damage == "code":
@@ -365,7 +352,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, mo
     elif damage == "row":
         (theirs / "runs.csv").write_text(runs.replace(",ok,0", ",ok,7", 1))
     source = there / "results" if damage != "nothing" else there / "nowhere"
-    assert run(monkeypatch, "merge", str(source)) == 2
+    assert run("merge", str(source)) == 2
     error = capsys.readouterr().err
     said = {"code": "is of other code", "metrics": "does not fit its records", "row": "line 2", "nothing": "no folder"}
     assert said[damage] in error
@@ -374,7 +361,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, mo
 
 
 @pytest.mark.slow
-def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(there, monkeypatch):
+def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(there):
     """On the CPU, with the tiny suite: twice, the second time without computing."""
     shutil.rmtree(there / "work")
     shutil.copytree(REPOSITORY / "know", there / "know", ignore=shutil.ignore_patterns("__pycache__"))
@@ -384,20 +371,8 @@ def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(the
         done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
         assert done.stdout.count("done before") == (8 if again else 0)
         assert "known_x2" in done.stdout.rpartition("difference to naive")[2]
-    assert run(monkeypatch, "merge", "back") == 0
+    assert run("merge", "back") == 0
     same = ("runs.csv", "pilots.csv", "metrics.json")
     assert all(
         (there / "results" / "tiny" / f).read_bytes() == (there / "back" / "tiny" / f).read_bytes() for f in same
     )
-
-
-@pytest.mark.parametrize("suite", [suite for suite in SUITES if "/" in suite])
-def test_every_suite_that_ships_is_valid_and_fair(suite, monkeypatch):
-    from benchmarks.arms import lines
-
-    monkeypatch.chdir(REPOSITORY)
-    settings = load_suite(suite)
-    assert settings.evidence
-    assert {"naive", "scratch", "oracle"} <= set(settings.arms.references)
-    assert {"known", "shrink", "linear"} <= {line.entry.name for line in lines(settings.arms)}
-    assert settings.device == ("cuda" if suite.startswith(("gpu/", "paper/")) else "cpu")

@@ -1,16 +1,14 @@
 """Suites: the shipped ones load; what is wrong is named with the nearest right thing; slugs are safe in paths."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from synthetic import SUITES
 
+from benchmarks.arms import lines
 from benchmarks.suite import Suite, load_suite
 from know.errors import KnowError
-
-HERE = Path(__file__).parents[2] / "benchmarks" / "suites"
-SUITES = sorted(path.relative_to(HERE).with_suffix("").as_posix() for path in HERE.rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +43,10 @@ def test_shipped_suites_are_valid(name):
     assert suite.title
     assert suite.transfer.recipe.learning_rate in suite.transfer.grid
     assert {"naive", "scratch", "oracle"} <= set(suite.arms.references)
+    assert suite.evidence == ("/" in name)
+    assert suite.device == ("cuda" if name.startswith(("gpu/", "paper/")) else "cpu")
     if suite.evidence:
+        assert {"known", "shrink", "linear"} <= {line.entry.name for line in lines(suite.arms)}
         assert suite.trajectories >= 5
         assert suite.pilots >= (1 if name.startswith("gpu/") else 2)  # a page says where it is one
         assert suite.forgetting.smallest >= 64

@@ -1,8 +1,6 @@
 """The one training loop: seeds, phases, budgets, schedules, rate factors, carried optimisers, divergence."""
 
 import copy
-import io
-import sys
 
 import pytest
 import torch
@@ -13,22 +11,16 @@ from benchmarks.settings import Recipe
 from benchmarks.training import _batches, accuracy, logits, recalibrate, schedule, train
 from know.errors import KnowError
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits:0-4")
-
-
 STANDING = 1e-30  # a learning rate that moves nothing: the settings forbid 0
 
 
-def fit(dataset, *, network="mlp", seed=0, split=None, start=None, recipe=None, **options):
+def fit(dataset, *, network="mlp", seed=0, split=None, start=None, **options):
     """Train a network with the settings in `options`; the model and the outcome."""
     model = build(network, dataset.shape, len(dataset.classes), seed=5)
     model.load_state_dict(start or model.state_dict())
-    extra = ("optimizer_state", "progress", "rate_factors", "after_step")
+    extra = ("optimizer_state", "rate_factors", "after_step")
     carried = {key: options.pop(key) for key in extra if key in options}
-    recipe = recipe or Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
+    recipe = Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
     outcome = train(model, dataset, split or dataset.train.take(torch.arange(200)), recipe, seed=seed, **carried)
     return model, outcome
 
@@ -61,19 +53,6 @@ def test_training_leaves_the_global_random_state_alone(digits):
     state = torch.get_rng_state()
     fit(digits, augment="shift")
     assert torch.equal(torch.get_rng_state(), state)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_progress_bar_changes_no_bit(digits, monkeypatch):
-    silent, _ = fit(digits)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    shown, _ = fit(digits, progress="pretraining")
-    assert "pretraining" in sys.stderr.getvalue()
-    assert not changed(silent, shown)
 
 
 # what is trained, and how long
@@ -210,10 +189,6 @@ def test_schedules_stay_above_0_and_reach_1(name, budget, per_epoch):
     factors = [schedule(name, step, budget, per_epoch) for step in range(budget)]
     assert min(factors) > 0
     assert 0.6 < max(factors) <= 1
-
-
-def test_constant_is_constant():
-    assert {schedule("constant", step, 100, 10) for step in range(100)} == {1.0}
 
 
 def test_cosine_falls_by_epoch_from_1_towards_0():

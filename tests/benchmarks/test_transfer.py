@@ -1,4 +1,4 @@
-"""Transfer: the learning-rate protocol, the arms, and a whole cell, also when it is interrupted or gets another arm."""
+"""Transfer: the learning-rate protocol and a whole cell, also when it is interrupted or gets another arm."""
 
 import json
 import math
@@ -11,16 +11,14 @@ import pytest
 import torch
 
 from benchmarks import transfer
-from benchmarks.arms import ARMS as OTHER_ARMS
-from benchmarks.arms import Arm, arms_of, find
+from benchmarks.arms import Arm, arms_of
 from benchmarks.finetune import Result
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.references import REFERENCES
-from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, Origin, Recipe, Transfer
+from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, Recipe, Transfer
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin
 from benchmarks.transfer import _portions, choose_rates, describe, run_cell
-from know import methods
 from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet
@@ -48,11 +46,8 @@ def search(score, *, extensions: int = 2, fine_tunes: int = 1, loss=lambda *_: 1
         calls.append((trajectory, arm.name, repeat, place))
         return Result("ok", score(arm.name, place), loss(arm.name, place), None)
 
-    def evaluate(tasks):
-        return [one(*task) for task in tasks]
-
     settings = SETTINGS.model_copy(update={"extensions": extensions, "fine_tunes": fine_tunes})
-    choice, runs = choose_rates(ARMS, PILOTS, settings, evaluate)
+    choice, runs = choose_rates(ARMS, PILOTS, settings, lambda tasks: [one(*task) for task in tasks])
     chosen = {n: round(math.log2(found["learning_rate"] / GRID[0])) for n, found in choice["arms"].items()}
     keys = [
         (run["trajectory"], run["arm"], run["fine_tune"], round(math.log2(run["learning_rate"] / GRID[0])))
@@ -79,10 +74,13 @@ def test_each_arm_gets_its_best_rate_and_all_arms_the_whole_grid():
     assert Counter(calls) == expected  # once each, and on pilots alone
 
 
-@pytest.mark.parametrize(("best", "grid"), [(6, range(8)), (-1, range(-2, 6)), (5, range(7)), (0, range(-1, 6))])
-def test_an_edge_extends_the_grid_for_all_arms(best, grid):
-    choice, chosen, calls = search(peak(naive=2, other=best))
-    assert chosen == {"naive": 2, "other": best}
+@pytest.mark.parametrize(
+    ("naive", "other", "grid"),
+    [(2, 6, range(8)), (2, -1, range(-2, 6)), (2, 5, range(7)), (2, 0, range(-1, 6)), (-1, 6, range(-2, 8))],
+)
+def test_an_edge_extends_the_grid_for_all_arms(naive, other, grid):
+    choice, chosen, calls = search(peak(naive=naive, other=other), extensions=4)
+    assert chosen == {"naive": naive, "other": other}
     assert choice["grid"] == pytest.approx([GRID[0] * 2.0**place for place in grid])
     for arm in ("naive", "other"):
         assert {place for _, name, _, place in calls if name == arm} == set(grid)
@@ -96,12 +94,6 @@ def test_the_grid_grows_by_so_many_points_and_an_edge_is_then_said(extensions):
     assert chosen["other"] == 5 + extensions
     assert choice["arms"]["other"]["on_edge"]
     assert not choice["arms"]["naive"]["on_edge"]
-
-
-def test_both_edges_are_followed():
-    choice, chosen, _ = search(peak(naive=-1, other=6), extensions=4)
-    assert chosen == {"naive": -1, "other": 6}
-    assert len(choice["grid"]) == 10
 
 
 def test_the_mean_over_pilots_and_fine_tunes_decides():
@@ -124,96 +116,9 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_lower_rate():
     assert search(plateau, loss=lambda arm, place: None if place == 2 else 0.4)[1]["naive"] == 3
 
 
-# arms
-
-
-CELL = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
-
-
-def place(**changes) -> Cell:
-    return replace(CELL, **changes)
-
-
-def test_arms_are_references_and_every_method_at_its_depths():
-    settings = Arms(references=list(REFERENCES))
-    arms = arms_of(settings, CELL)
-    names = [arm.name for arm in arms]
-    assert len(set(names)) == len(names)
-    count = len(settings.references)
-    assert names[:count] == settings.references
-    assert {arm.predictor for arm in arms[count:]} == {*methods.names(), *OTHER_ARMS} - {"released", "wnn", "shipped"}
-    assert {"known_x2", "known_x4", "known_x8", "shrink_x8", "rre", "rre_global", "meta_linear_theta0_x2"} <= set(names)
-    assert not any(arm.missing for arm in arms)
-    for arm in arms:
-        assert arm.group == (find(arm.predictor) if arm.predictor else REFERENCES[arm.name]).group
-        assert arm.summary.endswith((".", ":"))
-        assert arm.reference
-    retrodiction = arms_of(settings, place(track="retrodiction"))
-    assert [arm.name for arm in retrodiction] == [n for n in names if not n.startswith("oracle_")]
-
-
-def test_depths_and_options_may_be_chosen():
-    chosen = {
-        "linear": LineOfArms(depths=[2], options={"step": 0.5}),
-        "known": None,
-        "mine": LineOfArms(method="rre", options={"scope": "model"}),
-    }
-    settings = Arms(references=["naive"], methods=chosen)
-    arms = {arm.name: arm for arm in arms_of(settings, place(ratio=1 / 3))}
-    assert list(arms) == ["naive", "known_x3", "known_x9", "known_x27", "linear_x9", "mine"]
-    assert arms["linear_x9"].options == {"step": 0.5}
-    assert (arms["mine"].predictor, arms["mine"].options["scope"], arms["mine"].depth) == ("rre", "model", 0)
-    with pytest.raises(KnowError, match="method or arm 'lineal': did you mean 'linear'"):
-        arms_of(Arms(references=["naive"], methods={"lineal": None}), CELL)
-    wrong = {"linear": LineOfArms(options={"size": 1.0})}
-    with pytest.raises(KnowError, match="option of method linear 'size'"):
-        arms_of(Arms(references=["naive"], methods=wrong), CELL)
-
-
-@pytest.mark.parametrize("policy", ["carry", "reset", "recalibrate"])
-def test_the_suites_normalisation_is_that_of_all_arms_but_those_about_it(policy):
-    own = {"mixture": "reset", "reset": "reset", "recalibrate": "recalibrate"}
-    for arm in arms_of(Arms(references=["naive", "oracle"]), CELL, policy):
-        assert arm.normalisation == own.get(arm.predictor, policy)
-
-
-OF_RELEASED = {
-    "released": None,
-    "wnn": None,
-    "shrink_released": LineOfArms(method="shrink", options={"of": "released"}),
-    "known": None,
-}
-
-
-def test_networks_that_are_not_here_are_arms_that_say_so(monkeypatch, tmp_path):
-    settings = Arms(references=["naive"], methods=OF_RELEASED)
-    monkeypatch.delenv("KNOW_REFERENCE", raising=False)
-    for arm in arms_of(settings, CELL):
-        assert bool(arm.missing) == (arm.predictor in ("released", "wnn", "shrink"))
-        assert not arm.missing or "KNOW_REFERENCE" in arm.missing
-    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
-    for role in ("Conv", "FC", "Bias"):
-        (tmp_path / f"KNOWN_{role}.h5").touch()
-    assert {arm.predictor: arm.missing for arm in arms_of(settings, CELL) if arm.missing} == {
-        "wnn": "the folder in KNOW_REFERENCE lacks WNN_Conv.h5, WNN_FC.h5, WNN_Bias.h5"
-    }
-    other_length = {arm.predictor: arm.missing for arm in arms_of(settings, place(length=4)) if arm.missing}
-    assert other_length.keys() == {"released", "shrink", "wnn"}
-    assert "5 snapshots" in other_length["released"]
-    assert "5 snapshots" in other_length["shrink"]
-
-
-def test_short_histories_leave_out_what_needs_more_snapshots():
-    arms = arms_of(Arms(references=["naive"]), place(length=2))
-    missing = {arm.predictor: arm.missing for arm in arms if arm.missing}
-    assert missing.keys() == {name for name in methods.names() if methods.get(name).least > 2}
-    assert {"rre", "mpe", "dmd", "shuffled"} <= missing.keys()
-    assert set(missing.values()) == {"it takes at least 3 snapshots"}
-    assert not any(arm.missing for arm in arms_of(Arms(references=["naive"]), place(length=3)))
-
-
 # a whole cell
 
+CELL = Cell("overflow", "digits:0-4", "digits:5-9", "mlp", 1.0)
 IDS = ["p0", "t0", "t1"]
 FEW = Arms(references=["naive", "oracle"], methods={"known": LineOfArms(depths=[3])})
 
@@ -221,16 +126,8 @@ FEW = Arms(references=["naive", "oracle"], methods={"known": LineOfArms(depths=[
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
     out, step = tmp_path_factory.mktemp("cell") / "origin", Recipe(epochs=1, learning_rate=1e-3, batch_size=32)
-    tracks = ["overflow", "retrodiction"]
-    make_origin(
-        Origin("digits:0-4", "mlp"),
-        IDS,
-        tracks,
-        step,
-        Forgetting(step=step, smallest=16),
-        store=Store(out.with_name("store")),
-        out=out,
-    )
+    forgetting, tracks = Forgetting(step=step, smallest=16), ["overflow", "retrodiction"]
+    make_origin(CELL.origin, IDS, tracks, step, forgetting, store=Store(out.with_name("store")), out=out)
     return out
 
 
@@ -252,8 +149,8 @@ def cell(origin, trained):
     """Function that runs the small cell into a folder; the store lies beside it."""
 
     def run(out, which=CELL, settings=SETTINGS, arms=FEW, known=trained, **options) -> None:
-        store = Store(out.with_name("store"))
-        run_cell(which, IDS, settings, arms, origin=origin, known=known, store=store, out=out, **options)
+        folders = {"origin": origin, "known": known, "store": Store(out.with_name("store")), "out": out}
+        run_cell(which, IDS, settings, arms, **folders, **options)
 
     return run
 
@@ -264,6 +161,11 @@ def done(cell, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "cell"
     cell(out)
     return out
+
+
+@pytest.fixture(scope="module")
+def runs(done) -> pd.DataFrame:
+    return read_records([done / "runs.csv"], RunRecord)
 
 
 def lines_of(store) -> list[str]:
@@ -344,8 +246,7 @@ def fine_tunes(monkeypatch):
     return calls
 
 
-def test_every_arm_is_recorded_on_every_trajectory_but_the_pilots(done):
-    runs = read_records([done / "runs.csv"], RunRecord)
+def test_every_arm_is_recorded_on_every_trajectory_but_the_pilots(done, runs):
     keys = runs[["trajectory", "arm", "recipe", "fine_tune"]]
     assert not keys.duplicated().any()
     assert len(runs) == 2 * 3 * 2 * 2
@@ -358,35 +259,32 @@ def test_every_arm_is_recorded_on_every_trajectory_but_the_pilots(done):
     assert sorted(p.name for p in done.iterdir()) == ["choice.json", "pilots.csv", "runs.csv"]
 
 
-def test_rates_are_the_published_one_and_the_frozen_choice(done):
-    runs, choice = read_records([done / "runs.csv"], RunRecord), json.loads((done / "choice.json").read_text())
+def test_rates_are_the_published_one_and_the_frozen_choice(done, runs):
+    choice = json.loads((done / "choice.json").read_text())
     assert set(runs[runs.recipe == "published"].learning_rate) == {RECIPE.learning_rate}
     for arm, table in runs[runs.recipe == "tuned"].groupby("arm"):
         assert set(table.learning_rate) == {choice["arms"][arm]["learning_rate"]}
 
 
-def test_all_arms_of_a_trajectory_share_their_seeds(done):
-    runs = read_records([done / "runs.csv"], RunRecord)
+def test_all_arms_of_a_trajectory_share_their_seeds(runs):
     assert (runs.groupby("trajectory").source_seed.nunique() == 1).all()
     assert (runs.groupby(["trajectory", "fine_tune"]).target_seed.nunique() == 1).all()
     assert runs.source_seed.nunique() == 2
     assert runs.target_seed.nunique() == 4
 
 
-def test_steps_and_errors_are_those_of_the_weights(done, cell, tmp_path):
-    runs = read_records([done / "runs.csv"], RunRecord)
+def test_steps_and_errors_are_those_of_the_weights(runs, cell, tmp_path):
     assert set(runs[runs.arm == "naive"].step) == {0}
     assert (runs[runs.arm != "naive"].step > 0).all()
     assert runs.weight_error.isna().all()
-    cell(tmp_path / "cell", place(track="retrodiction"))
+    cell(tmp_path / "cell", replace(CELL, track="retrodiction"))
     errors = read_records([tmp_path / "cell" / "runs.csv"], RunRecord).groupby("arm").weight_error.agg(["min", "max"])
     assert tuple(errors.loc["naive"]) == (1, 1)
     assert tuple(errors.loc["oracle"]) == (0, 0)
     assert errors.loc["known_x8", "min"] > 0
 
 
-def test_source_accuracies_are_those_of_the_weights_before_fine_tuning(done, trained_mlp):
-    runs = read_records([done / "runs.csv"], RunRecord)
+def test_source_accuracies_are_those_of_the_weights_before_fine_tuning(runs):
     assert (runs.groupby(["trajectory", "arm"]).source_accuracy.nunique() == 1).all()
     assert (runs.source_accuracy == runs.source_accuracy_recalibrated).all()  # no running statistics in an MLP
     assert (runs[runs.arm == "naive"].source_accuracy > 0.3).all()
@@ -439,7 +337,7 @@ def expected_fine_tunes(folder, arms=None) -> int:
 @pytest.mark.parametrize(
     "finished", [pytest.param(0, marks=pytest.mark.slow), 10, pytest.param(40, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_cell_continues_to_the_same_bytes(done, cell, tmp_path, folder_bytes, fine_tunes, finished):
+def test_an_interrupted_cell_goes_on_to_the_same_bytes(done, runs, cell, tmp_path, folder_bytes, fine_tunes, finished):
     out, fine_tunes.stop_at = tmp_path / "cell", finished
     with pytest.raises(KeyboardInterrupt):
         cell(out)
@@ -452,7 +350,6 @@ def test_an_interrupted_cell_continues_to_the_same_bytes(done, cell, tmp_path, f
     cell(out)
     assert folder_bytes(out) == folder_bytes(done)
     assert len(fine_tunes) == expected_fine_tunes(done)  # nothing twice
-    runs = read_records([done / "runs.csv"], RunRecord)
     tests = len(runs[["trajectory", "arm", "fine_tune", "learning_rate"]].drop_duplicates())
     assert sum(call["test"] for call in fine_tunes) == tests  # the pilots' test accuracy is never looked at
     cell(out)
@@ -474,10 +371,8 @@ def test_an_added_arm_leaves_the_other_rows_as_they_were_and_computes_its_own_al
     """With a fixed grid: an arm whose best rate lies on the edge extends it for all."""
     out, fixed = tmp_path / "cell", SETTINGS.model_copy(update={"extensions": 0})
     cell(out, settings=fixed)
-    before, first = (
-        {name: (out / name).read_text().splitlines() for name in ("runs.csv", "pilots.csv")},
-        len(fine_tunes),
-    )
+    before = {name: (out / name).read_text().splitlines() for name in ("runs.csv", "pilots.csv")}
+    first = len(fine_tunes)
     more = FEW.model_copy(update={"methods": {**FEW.methods, "linear": LineOfArms(depths=[1])}})
     cell(out, settings=fixed, arms=more)
     for name, lines in before.items():
@@ -533,13 +428,13 @@ def test_steps_and_errors_are_relative_distances(origin, track):
     assert errors == ([1, pytest.approx(0.5, rel=1e-4), 0] if track == "retrodiction" else [None] * 3)
 
 
-def test_a_shorter_history_is_read_from_the_longer_trajectory(origin, tmp_path, models):
+def test_a_shorter_history_is_read_from_the_longer_trajectory(cell, origin, tmp_path, models):
     """S = 3 on trajectories of five snapshots, with a KNOWN of its own."""
     known = Known({role: KnownNet(3) for role in PREDICTED})
     folder = networks(tmp_path / "known", models, known=known)
     arms, out = Arms(references=["naive"], methods={"known": LineOfArms(depths=[1])}), tmp_path / "cell"
     quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1})
-    run_cell(place(length=3), IDS, quick, arms, origin=origin, known=folder, store=Store(tmp_path / "store"), out=out)
+    cell(out, replace(CELL, length=3), quick, arms, known=folder)
     runs = read_records([out / "runs.csv"], RunRecord)
     assert set(runs.length) == {3}
     short = Trajectory.load(origin / "t0" / "overflow").last(3)
@@ -550,7 +445,6 @@ def test_a_shorter_history_is_read_from_the_longer_trajectory(origin, tmp_path, 
 def test_a_track_that_was_not_made_is_named(origin, trained, tmp_path):
     shutil.copytree(origin, tmp_path / "origin")
     shutil.rmtree(tmp_path / "origin" / "t1" / "retrodiction")
-    folders = {"origin": tmp_path / "origin", "known": trained, "out": tmp_path / "out"}
-    folders["store"] = Store(tmp_path / "store")
+    folders = {"known": trained, "store": Store(tmp_path / "store"), "out": tmp_path / "out"}
     with pytest.raises(KnowError, match="t1/retrodiction holds no finished trajectory"):
-        run_cell(place(track="retrodiction"), IDS, SETTINGS, FEW, **folders)
+        run_cell(replace(CELL, track="retrodiction"), IDS, SETTINGS, FEW, origin=tmp_path / "origin", **folders)

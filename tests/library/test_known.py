@@ -26,13 +26,7 @@ def windows() -> torch.Tensor:
 
 # layout
 
-STREAM = {
-    "squeeze": (8, 64),
-    "shift": (64, 8),
-    "amplitude": (64, 8),
-    "rate": (64, 8),
-    "last": (32, 64),
-}
+STREAM = {"squeeze": (8, 64), "shift": (64, 8), "amplitude": (64, 8), "rate": (64, 8), "last": (32, 64)}
 
 
 @pytest.mark.parametrize("length", [2, 5, 7])
@@ -175,13 +169,6 @@ def test_a_scaled_known_moves_and_grows_with_its_history(models, windows):
         assert torch.allclose(4 * plain, grown, atol=1e-3) != sees
 
 
-def test_the_scaling_is_kept_in_the_file(models, windows, tmp_path):
-    models["scaled"].save(tmp_path / "scaled.safetensors")
-    again = Known.load(tmp_path / "scaled.safetensors")
-    assert again.scaling == "range"
-    assert torch.equal(again.residual(windows, "fc"), models["scaled"].residual(windows, "fc"))
-
-
 # which network is asked
 
 
@@ -260,12 +247,13 @@ def test_the_published_penalty_is_the_default():
 # the file
 
 
-def test_a_saved_known_is_the_same(hyper, windows, tmp_path):
-    hyper.save(tmp_path / "known.safetensors")
+@pytest.mark.parametrize(("model", "scaling"), [("known", "none"), ("scaled", "range")])
+def test_a_saved_known_is_the_same(models, model, scaling, windows, tmp_path):
+    models[model].save(tmp_path / "known.safetensors")
     again = Known.load(tmp_path / "known.safetensors")
-    assert again.facts == hyper.facts
+    assert (again.facts, again.scaling) == (models[model].facts, scaling)
     for role in PREDICTED:
-        assert torch.equal(again.residual(windows, role), hyper.residual(windows, role))
+        assert torch.equal(again.residual(windows, role), models[model].residual(windows, role))
     again.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "known.safetensors").read_bytes()
 
@@ -394,11 +382,8 @@ def test_a_keras_file_of_another_network_is_named_in_one_line(tmp_path, shapes):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_model_of_the_authors_is_named(tmp_path):
+def test_an_unknown_model_of_the_authors_and_rule_of_roles_are_named(tmp_path):
     with pytest.raises(KnowError, match="model of the authors 'wmn': did you mean 'wnn'"):
         Known.from_keras(tmp_path, "wmn")
-
-
-def test_an_unknown_rule_of_roles_is_named(tmp_path):
     with pytest.raises(KnowError, match="rule of roles 'papr': did you mean 'paper'"):
         Known.from_keras(tmp_path, roles="papr")
