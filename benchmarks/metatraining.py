@@ -34,7 +34,7 @@ from know.fingerprint import code_hash
 from know.known import Known, KnownNet, Scaling, scale_windows
 from know.roles import PREDICTED, roles
 from know.seeds import stream
-from know.trajectory import nested_subsets
+from know.subsets import nested_subsets
 
 METASET, METATRAINING = "benchmarks.metatraining:make_metaset", "benchmarks.metatraining:fit_known"
 """The functions from which the fingerprints of code are made."""
@@ -129,7 +129,7 @@ def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str =
     data = {name: dataset.sha256 for name, dataset in datasets.items()}
     code = code_hash(METASET)
     fingerprint = digest([shard, settings.model_dump(), data, computing(code, device)])
-    with resumable_folder(out, fingerprint) as folder:
+    with resumable_folder(out, fingerprint, replace=True) as folder:
         files = {}
         for run in progress(runs, desc=f"meta-trajectories, shard {shard}"):
             path = folder / f"{run:05d}.safetensors"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
+from numbers import Real
+from pathlib import Path
+from typing import Any
 
 
 class KnowError(ValueError):
@@ -16,3 +20,24 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> KnowError:
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
     return KnowError(f"unknown {kind} {name!r}: {hint}")
+
+
+def number(name: str, value: Any, *, whole: bool = False, least: float | None = None) -> Any:
+    """`value`, a number; KnowError that names the argument if it is none, not whole where it must be, or too small."""
+    kind = "a whole number" if whole else "a number"
+    try:
+        answer = operator.index(value) if whole else value
+    except TypeError:
+        answer = None
+    if answer is None or isinstance(value, bool) or not isinstance(answer, Real):
+        raise KnowError(f"{name} must be {kind}, got {value!r}, a {type(value).__name__}")
+    if least is not None and answer < least:
+        raise KnowError(f"{name} must be at least {least}, got {value!r}")
+    return answer
+
+
+def as_path(name: str, value: Any) -> Path:
+    """`value` as a path; KnowError that names the argument if it is none."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise KnowError(f"{name} must be a path, got {value!r}, a {type(value).__name__}")
+    return Path(value)

@@ -1,7 +1,7 @@
 """Files: atomic writes and content hashes. Imports neither torch nor numpy.
 
-Every file is written under a temporary name that carries the process id and then renamed, so a reader sees the old
-content or the new one, never half of it, and two processes never share a temporary file.
+Every file is written under a temporary name that carries the process and the thread, and then renamed, so a reader sees
+the old content or the new one, never half of it, and two processes never share a temporary file.
 """
 
 from __future__ import annotations
@@ -14,27 +14,31 @@ import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from know.errors import KnowError
 
 PACKAGE = Path(__file__).parent
 PRETRAINED = PACKAGE / "pretrained"
 """Networks that the package ships: GROUP/LENGTH/."""
+MARK = ".know-unfinished"
+"""File in every folder that this package has begun and may therefore remove or go on with. It holds a fingerprint."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise KnowError(f"cannot write {path}: {error.strerror or error}; check permission and free space") from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -48,22 +52,23 @@ def new_folder(out: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside `out`; when the block ends well it becomes `out`, in one rename.
 
     `out` must not exist, neither then nor at the end: of two processes that make the same folder the later one fails.
-    What a killed process has left behind is removed by the next process that makes the same folder.
+    What a killed process has left behind is removed by the next process that makes the same folder; a folder without
+    the mark of this package, or one whose process still runs, is left alone.
     """
     out = Path(out)
     if os.path.lexists(out):
         raise KnowError(f"{out} exists already; name a new folder")
     for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        owner = stray.name.split(".")[-2]
-        if stray.is_dir() and owner.isdecimal() and (int(owner) == os.getpid() or not _alive(int(owner))):
-            shutil.rmtree(stray, ignore_errors=True)  # our own number belonged to a process before us, as in containers
+        if (stray / MARK).is_file() and not stray.is_symlink():
+            with contextlib.suppress(KnowError), _owned(stray, out):
+                shutil.rmtree(stray, ignore_errors=True)
     missing = [parent for parent in out.parents if not os.path.lexists(parent)]  # nearest first
     try:
-        with atomic(out) as temporary:
-            temporary.mkdir()
+        with atomic(out) as temporary, _owned(temporary, out):
             yield temporary
             if os.path.lexists(out):
                 raise KnowError(f"{out} exists by now: another process has made it; name a new folder")
+            (temporary / MARK).unlink()
     except BaseException:
         for parent in missing:
             with contextlib.suppress(OSError):
@@ -71,14 +76,105 @@ def new_folder(out: Path | str) -> Iterator[Path]:
         raise
 
 
-def _alive(process: int) -> bool:
+@contextlib.contextmanager
+def resumable_folder(out: Path | str, fingerprint: str, *, replace: bool = False) -> Iterator[Path]:
+    """Yield the working folder `<out>.partial`; when the block ends well it becomes `out`, in one rename.
+
+    A kill leaves the working folder behind, and the next call with the same fingerprint (settings, data and code)
+    continues in it. The folder carries a mark and a lock, so that nobody else's folder is touched and two processes
+    never work in one. KnowError if it is not ours, belongs to another fingerprint, or is in use.
+
+    replace: start anew where the fingerprint is another one, and replace what stands at `out`, which stays intact until
+        the end. Otherwise unfinished work is never removed, and `out` must be empty or not there.
+    """
+    out = Path(out)
+    partial = out.with_name(f"{out.name}.partial")
+    with _owned(partial, out) as mark:
+        begun = mark.read().decode()
+        if begun and begun != fingerprint:
+            if not replace:
+                raise KnowError(f"{partial} holds unfinished work of other settings; remove it, or name another folder")
+            for path in partial.iterdir():
+                if path.name != MARK:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for stray in partial.rglob(".*.tmp"):  # what a killed process was writing
+            shutil.rmtree(stray) if stray.is_dir() and not stray.is_symlink() else stray.unlink()
+        try:
+            mark.truncate(0)
+            mark.write(fingerprint.encode())
+        except OSError as error:
+            raise _cannot_write(out, error) from error
+        yield partial
+        try:
+            if replace and out.exists():
+                old = out.with_name(f".{out.name}.{os.getpid()}.old")
+                os.replace(out, old)
+                os.replace(partial, out)
+                shutil.rmtree(old)
+            elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise KnowError(f"{out} exists by now: another process has made it; the work is kept in {partial}")
+            else:
+                os.replace(partial, out)
+        except OSError as error:
+            raise _cannot_write(out, error) from error
+        (out / MARK).unlink()
+
+
+@contextlib.contextmanager
+def _owned(folder: Path, out: Path) -> Iterator[BinaryIO]:
+    """Make `folder`, or enter it if it carries our mark, and hold its lock; yields the mark, open and at its start.
+
+    out: what is made in it, for errors.
+
+    KnowError if the folder is somebody else's, or if another process holds the lock. The lock ends with the process.
+    """
+    mark = folder / MARK
+    foreign = os.path.lexists(folder) and (folder.is_symlink() or not mark.is_file())
+    if foreign and (not folder.is_dir() or any(folder.iterdir())):
+        raise KnowError(f"{folder} was not made by know, and its name is needed for work in progress; rename it")
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = mark.open("ab+", buffering=0)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    with handle:
+        if not _lock(handle) or not mark.is_file() or not os.path.samestat(os.fstat(handle.fileno()), mark.stat()):
+            raise KnowError(f"another process is working in {folder}; wait for it, or name another folder")
+        handle.seek(0)
+        yield handle
+
+
+def _lock(handle: BinaryIO) -> bool:
+    """Lock an open file for this process, without waiting; True where the system or file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     except OSError:
         pass
     return True
+
+
+def _cannot_write(path: Path, error: OSError) -> KnowError:
+    return KnowError(f"cannot write {path}: {error.strerror or error}; check permission and free space")
+
+
+def refuse_links_out(path: Path, folder: Path) -> None:
+    """Raise KnowError if a file of a folder is a link that leaves it.
+
+    What such a link points to may be private, and would be copied or published with the folder. A cache of Hugging
+    Face, whose files are links to blobs/ beside snapshots/, counts as one folder.
+    """
+    folder, target = folder.resolve(), path.resolve()
+    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    if not target.is_relative_to(folder) and not target.is_relative_to(root / "blobs"):
+        raise KnowError(
+            f"{path} is a link that leaves its folder; put the file itself there, or name that file instead"
+        )
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -107,35 +203,6 @@ def write_csv(path: Path | str, rows: Iterable[dict], columns: list[str]) -> Non
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-@contextlib.contextmanager
-def resumable_folder(out: Path | str, fingerprint: str) -> Iterator[Path]:
-    """Yield the working folder `<out>.partial`; when the block ends well it becomes `out`, in one rename.
-
-    A kill leaves the working folder behind. The next call continues in it if its fingerprint (settings, data and code)
-    is the same, and starts from nothing if not. What stood at `out` stays intact until then.
-    """
-    out = Path(out)
-    partial = out.with_name(f"{out.name}.partial")
-    mark = partial / "fingerprint"
-    if partial.exists() and not (mark.is_file() and mark.read_text() == fingerprint):
-        shutil.rmtree(partial)
-    for stray in partial.rglob(".*.tmp"):  # what a killed process was writing
-        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-    write_text(mark, fingerprint)
-    yield partial
-    mark.unlink()
-    try:
-        if out.exists():
-            old = out.with_name(f".{out.name}.{os.getpid()}.old")
-            os.replace(out, old)
-            os.replace(partial, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, out)
-    except OSError as error:
-        raise KnowError(f"cannot write {out}: {error.strerror or error}; check permission and free space") from error
 
 
 def sha256_file(path: Path | str) -> str:

@@ -10,7 +10,17 @@ import pytest
 
 from know import files
 from know.errors import KnowError
-from know.files import atomic, new_folder, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
+from know.files import (
+    MARK,
+    atomic,
+    new_folder,
+    read_json,
+    resumable_folder,
+    sha256_file,
+    write_csv,
+    write_json,
+    write_text,
+)
 from know.seeds import stream
 
 
@@ -102,20 +112,22 @@ def test_of_two_processes_that_make_one_new_folder_the_later_one_fails_and_leave
 
 
 def test_a_new_folder_that_fails_leaves_no_parents_and_clears_what_a_killed_process_left(tmp_path):
-    stale = tmp_path / ".out.999999999.tmp"
-    stale.mkdir()
+    for name in (".out.999999999.7.tmp", ".out.5.5.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.5.5.tmp" / MARK).touch()
     with contextlib.suppress(RuntimeError), new_folder(tmp_path / "a" / "b"):
         raise RuntimeError
     with new_folder(tmp_path / "out") as folder:
         (folder / "mine").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert names == {"out", "mine", ".out.999999999.7.tmp"}  # what carries no mark is somebody else's
 
 
 # resumable folders
 
 
-def interrupt(out, fingerprint, name):
-    with contextlib.suppress(KeyboardInterrupt), resumable_folder(out, fingerprint) as folder:
+def interrupt(out, fingerprint, name, **options):
+    with contextlib.suppress(KeyboardInterrupt), resumable_folder(out, fingerprint, **options) as folder:
         (folder / name).write_text(name)
         raise KeyboardInterrupt
 
@@ -131,22 +143,70 @@ def test_an_interrupted_folder_continues_with_the_same_fingerprint(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_an_interrupted_folder_starts_over_with_another_fingerprint(tmp_path):
+def test_unfinished_work_of_another_fingerprint_is_kept_unless_it_may_be_replaced(tmp_path):
     out = tmp_path / "out"
     interrupt(out, "old settings", "first")
-    with resumable_folder(out, "new settings") as folder:
+    with pytest.raises(KnowError, match=r"out\.partial holds unfinished work of other settings"):
+        enter(out, "new settings")
+    assert (tmp_path / "out.partial" / "first").read_text() == "first"
+    with resumable_folder(out, "new settings", replace=True) as folder:
         assert not (folder / "first").exists()
         (folder / "second").touch()
     assert [p.name for p in out.iterdir()] == ["second"]
+
+
+def enter(out, fingerprint, **options):
+    with resumable_folder(out, fingerprint, **options):
+        pass
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_without_our_mark_is_left_alone(tmp_path, replace):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(KnowError, match=r"out\.partial was not made by know"):
+        enter(tmp_path / "out", "any", replace=replace)
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_link_in_place_of_the_working_folder_is_not_followed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / MARK).touch()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "other")
+    with pytest.raises(KnowError, match="was not made by know"):
+        enter(tmp_path / "out", "any")
+
+
+def test_of_two_that_work_in_one_folder_the_later_one_is_told(tmp_path):
+    with resumable_folder(tmp_path / "out", "same") as folder:
+        (folder / "first").touch()
+        with pytest.raises(KnowError, match="another process is working"):
+            enter(tmp_path / "out", "same")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["first"]
+
+
+def test_what_appears_at_the_place_meanwhile_is_kept(tmp_path):
+    out = tmp_path / "out"
+
+    def make() -> None:
+        with resumable_folder(out, "any") as folder:
+            (folder / "ours").touch()
+            out.mkdir()
+            (out / "theirs").touch()
+
+    with pytest.raises(KnowError, match=r"exists by now.*out\.partial"):
+        make()
+    assert [p.name for p in out.iterdir()] == ["theirs"]
+    assert (tmp_path / "out.partial" / "ours").exists()
 
 
 def test_an_old_result_stays_intact_until_the_new_one_is_whole(tmp_path):
     out = tmp_path / "out"
     with resumable_folder(out, "old") as folder:
         (folder / "old").touch()
-    interrupt(out, "new", "half")
+    interrupt(out, "new", "half", replace=True)
     assert [p.name for p in out.iterdir()] == ["old"]
-    with resumable_folder(out, "new") as folder:
+    with resumable_folder(out, "new", replace=True) as folder:
         (folder / "new").touch()
         assert [p.name for p in out.iterdir()] == ["old"]
     assert sorted(p.name for p in out.iterdir()) == ["half", "new"]
