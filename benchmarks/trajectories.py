@@ -34,7 +34,7 @@ from know.files import sha256_file, write_json
 from know.fingerprint import code_hash
 from know.forgetting import forget
 from know.seeds import stream
-from know.trajectory import nested_subsets
+from know.subsets import nested_subsets
 
 ENTRY = "benchmarks.trajectories:make_origin"
 """The function from which the fingerprint of a trajectory's code is made."""

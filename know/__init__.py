@@ -13,21 +13,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from know.comparison import compare
     from know.errors import KnowError
-    from know.forgetting import forget, nested_subsets
+    from know.forgetting import forget
     from know.known import Known
     from know.prediction import predict
+    from know.subsets import nested_subsets
     from know.trajectory import Trajectory
 
 __version__ = "0.1.0"
-__all__ = ["KnowError", "Known", "Trajectory", "forget", "nested_subsets", "predict"]
+__all__ = ["KnowError", "Known", "Trajectory", "compare", "forget", "nested_subsets", "predict"]
 
 _HOME = {
     "Known": "know.known",
     "KnowError": "know.errors",
     "Trajectory": "know.trajectory",
+    "compare": "know.comparison",
     "forget": "know.forgetting",
-    "nested_subsets": "know.trajectory",
+    "nested_subsets": "know.subsets",
     "predict": "know.prediction",
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import inspect
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from know.checkpoints import save_state
-from know.errors import KnowError
+from know.checkpoints import load_state, save_state
+from know.errors import KnowError, as_path
 from know.files import atomic, digest, resumable_folder
 from know.fingerprint import code_hash
-from know.trajectory import Recorder, Trajectory, check_fractions, nested_subsets
+from know.identity import identity
+from know.models import inner, load_into, state_of
+from know.subsets import choose_fractions, nested_subsets
+from know.trajectory import Recorder, Trajectory
 
 
 def forget(
@@ -44,39 +47,44 @@ def forget(
         as that of an optimiser, is kept too, so that a resumed run equals an uninterrupted one.
     ratio, length: S snapshots at 1, r, r^2, ... of the data; or `fractions`, smallest first, ending at 1.
     out: the folder to make. An interrupted call is resumed if weights, size of the data, settings and `fit` are the
-        same. A finished folder of the same settings is returned as it is; any other folder is an error.
+        same: its code, arguments, attributes and closure. A finished folder of the same settings is returned as it is;
+        any other folder is an error. Two calls never write into one folder.
     describe: further facts about a snapshot, from (model, indices of the subset); the manifest keeps them with `facts`.
     references: further weights to keep in the folder, by name.
 
     Returns the finished trajectory, smallest subset first.
     """
-    fractions = check_fractions(fractions or [ratio**k for k in reversed(range(length))])
+    _check_arguments(model, dataset, fit)
+    out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
     subsets = nested_subsets(len(dataset), seed=seed, fractions=fractions)
-    if not subsets[0]:
-        raise KnowError(f"the smallest subset, {fractions[0]:g} of {len(dataset)} images, is empty")
-    out = Path(out)
-    settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": _source_of(fit), **(facts or {})}
+    what, unknown = identity(fit, {"the model": model, "the plain model": inner(model), "the dataset": dataset})
+    settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": what, **(facts or {})}
     code = code_hash("know.forgetting:forget")
     fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})
     if (out / "manifest.json").is_file():
         trajectory = Trajectory.load(out)
         if trajectory.manifest.get("fingerprint") != fingerprint:
-            raise KnowError(f"{out} holds a trajectory of other weights, data or settings; remove it or name another")
+            raise KnowError(f"{out} holds a trajectory of other weights, data, settings or `fit`; name another folder")
+        _say_unknown(unknown, out)
+        load_into(model, load_state(trajectory.paths[0]))
         return trajectory
     _refuse_other_content(out)
     stateful = hasattr(fit, "state_dict") and hasattr(fit, "load_state_dict")
-    theta_0 = copy.deepcopy(model.state_dict())
+    theta_0 = copy.deepcopy(state_of(model))
     with _restored(model, theta_0), resumable_folder(out, fingerprint) as folder:
         recorder = Recorder(folder, fractions)
+        if fractions[-1] in recorder:
+            _say_unknown(unknown, folder)
         for k, (fraction, index) in enumerate(zip(reversed(fractions), reversed(subsets), strict=True)):
             extra = folder / f"fit-{k}.pt"
             if fraction in recorder:  # written by an interrupted call
-                model.load_state_dict(recorder.state(fraction))
+                load_into(model, recorder.state(fraction))
                 if stateful:
                     fit.load_state_dict(torch.load(extra, weights_only=True))
                 continue
             if k > 0:
                 fit(model, Subset(dataset, index))
+                _check_step(recorder.state(fractions[-k]), model, fraction)
             if stateful:
                 buffer = io.BytesIO()  # torch's own writer raises no OSError where the disk is full
                 torch.save(fit.state_dict(), buffer)
@@ -92,13 +100,46 @@ def forget(
     return Trajectory.load(out)
 
 
+def _check_arguments(model: Any, dataset: Any, fit: Any) -> None:
+    """KnowError that names the argument which is not what `forget` takes."""
+    if not hasattr(model, "state_dict") or not hasattr(model, "load_state_dict"):
+        raise KnowError(f"model must be a torch module, got a {type(model).__name__}")
+    parameters = inner(model).parameters() if isinstance(model, nn.Module) else ()
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in parameters):
+        raise KnowError("model has lazy layers without weights; call it once on a batch first")
+    if not hasattr(dataset, "__len__"):
+        raise KnowError(
+            f"dataset must have a length and integer indexing, and a {type(dataset).__name__} has no length"
+        )
+    if not callable(fit):
+        raise KnowError(f"fit must be a function fit(model, subset), got a {type(fit).__name__}")
+
+
+def _check_step(before: Mapping[str, Tensor], model: nn.Module, fraction: float) -> None:
+    """KnowError if `fit` left every weight as it was, or made values that are not finite."""
+    now = {name: tensor.cpu() for name, tensor in state_of(model).items() if tensor.is_floating_point()}
+    for name, tensor in now.items():
+        if before[name].isfinite().all() and not tensor.isfinite().all():
+            raise KnowError(f"after fit on fraction {fraction:g} tensor {name!r} has values that are not finite")
+    if all(torch.equal(before[name], tensor) for name, tensor in now.items()):
+        raise KnowError(f"fit on fraction {fraction:g} left all weights as they were, so nothing was forgotten")
+
+
+def _say_unknown(unknown: Sequence[str], out: Path) -> None:
+    """Warn that a run is taken for the same although parts of `fit` could not be compared."""
+    if unknown:
+        shown = ", ".join(unknown[:3])
+        warnings.warn(f"{out} is taken for the same run, but {shown} of fit could not be compared", stacklevel=3)
+
+
 @contextlib.contextmanager
 def _restored(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Give the model its weights back if the block is interrupted, so that the same call resumes it."""
     try:
         yield
     except BaseException:
-        model.load_state_dict(state)
+        with contextlib.suppress(Exception):  # what `fit` made of the model may not take them; its own error counts
+            load_into(model, state)
         raise
 
 
@@ -108,17 +149,9 @@ def _refuse_other_content(out: Path) -> None:
         raise KnowError(f"{out} exists and is no trajectory; name a new folder")
 
 
-def _source_of(fit: Callable) -> str:
-    """Hash of the source text of a training function, so that a run is not resumed with another one."""
-    try:
-        return digest(inspect.getsource(fit if inspect.isroutine(fit) else type(fit)))
-    except (OSError, TypeError):
-        return getattr(fit, "__qualname__", type(fit).__qualname__)
-
-
 def _hash_weights(model: nn.Module) -> str:
     state = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state_of(model).items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()

@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from know.checkpoints import Checkpoint, State, load_facts, load_state, save_state
-from know.errors import KnowError
-from know.files import digest, read_json, resumable_folder, sha256_file, write_json
-from know.roles import Role, roles
+from know.errors import KnowError, as_path, number
+from know.files import digest, read_json, refuse_links_out, resumable_folder, sha256_file, write_json
+from know.models import inner, load_into, state_of
+from know.roles import Role, reasons, refuse_unpredictable, roles
+from know.subsets import check_fractions, choose_fractions, nested_subsets
 
 LARGE = 1 << 18
 """Windows of so many weights are laid out in memory for speed, and answered by the compiled KNOWN where numba is there.
@@ -34,33 +35,6 @@ def finite(values: Tensor) -> bool:
     return not array.size or (math.isfinite(array.min()) and math.isfinite(array.max()))
 
 
-def check_fractions(fractions: Sequence[float], count: int | None = None) -> tuple[float, ...]:
-    """Fractions of D0 behind the snapshots: rising, within (0, 1], the last one 1; else KnowError."""
-    values = tuple(float(f) for f in fractions)
-    shown = ", ".join(f"{f:g}" for f in values)
-    if count is not None and len(values) != count:
-        raise KnowError(f"{len(values)} fractions ({shown}) for {count} snapshots; give one for each")
-    if len(values) < 2:
-        raise KnowError(f"a trajectory needs at least 2 snapshots, got fractions ({shown})")
-    if not all(math.isfinite(f) and f > 0 for f in values) or any(b <= a for a, b in pairwise(values)):
-        raise KnowError(f"fractions ({shown}) must rise from above 0: smallest subset first, full set last")
-    if abs(values[-1] - 1) > 1e-9:
-        raise KnowError(f"fractions ({shown}) must end at 1, the full set")
-    return values
-
-
-def nested_subsets(
-    n: int, ratio: float = 0.5, length: int = 5, seed: int = 0, *, fractions: Sequence[float] | None = None
-) -> list[list[int]]:
-    """Indices of nested subsets of n items, smallest first: prefixes of ONE seeded permutation.
-
-    There are S = `length` subsets of 1, r, r^2, ... of the items, or those of `fractions`, in their order. A fraction f
-    gives round(f n) indices, and the subset of a smaller fraction lies inside that of a larger one.
-    """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    return [order[: round(f * n)] for f in fractions or [ratio**k for k in reversed(range(length))]]
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """Ordered snapshots, smallest subset first and theta_0 last, read from disk when first needed."""
@@ -69,33 +43,43 @@ class Trajectory:
     fractions: tuple[float, ...]
     manifest: dict[str, Any]
     key: str | None = None
-    strip: str = ""
+    strip: tuple[str, ...] = ()
 
     @classmethod
     def from_checkpoints(
-        cls, paths: Sequence[Path | str], fractions: Sequence[float], *, key: str | None = None, strip: str = ""
+        cls,
+        paths: Sequence[Path | str],
+        fractions: Sequence[float],
+        *,
+        key: str | None = None,
+        strip: str | Sequence[str] = (),
     ) -> Trajectory:
         """A trajectory of checkpoints that anybody wrote, smallest subset first, with their fractions.
 
-        key, strip: see `know.checkpoints.Checkpoint`.
+        key, strip: see `know.checkpoints.Checkpoint`. Snapshots of a finished trajectory folder are checked against
+        its manifest, and against the fraction that each file carries.
         """
-        return cls(tuple(Path(p) for p in paths), check_fractions(fractions, len(paths)), {}, key, strip)
+        if isinstance(paths, str | Path) or not all(isinstance(path, str | Path) for path in paths):
+            raise KnowError(f"from_checkpoints takes a list of paths, smallest subset first; got {paths!r}")
+        given, values = tuple(map(Path, paths)), check_fractions(fractions, len(paths))
+        return cls(given, values, _recorded(given), key, (strip,) if isinstance(strip, str) else tuple(strip))
 
     @classmethod
     def load(cls, folder: Path | str) -> Trajectory:
         """A finished trajectory folder. The hashes of the files are checked when the weights are read."""
-        folder = Path(folder)
+        folder = as_path("folder", folder)
         if not (folder / "manifest.json").is_file():
             left = folder.with_name(f"{folder.name}.partial").is_dir()
             hint = "it was interrupted, run the same command again" if left else "make it with `know forget`"
             raise KnowError(f"{folder} holds no finished trajectory (no manifest.json); {hint}")
         manifest = read_json(folder / "manifest.json")
         try:
-            snapshots = [(folder / s["file"], float(s["fraction"]), s["sha256"]) for s in manifest["snapshots"]]
+            snapshots = [(s["file"], float(s["fraction"]), s["sha256"]) for s in manifest["snapshots"]]
             frozenset(manifest.get("buffers", ()))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            files = [file for file, _, _ in snapshots] + [r["file"] for r in manifest.get("references", {}).values()]
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise KnowError(f"{folder / 'manifest.json'} is no trajectory manifest ({error!r})") from error
-        paths = tuple(path for path, _, _ in snapshots)
+        paths = tuple(inside(folder, file) for file in files)[: len(snapshots)]
         return cls(paths, check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
 
     @classmethod
@@ -120,9 +104,10 @@ class Trajectory:
         fractions: of D0 behind the snapshots, smallest first, ending at 1; default `length` of them at 1, r, r^2, ...
         settings: JSON-serialisable, kept in the manifest; an interrupted run of other settings is not continued.
 
-        A finished folder of the same settings is taken as it is; any other folder is an error.
+        A finished folder of the same settings is taken as it is, and nothing is added to it; any other folder is an
+        error. What is recorded is never replaced by other weights.
         """
-        out, fractions = Path(out), check_fractions(fractions or [ratio**k for k in reversed(range(length))])
+        out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
         fingerprint = digest({"fractions": fractions, "settings": settings or {}})
         if (out / "manifest.json").is_file():
             if cls.load(out).manifest.get("fingerprint") != fingerprint:
@@ -138,23 +123,48 @@ class Trajectory:
 
     @functools.cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """All snapshots, opened, with equal names and shapes (else KnowError), in the order of `fractions`."""
+        """All snapshots, opened, under the names of theta_0, in the order of `fractions`."""
         with self._hashes_first():
             opened = tuple(Checkpoint(path, key=self.key, strip=self.strip) for path in self.paths)
-            last, name_of_last = opened[-1].meta, self.paths[-1].name
-            for path, checkpoint in zip(self.paths, opened, strict=True):
-                for name in sorted(last.keys() | checkpoint.meta.keys()):
-                    if name not in checkpoint.meta or name not in last:
-                        there, lacking = (name_of_last, path) if name in last else (path.name, self.paths[-1])
-                        raise KnowError(f"tensor {name!r} of {there} is missing in {lacking}")
-                    one, other = checkpoint.meta[name], last[name]
-                    for kind, a, b in (
-                        ("shape", tuple(one.shape), tuple(other.shape)),
-                        ("floating-point values", one.is_floating_point(), other.is_floating_point()),
-                    ):
-                        if a != b:
-                            raise KnowError(f"tensor {name!r}: {path} has {kind} {a}, {name_of_last} has {b}")
+            for checkpoint, fraction in zip(opened, self.fractions, strict=True):
+                said = checkpoint.facts.get("fraction")
+                if isinstance(said, int | float) and abs(said - fraction) > 1e-6:
+                    raise KnowError(
+                        f"{checkpoint.path} says that it is the snapshot of fraction {said:g}, and it was given as that"
+                        f" of {fraction:g}; the order is smallest subset first, theta_0 last"
+                    )
+            for checkpoint in opened[:-1]:
+                checkpoint.match_names(opened[-1].meta)
         return opened
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the snapshots were read, one sentence each."""
+        notes = [note for checkpoint in self.checkpoints for note in checkpoint.notes]
+        for prefix in self.strip:
+            if not any(prefix in checkpoint.stripped for checkpoint in self.checkpoints):
+                notes.append(f"no name begins with {prefix!r}, so nothing was stripped")
+        return notes
+
+    @functools.cached_property
+    def unlike(self) -> dict[str, str]:
+        """Names of tensors that the snapshots do not have alike, with what is wrong."""
+        last, name_of_last = self.checkpoints[-1].meta, self.paths[-1].name
+        found: dict[str, str] = {}
+        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
+            for name in sorted(last.keys() | checkpoint.meta.keys()):
+                if name not in checkpoint.meta or name not in last:
+                    has, lacks = (path, name_of_last) if name in checkpoint.meta else (name_of_last, path)
+                    found.setdefault(name, f"tensor {name!r} is in {has} and not in {lacks}")
+                    continue
+                one, other = checkpoint.meta[name], last[name]
+                for kind, a, b in (
+                    ("shape", tuple(one.shape), tuple(other.shape)),
+                    ("floating-point values", one.is_floating_point(), other.is_floating_point()),
+                ):
+                    if a != b:
+                        found.setdefault(name, f"tensor {name!r}: {path} has {kind} {a}, {name_of_last} has {b}")
+        return found
 
     @property
     def meta(self) -> State:
@@ -174,13 +184,46 @@ class Trajectory:
         return self.states[-1]
 
     def roles(self, given: Mapping[str, str] | None = None) -> dict[str, Role]:
-        """Roles of the tensors; see the function `roles`. The manifest of a recorded module names its buffers."""
-        return roles(self.meta, given, buffers=self.manifest.get("buffers", ()))
+        """Roles of the tensors; see the function `roles`. The manifest of a recorded module names its buffers.
+
+        KnowError for tensors that snapshots do not have alike, or that cannot be predicted, unless they are skipped.
+        """
+        return {name: role for name, (role, _) in self.reasons(given).items()}
+
+    def reasons(self, given: Mapping[str, str] | None = None) -> dict[str, tuple[Role, str]]:
+        """As `roles`, each with the reason."""
+        facts = {"buffers": self.manifest.get("buffers", ()), "others": self.unlike}
+        found = reasons(self.meta, given, **facts)
+        with self._hashes_first():
+            for name, wrong in self.unlike.items():
+                role = found[name][0] if name in found else self._role_elsewhere(name, given)
+                if role not in ("skip", "buffer"):
+                    raise KnowError(f"{wrong}; --skip {name!r} leaves it alone")
+        refuse_unpredictable(self.meta, {name: role for name, (role, _) in found.items()}, self.checkpoints[-1].odd)
+        return found
+
+    def _role_elsewhere(self, name: str, given: Mapping[str, str] | None) -> Role:
+        """The role of a tensor that theta_0 lacks."""
+        tensor = next(checkpoint.meta[name] for checkpoint in self.checkpoints if name in checkpoint.meta)
+        return reasons({name: tensor}, given, others=[*self.meta, *self.unlike])[name][0]
+
+    def moves(self, name: str) -> bool:
+        """Whether a tensor differs between any two snapshots, bit for bit; reads until it finds a difference."""
+        first, *others = self.checkpoints
+        for start in range(0, first.meta[name].numel(), LARGE):
+            if loaded := self.__dict__.get("states"):
+                one, *rest = (state[name].flatten()[start : start + LARGE] for state in loaded)
+            else:
+                one, *rest = (checkpoint.read(name, start, start + LARGE) for checkpoint in (first, *others))
+            if not all(_same_bits(one, each) for each in rest):
+                return True
+        return False
 
     def verify(self) -> None:
         """Compare what was read with the hashes in the manifest, where there is one; KnowError names the file."""
         for checkpoint, recorded in zip(self.checkpoints, self.manifest.get("snapshots", ()), strict=False):
-            _compare_hash(checkpoint.path, checkpoint.hashes[checkpoint.path.name], recorded["sha256"])
+            if recorded:
+                _compare_hash(checkpoint.path, checkpoint.hashes[checkpoint.path.name], recorded["sha256"])
 
     @contextlib.contextmanager
     def _hashes_first(self) -> Iterator[None]:
@@ -189,7 +232,7 @@ class Trajectory:
             yield
         except KnowError:
             for path, recorded in zip(self.paths, self.manifest.get("snapshots", ()), strict=False):
-                if path.is_file():
+                if path.is_file() and recorded:
                     _compare_hash(path, sha256_file(path), recorded["sha256"])
             raise
 
@@ -210,21 +253,30 @@ class Trajectory:
         In windows of `LARGE` weights and more each snapshot is one run of memory (strides 1, numel); smaller windows
         are contiguous. Raises KnowError, naming tensor and file, where a value is not finite.
         """
+        window = self.values(name, start, stop)
+        self.demand_finite(name, window)
+        return window
+
+    def values(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As `window`, whatever the values are."""
         stop = self.meta[name].numel() if stop is None else min(stop, self.meta[name].numel())
-        window = torch.empty(len(self.paths), stop - start)  # (S, N)
+        window = torch.empty(len(self.paths), stop - start, dtype=torch.float32, device="cpu")  # (S, N)
         loaded = self.__dict__.get("states")
         for k, checkpoint in enumerate(self.checkpoints):
             if loaded:
                 window[k] = loaded[k][name].flatten()[start:stop]
             else:
                 checkpoint.read_into(name, start, window[k])
+        return window.T if window.shape[1] >= LARGE else window.T.contiguous()
+
+    def demand_finite(self, name: str, window: Tensor) -> None:
+        """Raise KnowError, naming tensor and file, where a value of a window is not finite."""
         if not finite(window):
-            row = int((~window.isfinite()).any(1).nonzero()[0])
+            row = int((~window.isfinite()).any(0).nonzero()[0])
             with self._hashes_first():
                 raise KnowError(
                     f"tensor {name!r} of {self.paths[row]} has values that are not finite (NaN or infinite)"
                 )
-        return window.T if window.shape[1] >= LARGE else window.T.contiguous()
 
     def reference(self, name: str) -> State:
         """Further weights that are kept with the trajectory, such as those of the oracle."""
@@ -250,16 +302,14 @@ class Recorder:
         done = [fraction for fraction in reversed(self.fractions) if fraction in self]
         if not done:
             return self.add(model, 1.0)
-        if not any(_equal(self.state(fraction), model.state_dict()) for fraction in done):
-            raise KnowError(f"{self.folder} holds an unfinished trajectory of other weights; remove it to start anew")
-        model.load_state_dict(self.state(done[-1]))
+        if not any(_equal(self.state(fraction), state_of(model)) for fraction in done):
+            raise KnowError(f"{self.folder} holds a trajectory of other weights; remove it, or name another folder")
+        load_into(model, self.state(done[-1]))
         return None
 
     def steps(self, n: int, seed: int = 0) -> Iterator[tuple[float, list[int]]]:
         """The forgetting steps that are left to do, largest subset first: its fraction, and its indices of n items."""
         subsets = nested_subsets(n, seed=seed, fractions=self.fractions)
-        if not subsets[0]:
-            raise KnowError(f"the smallest subset, {self.fractions[0]:g} of {n} items, is empty")
         for fraction, index in zip(reversed(self.fractions), reversed(subsets), strict=True):
             if fraction not in self:
                 yield fraction, index
@@ -269,11 +319,21 @@ class Recorder:
         return self._path(fraction).is_file()
 
     def add(self, model: nn.Module | Mapping[str, Tensor], fraction: float, **facts: Any) -> None:
-        """Record a snapshot, a module or its state_dict; facts are kept in the manifest."""
+        """Record a snapshot, a module or its state_dict; facts are kept in the manifest.
+
+        KnowError if that fraction is recorded with other weights.
+        """
+        path = self._path(number("fraction", fraction))
         if isinstance(model, nn.Module):
             self._note_buffers(model)
-        state = model.state_dict() if isinstance(model, nn.Module) else model
-        save_state(self._path(fraction), state, {"fraction": fraction, **facts})
+        state = state_of(model) if isinstance(model, nn.Module) else model
+        if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
+            raise KnowError(f"record.add takes a module or a state_dict of tensors, not a {type(model).__name__}")
+        if path.is_file():
+            if not _equal(load_state(path), state):
+                raise KnowError(f"{path} records fraction {fraction:g} already, with other weights; name a new folder")
+            return
+        save_state(path, state, {"fraction": fraction, **facts})
 
     def state(self, fraction: float) -> State:
         """The recorded snapshot of that fraction."""
@@ -299,8 +359,9 @@ class Recorder:
 
     def _note_buffers(self, model: nn.Module) -> None:
         """Note the buffers that `roles` would take for parameters, since a state_dict does not distinguish the two."""
-        state = model.state_dict()
-        role_of, buffers = roles(state), {name for name, _ in model.named_buffers()} & state.keys()
+        model = inner(model)
+        state, named = state_of(model), {name.replace("_orig_mod.", "") for name, _ in model.named_buffers()}
+        role_of, buffers = roles(state), named & state.keys()
         self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
 
 
@@ -323,3 +384,30 @@ def _compare_hash(path: Path, sha256: str, recorded: str) -> None:
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name].cpu()) for name in one)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype:
+        return torch.equal(one.double(), other.double())
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+def inside(folder: Path, file: str) -> Path:
+    """The path of a file that a folder's own list names; KnowError if it lies, or is linked, outside the folder."""
+    if not isinstance(file, str) or Path(file).name != file:
+        raise KnowError(f"{folder} lists a file outside itself: {file!r}")
+    refuse_links_out(folder / file, folder)
+    return folder / file
+
+
+def _recorded(paths: Sequence[Path]) -> dict[str, Any]:
+    """What the manifests beside snapshots say of them: their hashes, in the same order, and their buffers."""
+    manifests = {}
+    for folder in {path.parent for path in paths if (path.parent / "manifest.json").is_file()}:
+        with contextlib.suppress(KnowError):
+            manifests[folder] = Trajectory.load(folder).manifest
+    entries = {folder / s["file"]: s for folder, manifest in manifests.items() for s in manifest["snapshots"]}
+    if not any(path in entries for path in paths):
+        return {}
+    buffers = sorted({name for manifest in manifests.values() for name in manifest.get("buffers", ())})
+    return {"snapshots": [entries.get(path, {}) for path in paths], "buffers": buffers}

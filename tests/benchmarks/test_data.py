@@ -16,7 +16,7 @@ from benchmarks import data
 from benchmarks.data import DRAWS, SOURCES, augment, load, normalise
 from know.errors import KnowError
 from know.files import sha256_file
-from know.trajectory import nested_subsets
+from know.subsets import nested_subsets
 
 RNG = np.random.default_rng(0)
 CLASSES = np.array(["a", "b", "c"])
@@ -73,7 +73,7 @@ def test_a_wrong_name_is_named_with_a_way_out(name, said):
 # nested subsets
 
 
-@pytest.mark.parametrize("n", [1, 7, 100, 656])
+@pytest.mark.parametrize("n", [100, 656])
 def test_subsets_are_prefixes_of_one_permutation(n):
     fractions = (0.05, 0.3, 0.31, 0.9, 1.0)
     subsets = nested_subsets(n, seed=5, fractions=fractions)
@@ -81,6 +81,12 @@ def test_subsets_are_prefixes_of_one_permutation(n):
     assert sorted(subsets[-1]) == list(range(n))
     for smaller, larger in pairwise(subsets):
         assert smaller == larger[: len(smaller)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 10, 20])
+def test_too_few_items_for_different_subsets_are_refused(n):
+    with pytest.raises(KnowError, match=f"^{n} items are too few"):
+        nested_subsets(n, fractions=(0.05, 0.3, 0.31, 0.9, 1.0))
 
 
 def test_subsets_of_a_rate_are_those_of_its_powers():

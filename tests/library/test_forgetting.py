@@ -13,6 +13,7 @@ import know
 from know.errors import KnowError
 
 IMAGES = 96
+interruptions: dict[int, int | None] = {}
 
 
 def new_model() -> nn.Module:
@@ -30,11 +31,13 @@ def data() -> TensorDataset:
 class Fit:
     """A user's own training function: one step of a new Adam on the whole subset.
 
-    `calls` are the subsets and the weights it was handed; call number `fail_at` (1, 2, ...) is interrupted half-way.
+    `calls` are the subsets and the weights it was handed; call number `fail_at` (1, 2, ...) is interrupted half-way,
+    which is no attribute, since it is none of the settings.
     """
 
     def __init__(self, fail_at: int | None = None):
-        self.calls, self.fail_at = [], fail_at
+        self.calls = []
+        interruptions[id(self.calls)] = fail_at
 
     def optimiser(self, model):
         return torch.optim.Adam(model.parameters(), 0.05)
@@ -47,7 +50,7 @@ class Fit:
         optimizer.step()
         optimizer.zero_grad()
         self.state = optimizer.state_dict()
-        if len(self.calls) == self.fail_at:
+        if len(self.calls) == interruptions.get(id(self.calls)):
             raise KeyboardInterrupt
 
 
@@ -99,7 +102,7 @@ def test_fractions_may_be_given(tmp_path, data):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ratio": 0.5, "length": 9}, "0.00390625 of 96 .*empty"),
+        ({"ratio": 0.5, "length": 9}, "96 items are too few .*0\\.00390625.*empty"),
         ({"ratio": 1.0}, "must rise"),
         ({"ratio": 1.5}, "must rise|end at 1"),
         ({"length": 1}, "at least 2"),
@@ -153,13 +156,14 @@ def test_an_interrupted_call_may_be_repeated_with_the_same_model_object(tmp_path
     assert equal(trajectory.theta_0, new_model().state_dict())
 
 
-def test_other_settings_start_an_interrupted_run_over(tmp_path, data):
+def test_an_interrupted_run_of_other_settings_is_refused_and_kept(tmp_path, data, folder_bytes):
     with pytest.raises(KeyboardInterrupt):
         know.forget(new_model(), data, Fit(fail_at=3), ratio=0.5, out=tmp_path / "run")
-    fit = Fit()
-    trajectory = know.forget(new_model(), data, fit, ratio=0.6, out=tmp_path / "run")
-    assert len(fit.calls) == 4
-    assert trajectory.fractions[0] == pytest.approx(0.6**4)
+    before, fit = folder_bytes(tmp_path), Fit()
+    with pytest.raises(KnowError, match="unfinished work of other settings"):
+        know.forget(new_model(), data, fit, ratio=0.6, out=tmp_path / "run")
+    assert not fit.calls
+    assert folder_bytes(tmp_path) == before
 
 
 def test_a_finished_run_is_returned_and_not_repeated(tmp_path, data):
@@ -174,7 +178,7 @@ def test_a_finished_run_is_returned_and_not_repeated(tmp_path, data):
 def test_a_finished_run_of_other_settings_is_refused_and_kept(tmp_path, data, folder_bytes, other):
     know.forget(new_model(), data, Fit(), out=tmp_path / "run")
     before = folder_bytes(tmp_path / "run")
-    with pytest.raises(KnowError, match="other weights, data or settings"):
+    with pytest.raises(KnowError, match="other weights, data, settings or `fit`"):
         know.forget(new_model(), data, Fit(), out=tmp_path / "run", **other)
     assert folder_bytes(tmp_path / "run") == before
 

@@ -168,7 +168,7 @@ def test_a_damaged_file_is_named_and_called_damaged(tmp_path, suffix, damage):
     paths = write(tmp_path, states(), suffix)
     paths[1].write_bytes(damage(paths[1].read_bytes()))
     trajectory = Trajectory.from_checkpoints(paths, [0.25, 0.5, 1])
-    with pytest.raises(KnowError, match=rf"/1\{suffix}.*corrupt"):
+    with pytest.raises(KnowError, match=rf"/1\{suffix}.*(corrupt|cut short|empty)"):
         _ = trajectory.states
 
 
@@ -187,7 +187,7 @@ def test_tensors_that_do_not_match_are_named_with_their_file(tmp_path, suffix, w
         change(snapshots[which])
         paths = write(tmp_path, snapshots, suffix)
         with pytest.raises(KnowError, match=rf"{name}.*\d\{suffix}"):
-            _ = Trajectory.from_checkpoints(paths, [0.25, 0.5, 1]).states
+            Trajectory.from_checkpoints(paths, [0.25, 0.5, 1]).roles()
 
     check(r"layer\.bias", lambda state: state.pop("layer.bias"))
     check("extra", lambda state: state.update(extra=torch.zeros(1)))
@@ -390,9 +390,9 @@ def test_a_recording_that_lacks_a_snapshot_is_not_finished(tmp_path):
     with pytest.raises(KnowError, match=r"no snapshot of fraction 0\.25"):
         lazy()
     assert not (tmp_path / "run").exists()
-    with Trajectory.record(tmp_path / "run", [0.25, 1]) as record:
+    with Trajectory.record(tmp_path / "other", [0.25, 1]) as record:
         with pytest.raises(KnowError, match=r"0\.3 is not one"):
             record.add(linear(), 0.3)
         record.add({"w": torch.ones(2)}, 0.25)  # any framework's weights, by name
         record.add({"w": torch.zeros(2)}, 1)
-    assert Trajectory.load(tmp_path / "run").window("w").tolist() == [[1, 0], [1, 0]]
+    assert Trajectory.load(tmp_path / "other").window("w").tolist() == [[1, 0], [1, 0]]

@@ -1,0 +1,161 @@
+"""What a function of the user is: its code, arguments, attributes and closure; no run is to be taken for another's."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import hashlib
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from know.files import digest
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, Path, enum.Enum, torch.dtype, torch.device, torch.Size)
+INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+CODE = (types.FunctionType, types.MethodType, functools.partial, type)
+
+
+def identity(function: Any, given: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
+    """Hash of everything that decides what a callable does, and the names of parts that could not be compared.
+
+    Followed are partial arguments, defaults, closures, attributes of objects, and the functions, classes and plain
+    values among the globals that the code names; installed packages count by name. Of an object with `state_dict()`
+    the attributes that its state carries are left out, since they change and are restored.
+
+    given: values that are known by other means, such as the model to train; they count by their name here.
+    """
+    names = {id(value): name for name, value in (given or {}).items()}
+    walk = _Walk(names)
+    return digest(walk.of(function, getattr(function, "__name__", type(function).__name__))), walk.unknown
+
+
+class _Walk:
+    def __init__(self, names: dict[int, str]):
+        self.names, self.unknown = names, []
+        self.kept: list[Any] = []
+        """Everything met, so that no id is used twice."""
+
+    def of(self, value: Any, place: str) -> Any:
+        """A JSON-serialisable description of a value; `place` says where it was found."""
+        if isinstance(value, PLAIN):
+            return [type(value).__qualname__, str(value) if isinstance(value, Path) else repr(value)]
+        if id(value) in self.names:
+            return ["met", self.names[id(value)]]
+        self.names[id(value)] = f"{len(self.kept)}"
+        self.kept.append(value)
+        try:
+            return [type(value).__qualname__, self._parts(value, place)]
+        except RecursionError:
+            return self._give_up(value, place)
+
+    def _parts(self, value: Any, place: str) -> Any:
+        if isinstance(value, Tensor | np.ndarray):
+            return self._array(value, place)
+        if isinstance(value, Mapping):
+            return sorted(([self.of(k, place), self.of(v, f"{place}[{k!r}]")] for k, v in value.items()), key=repr)
+        if isinstance(value, Set):
+            return sorted((self.of(each, place) for each in value), key=repr)
+        if isinstance(value, Sequence) and isinstance(value, list | tuple | range):
+            return [self.of(each, f"{place}[{k}]") for k, each in enumerate(value)]
+        if isinstance(value, functools.partial):
+            return [self.of(part, place) for part in (value.func, value.args, value.keywords)]
+        if isinstance(value, types.MethodType):
+            return [self.of(value.__func__, place), self.of(value.__self__, place)]
+        if isinstance(value, types.ModuleType):
+            return value.__name__
+        if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type) and _is_installed(value):
+            return f"{value.__module__}.{value.__qualname__}"
+        if isinstance(value, types.FunctionType):
+            return self._function(value, place)
+        if isinstance(value, staticmethod | classmethod | property):
+            return [self.of(part, place) for part in _wrapped(value)]
+        if isinstance(value, type):
+            own = {
+                k: v
+                for k, v in vars(value).items()
+                if isinstance(v, (*PLAIN, *CODE, staticmethod, classmethod, property))
+            }
+            hidden = ("__module__", "__doc__", "__firstlineno__", "__qualname__")
+            return [
+                [self.of(base, place) for base in value.__bases__],
+                self.of({k: v for k, v in own.items() if k not in hidden}, place),
+            ]
+        if isinstance(value, torch.Generator):
+            return self.of(value.get_state(), place)
+        return self._object(value, place)
+
+    def _object(self, value: Any, place: str) -> Any:
+        slots = [
+            name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)
+        ]
+        if not slots and not hasattr(value, "__dict__"):  # an object of C, which may hold anything
+            return self._give_up(value, place)
+        attributes = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+        restored = {}
+        if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+            with contextlib.suppress(Exception):
+                restored = value.state_dict()
+        parts = {k: self.of(v, f"{place}.{k}") for k, v in sorted(attributes.items()) if k not in restored}
+        return [self.of(type(value), place), parts]
+
+    def _function(self, function: types.FunctionType, place: str) -> Any:
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        closure = {}
+        for name, cell in cells.items():
+            with contextlib.suppress(ValueError):  # a cell that is not filled yet
+                closure[name] = self.of(cell.cell_contents, f"{place}, {name}")
+        used = {name for name in _names(function.__code__) if name in function.__globals__}
+        around = {name: function.__globals__[name] for name in used}
+        around = {
+            name: self.of(value, name) for name, value in sorted(around.items()) if isinstance(value, (*PLAIN, *CODE))
+        }
+        defaults = self.of([function.__defaults__, function.__kwdefaults__], place)
+        return [self._code(function.__code__), defaults, closure, around, self.of(dict(vars(function)), place)]
+
+    def _code(self, code: types.CodeType) -> Any:
+        constants = [self._code(c) if isinstance(c, types.CodeType) else self.of(c, "") for c in code.co_consts]
+        return [code.co_code.hex(), code.co_names, code.co_varnames, constants]
+
+    def _array(self, value: Tensor | np.ndarray, place: str) -> Any:
+        try:
+            array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
+            content = hashlib.sha256(array.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        except (RuntimeError, TypeError, NotImplementedError):  # sparse, on no device, an array of objects
+            return self._give_up(value, place)
+        return [str(value.dtype), list(value.shape), content]
+
+    def _give_up(self, value: Any, place: str) -> Any:
+        kind = type(value).__qualname__
+        self.unknown.append(f"{place} (a {kind})")
+        return ["unknown", kind]
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Names that a code object looks up outside itself, those of functions inside it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _wrapped(value: staticmethod | classmethod | property) -> list[Any]:
+    return [value.fget, value.fset] if isinstance(value, property) else [value.__func__]
+
+
+def _is_installed(value: Any) -> bool:
+    """Whether a function or class belongs to Python or to an installed package, and not to the user's own files."""
+    code = getattr(value, "__code__", None)
+    module = sys.modules.get(getattr(value, "__module__", None) or "builtins")
+    file = code.co_filename if code else getattr(module, "__file__", None)
+    if file is None:  # built in, or made by exec
+        return getattr(module, value.__name__, None) is value or not isinstance(value, type)
+    return any(Path(file).is_relative_to(root) for root in INSTALLED) or "dist-packages" in file
