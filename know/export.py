@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import shutil
 import typing
@@ -21,11 +22,12 @@ import yaml
 from torch import Tensor
 
 import know
-from know.checkpoints import SINGLE, Checkpoint, SafetensorsFile
-from know.errors import KnowError
-from know.files import PACKAGE, PRETRAINED, new_folder, sha256_file, write_text
+from know.checkpoints import Checkpoint
+from know.errors import KnowError, as_path
+from know.files import PACKAGE, PRETRAINED, new_folder, refuse_links_out, sha256_file, write_text
+from know.formats import SINGLE, WEIGHTS, SafetensorsFile, TorchFile
 from know.known import Models
-from know.layout import SafetensorsWriter, TorchWriter
+from know.layout import SafetensorsWriter, TorchWriter, entries_beside
 from know.methods import get
 from know.prediction import Piece, pieces, predicted
 from know.roles import PREDICTED, Role
@@ -34,9 +36,15 @@ from know.trajectory import Trajectory
 
 CARD = PACKAGE / "card.md.j2"
 """Template of the model card."""
+LARGE_WEIGHT = 2.0
+"""Hardly any weight in the meta-training of KNOWN was larger, so that it extrapolates there; large ones saturate it."""
+RATIOS = (0.3, 0.9)
+"""Ratios of successive fractions on which KNOWN was meta-trained, as the paper's."""
 _COPIED = 1 << 22  # values copied at once
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ckpt", ".gguf")
-"""Endings of files with weights. Other files in theta_0's folder, such as config.json or a tokenizer, are copied."""
+STALE = (".h5", ".msgpack", ".onnx", ".xml", ".gguf", ".tflite", ".ot")
+"""Endings of files that hold theta_0's weights in another format."""
+OWN_CARD, OTHER_CARD = "README.md", "README_know.md"
+"""Our card, and its name where theta_0 brings a card of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Planned:
     shape: tuple[int, ...]
     dtype: str
     role: Role
+    reason: str
     action: str
 
 
@@ -55,6 +64,8 @@ class Changes:
     """What a prediction changed, summed over the predicted tensors."""
 
     weights: int = 0
+    large: int = 0
+    """How many exceed `LARGE_WEIGHT` in magnitude."""
     changed: int = 0
     """How many differ from theta_0 in its own dtype."""
     step_squared: float = 0.0
@@ -63,6 +74,7 @@ class Changes:
     def add(self, piece: Piece) -> None:
         step = piece.answer.float() - piece.theta_0
         self.weights += len(step)
+        self.large += int((piece.theta_0.abs() > LARGE_WEIGHT).sum())
         self.changed += int(step.count_nonzero())
         self.step_squared += float(step @ step)
         self.theta_0_squared += float(piece.theta_0 @ piece.theta_0)
@@ -87,16 +99,60 @@ class Request:
 
 
 def plan(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> list[Planned]:
-    """What a prediction would do to every tensor, in the order of the file; reads no values."""
+    """What a prediction would do to every tensor, in the order of the file; reads values until one has moved."""
     tied = trajectory.checkpoints[-1].tied
-    reasons = {"norm": "copied: normalisation", "buffer": "copied: buffer", "skip": "copied: skipped"}
+    copied = {"norm": "normalisation", "buffer": "buffer", "skip": "skipped"}
     rows = []
-    for name, role in trajectory.roles(given).items():
+    for name, (role, reason) in trajectory.reasons(given).items():
         tensor = trajectory.meta[name]
-        action = f"predicted as {role}" if role in PREDICTED else reasons[role]
-        action = f"same as {tied[name]}" if name in tied else action if tensor.numel() else "copied: empty"
-        rows.append(Planned(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), role, action))
+        if name in tied:
+            action = f"same as {tied[name]}"
+        elif role not in PREDICTED:
+            action = f"copied: {copied[role]}"
+        elif not tensor.numel():
+            action = "copied: empty"
+        else:
+            moves = trajectory.moves(name)
+            action = f"predicted as {role}" if moves else "copied: the same in all snapshots"
+        rows.append(Planned(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), role, reason, action))
     return rows
+
+
+def notes(trajectory: Trajectory, request: Request, changes: Changes | None = None) -> list[str]:
+    """What a user should know of a prediction besides its numbers, one sentence each."""
+    said = list(trajectory.notes)
+    for part in trajectory.checkpoints[-1].parts:
+        if isinstance(part, TorchFile) and part.route:
+            left, kept = (", ".join(names) or "nothing" for names in entries_beside(part))
+            said.append(f"beside the weights, {left} was left out as a state of the training, and {kept} carried over")
+    if get(request.method).group == "known":
+        said += _notes_on_known(trajectory.fractions, changes)
+    asked = predicted(trajectory, dict(request.roles))
+    if double := sum(trajectory.meta[name].dtype == torch.float64 for name in asked):
+        said.append(f"{double} tensors hold float64: their step is computed in float32 and added in float64")
+    return said
+
+
+def _notes_on_known(fractions: Sequence[float], changes: Changes | None) -> Iterator[str]:
+    """What lies outside the meta-training of KNOWN."""
+    ratios = [a / b for a, b in itertools.pairwise(fractions)]
+    shown = "the ratios of successive fractions are " + ", ".join(f"{ratio:.3g}" for ratio in ratios)
+    low, high = RATIOS
+    if any(not low - 1e-6 <= ratio <= high + 1e-6 for ratio in ratios):
+        yield (
+            f"{shown}, and KNOWN was meta-trained for {low:g} to {high:g}; it does not see them, so its answer would be"
+            " the same for any others, and the factor on the data is only a label"
+        )
+    elif max(ratios) - min(ratios) > 0.05:
+        yield (
+            f"{shown}, and KNOWN was meta-trained on equal ones; it does not see them, and the factor on the data is"
+            " that of the last ratio"
+        )
+    if changes and changes.large:
+        yield (
+            f"{changes.large:,} weights are larger than {LARGE_WEIGHT:g} in magnitude, where KNOWN has learnt nothing;"
+            " --skip leaves their tensors alone"
+        )
 
 
 def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> tuple[Path, Changes, Models]:
@@ -119,35 +175,60 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
         def write(name: str, start: int, values: Tensor) -> None:
             writers[last.place(name)].write(name, start, values)
 
+        piece, begun = None, False
         for name, tensor in trajectory.meta.items():
-            done, numel = 0, tensor.numel()
-            while name in expected and done < numel:
-                piece = next(answers)
-                for one in (name, *followers.get(name, ())):
+            done, numel, own = 0, tensor.numel(), (name, *followers.get(name, ()))
+            if name in expected and not begun:  # not before, so that what stands before it in the file is read once
+                piece, begun = next(answers), True
+            while piece is not None and piece.tensor == name:
+                for one in own:
                     write(one, piece.start, piece.answer)
                 changes.add(piece)
                 done += len(piece.answer)
-            while name not in following and done < numel:
+                piece = next(answers, None)
+            while name not in following and name not in last.odd and done < numel:
                 values = last.read(name, done, done + _COPIED)
-                write(name, done, values)
+                for one in own:
+                    write(one, done, values)
                 done += len(values)
+    next(answers, None)  # raises the error of a prediction of nothing
     trajectory.verify()
     return (folder if last.path.is_dir() else next(folder.iterdir())), changes, models
 
 
 def _writers(last: Checkpoint, folder: Path) -> Iterator[tuple[Path, SafetensorsWriter | TorchWriter]]:
-    """One writer for each file of theta_0, by that file; further small files of its folder are copied."""
+    """One writer for each file of theta_0, by that file; what else its folder holds is carried over."""
     single = not last.path.is_dir()
     for part in last.parts:
+        names = {name: stored for name, stored in last.stored.items() if last.place(name) == part.path}
         if isinstance(part, SafetensorsFile):
-            names = {name: stored for name, stored in last.stored.items() if last.place(name) == part.path}
             yield part.path, SafetensorsWriter(folder / (SINGLE if single else part.path.name), part, names)
         else:
-            yield part.path, TorchWriter(folder / f"model{part.path.suffix}", last)
-    for path in [] if single else sorted(last.path.iterdir()):
-        theirs = path.name in ("README.md", "know_config.yml") or path.suffix in WEIGHTS
-        if path.is_file() and not path.name.startswith(".") and not theirs:
-            shutil.copyfile(path, folder / path.name)
+            ending = part.path.suffix or ".pt"
+            yield part.path, TorchWriter(folder / (f"model{ending}" if single else part.path.name), part, names)
+    if not single:
+        for path in _carried(last):
+            target = folder / path.relative_to(last.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _carried(last: Checkpoint) -> list[Path]:
+    """What is carried over from theta_0's folder: all but weights at its top, stale formats, and hidden files.
+
+    Subfolders come with their weights, which other parts of the model need; checkpoints of a training do not.
+    KnowError for a link that leaves the folder.
+    """
+    found = []
+    for path in sorted(last.path.rglob("*")):
+        inner = path.relative_to(last.path)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        another = inner.parts[0].startswith(("checkpoint-", "global_step"))
+        weights = path.suffix in (STALE if len(inner.parts) > 1 else (*STALE, *WEIGHTS))
+        if path.is_file() and not (hidden or another or weights or inner.name == "know_config.yml"):
+            refuse_links_out(path, last.path)
+            found.append(path)
+    return found
 
 
 def predict_files(
@@ -168,7 +249,7 @@ def predict_files(
     Returns what know_config.yml says, and what changed. KnowError for whatever is wrong with the inputs; then nothing
     stands at `out`.
     """
-    out, _ = Path(out), trajectory.checkpoints  # opened, so that most errors are raised before anything is made
+    out, _ = as_path("out", out), predicted(trajectory, dict(request.roles))  # most errors before anything is made
     function = function_of(validate, "--validate") if validate else None
     with new_folder(out) as folder:
         if function is None:
@@ -182,7 +263,8 @@ def predict_files(
             config["validate"] = {"function": f"{Path(script).name}:{name}", "values": values}
             config["validate"]["sha256"] = sha256_file(script)
         write_text(folder / "know_config.yml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
-        write_text(folder / "README.md", card(trajectory, request, config, changes))
+        theirs = trajectory.paths[-1].is_dir() and (folder / OWN_CARD).exists()
+        write_text(folder / (OTHER_CARD if theirs else OWN_CARD), card(trajectory, request, config, changes))
     return config, changes
 
 
@@ -209,6 +291,8 @@ def _best(
         if best is None or values[scale] > values[best[0].scale]:
             best = asked, changes, models
             for path in candidate.iterdir():
+                if (folder / path.name).is_dir():
+                    shutil.rmtree(folder / path.name)
                 path.replace(folder / path.name)
         shutil.rmtree(candidate)
     request, changes, models = best
@@ -247,7 +331,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
         "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},
         "know": know.__version__,
         "torch": str(torch.__version__),
-        **{name: value for name, value in reading.items() if value},
+        **{name: list(value) if name == "strip" else value for name, value in reading.items() if value},
     }
 
 
@@ -255,15 +339,16 @@ def card(trajectory: Trajectory, request: Request, config: Mapping[str, Any], ch
     """The model card, Markdown: what this is, how it was made, what it did to the weights, what is known of it."""
     import jinja2  # comes with torch
 
-    rows = plan(trajectory, dict(request.roles))
-    counts = {role: sum(row.role == role for row in rows) for role in typing.get_args(Role)}
+    given = list(trajectory.roles(dict(request.roles)).values())
+    counts = {role: given.count(role) for role in typing.get_args(Role)}
     template = jinja2.Template(CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
     return (
         template.render(
             config={"validate": None, **config},
             changes=changes,
-            weights=sum(trajectory.meta[row.tensor].numel() for row in rows),
+            weights=sum(tensor.numel() for tensor in trajectory.meta.values()),
             roles=", ".join(f"{count} {role}" for role, count in counts.items() if count),
+            notes=notes(trajectory, request, changes),
         )
         + "\n"
     )
