@@ -47,7 +47,7 @@ def steps(net: nn.Module, window: Tensor) -> Tensor:
         return _plain(net, window)  # no bound on what happens between the layers
     values, differences = _pack(net.values), _pack(net.differences)
     last, bias = _array(net.out.weight).reshape(2, 32).astype(np.float32), np.float32(net.out.bias.item())
-    result = torch.empty(len(window))
+    result = torch.empty(len(window), dtype=torch.float32, device="cpu")
     inputs, outputs, threads = window.detach().numpy(), result.numpy(), torch.get_num_threads()
 
     def run(start: int) -> None:

@@ -6,7 +6,7 @@ to extrapolate?), and the answers of the networks to histories made by hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from know.checkpoints import State
-from know.files import resumable_folder, write_csv
+from know.files import new_folder, write_csv
 from know.keras import LENGTH
 from know.known import Known, Models
 from know.methods import differences_gram
-from know.prediction import predict
-from know.roles import PREDICTED, only_predicted, roles
+from know.prediction import predict, predicted, standard_torch
+from know.roles import PREDICTED, Role
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -67,11 +67,14 @@ def decompose(step: Tensor, theta_0: Tensor, last: Tensor) -> tuple[Tensor, Tens
     return torch.stack([parts[:, 0], parts[:, 1], step.double() - parts.sum(1)]), coefficients
 
 
-def steps(trajectory: Trajectory, weights: State) -> list[Parts]:
-    """The step from theta_0 to `weights` taken apart: every predicted tensor, then every role, then `all`."""
+def steps(trajectory: Trajectory, weights: State, roles: Mapping[str, str] | None = None) -> list[Parts]:
+    """The step from theta_0 to `weights` taken apart: every predicted tensor, then every role, then `all`.
+
+    roles: as those of `know.predict`.
+    """
     theta_0, theta_1 = trajectory.states[-1], trajectory.states[-2]
     rows, sums = [], {}
-    for name, role in only_predicted(roles(theta_0)).items():
+    for name, role in _moving(trajectory, roles).items():
         now, before, moved = (state[name].double().flatten() for state in (theta_0, theta_1, weights))
         step = moved - now
         parts, coefficients = decompose(step, now, now - before)
@@ -82,6 +85,11 @@ def steps(trajectory: Trajectory, weights: State) -> list[Parts]:
     return rows + [_parts("", key, sums[key]) for key in (*PREDICTED, "all") if key in sums]
 
 
+def _moving(trajectory: Trajectory, roles: Mapping[str, str] | None) -> dict[str, Role]:
+    """Names and roles of the tensors that are predicted: those that are not the same in all snapshots."""
+    return {name: role for name, role in predicted(trajectory, roles).items() if trajectory.moves(name)}
+
+
 def _parts(tensor: str, role: str, numbers: Tensor, *coefficients: float) -> Parts:
     """numbers: |step|^2, |theta_0|^2, three inner products, count of weights."""
     squared, own, *products, count = numbers.tolist()
@@ -90,13 +98,13 @@ def _parts(tensor: str, role: str, numbers: Tensor, *coefficients: float) -> Par
     return Parts(tensor, role, int(count), relative, *shares, *coefficients)
 
 
-def movement(trajectory: Trajectory) -> list[dict[str, Any]]:
+def movement(trajectory: Trajectory, roles: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """The trajectory's own movement, one row per role and difference theta_k - theta_{k+1}.
 
     A row has the size of the difference relative to |theta_0|, and its cosine with the difference before it in
     forgetting, theta_{k-1} - theta_k, where k > 0.
     """
-    role_of, rows = only_predicted(roles(trajectory.theta_0)), []
+    role_of, rows = _moving(trajectory, roles), []
     for role in (*PREDICTED, "all"):
         names = [name for name, own in role_of.items() if role in (own, "all")]
         if not names:
@@ -147,22 +155,25 @@ def inspect_trajectory(
     *,
     known: Known | Models | Path | str | None = None,
     seed: int = 0,
+    scale: float = 1.0,
+    roles: Mapping[str, str] | None = None,
     out: Path | None = None,
     **options: Any,
 ) -> list[Parts]:
     """Take the step of one prediction apart, tensor by tensor; arguments as `know.predict`.
 
-    out: folder for steps.csv, movement.csv and responses.csv (of the KNOWN that is asked).
+    out: folder for steps.csv, movement.csv and responses.csv (of the KNOWN that is asked); it must not exist.
     """
     models = Models(known)
-    weights = predict(trajectory, method, depth, known=models, seed=seed, **options)
-    rows = steps(trajectory, weights)
-    if out:
-        with resumable_folder(out, "") as folder:
-            write_table(folder / "steps.csv", map(asdict, rows), PARTS)
-            write_table(folder / "movement.csv", movement(trajectory), MOVEMENT)
-            model = method if method in ("released", "wnn") else "known"
-            write_table(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
+    weights = predict(trajectory, method, depth, known=models, seed=seed, scale=scale, roles=roles, **options)
+    with standard_torch():
+        rows = steps(trajectory, weights, roles)
+        if out:
+            with new_folder(out) as folder:
+                write_table(folder / "steps.csv", map(asdict, rows), PARTS)
+                write_table(folder / "movement.csv", movement(trajectory, roles), MOVEMENT)
+                model = method if method in ("released", "wnn") else "known"
+                write_table(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
     return rows
 
 

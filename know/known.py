@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from know import keras
-from know.checkpoints import load_facts, load_state, save_state
-from know.errors import KnowError, unknown
+from know.checkpoints import State, load_facts, load_state, save_state
+from know.errors import KnowError, as_path, unknown
 from know.files import PRETRAINED
 from know.roles import PREDICTED
 from know.trajectory import LARGE
@@ -133,9 +133,8 @@ class Known:
         state, nets = load_state(path), {}
         try:
             for role in PREDICTED:
-                nets[role] = KnownNet(state[f"{role}.values.first.weight"].shape[1])
                 own = {n.removeprefix(f"{role}."): t for n, t in state.items() if n.startswith(f"{role}.")}
-                nets[role].load_state_dict(own)
+                nets[role] = _net(state[f"{role}.values.first.weight"].shape[1], own)
         except (KeyError, IndexError, RuntimeError) as error:
             raise KnowError(f"{path} holds no KNOWN (three roles, see know/known.py): {error}") from error
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
@@ -192,7 +191,7 @@ class Models:
         elif isinstance(given, Mapping):
             self.models = dict(given)
         else:
-            path = PRETRAINED / "general" / "5" if given is None else Path(given)
+            path = PRETRAINED / "general" / "5" if given is None else as_path("known", given)
             self.folder = path if path.is_dir() else path.parent
             if not path.is_dir():
                 self.models, self.files = {"known": Known.load(path)}, {"known": [path]}
@@ -226,6 +225,14 @@ class Models:
         return model
 
 
+def _net(length: int, state: State) -> KnownNet:
+    """A network with these weights; no initial ones are drawn, so that no random state of the user's changes."""
+    with torch.device("meta"):
+        net = KnownNet(length)
+    net.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    return net
+
+
 def compiled() -> ModuleType | None:
     """The compiled prediction, `know.fast`; None where numba is not installed."""
     try:
@@ -239,8 +246,7 @@ def _from_arrays(path: Path) -> KnownNet:
     """One role's network from a Keras file."""
     state = {name: torch.from_numpy(array) for name, array in keras.read(path).items()}
     try:
-        net = KnownNet(state["values.first.weight"].shape[1])
-        net.load_state_dict(state)
+        net = _net(state["values.first.weight"].shape[1], state)
     except (LookupError, RuntimeError) as error:
         raise keras.unreadable(path, error) from error
     return net

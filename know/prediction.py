@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from know.checkpoints import State
-from know.errors import KnowError
+from know.errors import KnowError, number
 from know.known import Known, Models
 from know.methods import Method, TensorInfo, differences_gram, get, recurse
 from know.roles import Role, only_predicted
@@ -25,6 +26,8 @@ from know.trajectory import LARGE, Trajectory, finite
 
 PIECE = LARGE
 """Weights that an elementwise method is asked about at once: 1 MB of each snapshot, which fits into the cache."""
+SMALL = 1 << 15
+"""Windows of fewer weights are computed on one thread; more would only wait for each other."""
 MOST = 100
 """Decimal digits of the factor on the data that a depth may stand for; float64 has no numbers beyond 308."""
 
@@ -68,9 +71,10 @@ def predict(
     scale: length of the step; 1 is the method's own length, 0 gives theta_0.
     roles: pattern of names to role, where the rule of `know.roles.roles` is not wanted; "skip" leaves a tensor alone.
 
-    Normalisation parameters and buffers are those of theta_0. Raises KnowError for a wrong name, option or depth, a
-    history of another length than KNOWN's, missing or mis-shaped tensors, and values that are not finite (`Overflow`
-    where only the answer is not).
+    Normalisation parameters and buffers are those of theta_0, and so are tensors that are bit for bit the same in all
+    snapshots, and weights that are 0 in all of them. Steps are computed in float32. Raises KnowError for a wrong name,
+    option or depth, a history of another length than KNOWN's, missing or mis-shaped tensors, a history in which nothing
+    moves, and values that are not finite (`Overflow` where only the answer is not).
     """
     asked = pieces(trajectory, method, depth, known=known, seed=seed, scale=scale, roles=roles, **options)
     parts: dict[str, list[Tensor]] = {}
@@ -101,20 +105,35 @@ def pieces(
     that are not predicted, or that share their values with another one, are not among the pieces. The caller checks
     the hashes (`Trajectory.verify`) when everything was read.
     """
-    chosen = get(options.pop("predictor", method))
-    if not math.isfinite(scale):
+    chosen = get(str(options.pop("predictor", method)))
+    if not isinstance(trajectory, Trajectory):
+        raise KnowError(f"trajectory must be a Trajectory, as Trajectory.load gives it, got {trajectory!r}")
+    if not math.isfinite(number("scale", scale)):
         raise KnowError(f"the scale of the step must be a number, got {scale:g}")
+    number("seed", seed, whole=True)
+    asked = 0
     for info, start, window, values in _answers(trajectory, chosen, depth, known, seed, options, roles):
-        theta_0 = window[:, -1]
+        theta_0, dtype = window[:, -1], trajectory.meta[info.name].dtype
         moved = values if scale == 1 else theta_0 + scale * (values - theta_0)
-        piece = Piece(info.name, info.role, start, theta_0, moved.to(trajectory.meta[info.name].dtype))
+        zero = theta_0 == 0
+        if zero.any() and (still := zero & (window == 0).all(1)).any():
+            moved = torch.where(still, theta_0, moved)  # pruned weights stay pruned
+        if dtype == torch.float64:  # the step is float32, and is added to what theta_0 really is
+            exact = trajectory.checkpoints[-1].read(info.name, start, start + len(window))
+            moved = exact + (moved - theta_0).double()
+        piece = Piece(info.name, info.role, start, theta_0, moved.to(dtype))
         if not finite(piece.answer.float()):
             raise overflow(chosen.name, info, window)
+        asked += len(piece.answer)
         yield piece
+    if not asked:
+        if predicted(trajectory, roles):
+            raise KnowError("all snapshots hold the same weights: nothing was forgotten, so nothing can be predicted")
+        raise KnowError("0 weights would be predicted: no tensor has a role that is predicted; --dry-run lists them")
 
 
 def predicted(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> dict[str, Role]:
-    """Names and roles of the tensors that methods are asked about; given: as `roles` of `predict`."""
+    """Names and roles of the tensors that methods are asked about where they move; given: as `roles` of `predict`."""
     tied, meta = trajectory.checkpoints[-1].tied, trajectory.meta
     roles = only_predicted(trajectory.roles(given))
     return {name: role for name, role in roles.items() if name not in tied and meta[name].numel()}
@@ -147,11 +166,34 @@ def _answers(
     asked = _asked(trajectory, depth, Models(known), seed, given, pieces=chosen.elementwise)
     with bar, contextlib.closing(asked) as windows:
         for info, start, window in windows:
-            if chosen.recursive:
-                yield info, start, window, _recursive(chosen, window, info, options)
-            else:
-                yield info, start, window, chosen.function(window, info, **options)
+            with standard_torch(threads=1 if len(window) < SMALL else None):
+                if chosen.recursive:
+                    values = _recursive(chosen, window, info, options)
+                else:
+                    values = chosen.function(window, info, **options)
+            yield info, start, window, values
             bar.update(len(window))
+
+
+@contextlib.contextmanager
+def standard_torch(threads: int | None = None) -> Iterator[None]:
+    """Compute as torch does at its start, whatever default dtype and device the user has set; leave both as they are.
+
+    threads: for the time of the block; None leaves torch's number.
+    """
+    dtype, before = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        if threads and threads != before:
+            torch.set_num_threads(threads)
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
+        if threads and threads != before:
+            torch.set_num_threads(before)
 
 
 def windows(trajectory: Trajectory, depth: int, models: Models, seed: int) -> Iterator[tuple[TensorInfo, Tensor]]:
@@ -162,8 +204,7 @@ def windows(trajectory: Trajectory, depth: int, models: Models, seed: int) -> It
 
 
 def _check_depth(trajectory: Trajectory, depth: int) -> None:
-    if depth < 1:
-        raise KnowError(f"depth must be at least 1, got {depth}")
+    number("depth", depth, whole=True, least=1)
     ratio = math.log10(trajectory.fractions[-1] / trajectory.fractions[-2])
     if depth > MOST / max(ratio, 1e-9):
         raise KnowError(f"depth {depth} stands for more than 10^{MOST} times the data; take a smaller one")
@@ -178,7 +219,8 @@ def _asked(
 
     @functools.cache
     def whole() -> Tensor:
-        return torch.stack([differences_gram(trajectory.window(name)) for name in tensors]).sum(0)
+        moving = [name for name in tensors if trajectory.moves(name)]
+        return torch.stack([differences_gram(trajectory.window(name)) for name in moving]).sum(0)
 
     with contextlib.closing(_windows(trajectory, list(tensors), size, ahead=pieces)) as runs:
         for name, start, window in runs:
@@ -191,22 +233,41 @@ def _windows(
 ) -> Iterator[tuple[str, int, Tensor]]:
     """Windows of at most `size` weights, one after the other: tensor, start, (N, S).
 
+    A tensor that is the same in all snapshots has none.
     ahead: read and hash the next window while the caller works on the present one, unless all are in memory.
     """
-    places = [(name, start) for name in tensors for start in range(0, trajectory.meta[name].numel(), size)]
+    places = ((name, start) for name in tensors for start in range(0, trajectory.meta[name].numel(), size))
+    still: set[str] = set()
+
+    def read(name: str, start: int) -> Tensor | None:
+        if name in still:
+            return None
+        window = trajectory.values(name, start, start + size)
+        if start == 0 and not _differs(window) and not trajectory.moves(name):
+            still.add(name)
+            return None
+        trajectory.demand_finite(name, window)
+        return window
+
     if not ahead or "states" in vars(trajectory):
         for name, start in places:
-            yield name, start, trajectory.window(name, start, start + size)
+            if (window := read(name, start)) is not None:
+                yield name, start, window
         return
-    with ThreadPoolExecutor(1) as reader:
-        waiting: deque[tuple[str, int, Future[Tensor]]] = deque()
-        for name, start in places:
-            waiting.append((name, start, reader.submit(trajectory.window, name, start, start + size)))
-            if len(waiting) > 1:
-                name, start, future = waiting.popleft()
-                yield name, start, future.result()
-        for name, start, future in waiting:
-            yield name, start, future.result()
+    with ThreadPoolExecutor(1) as reader:  # one thread, so that windows are read in order
+        waiting: deque[tuple[str, int, Future[Tensor | None]]] = deque()
+        for name, start in itertools.chain(places, [("", 0)]):
+            if name:
+                waiting.append((name, start, reader.submit(read, name, start)))
+            while len(waiting) > (1 if name else 0):
+                place = waiting.popleft()
+                if (window := place[2].result()) is not None:
+                    yield place[0], place[1], window
+
+
+def _differs(window: Tensor) -> bool:
+    """Whether the snapshots of a window (N, S) surely differ; in what is not finite they may or may not."""
+    return finite(window) and not bool((window == window[:, -1:]).all())
 
 
 def _recursive(chosen: Method, window: Tensor, info: TensorInfo, options: dict[str, Any]) -> Tensor:

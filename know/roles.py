@@ -1,10 +1,14 @@
-"""What a tensor is for a prediction: a kernel, a matrix, a bias, normalisation, or a buffer."""
+"""What a tensor is for a prediction: a kernel, a matrix, a bias, normalisation, or a buffer.
+
+docs/roles.md has the same rules as one table.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -15,6 +19,30 @@ Role = Literal["conv", "fc", "bias", "norm", "buffer", "skip"]
 PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
 """Roles that methods predict. The authors' script predicts no normalisation parameter, and neither do we."""
 
+TABLES = re.compile(
+    r"(running|moving|ema|sqrt|posterior)_\w+|(pixel_|image_)?(mean|std)|(min|max)_val|num_batches_tracked|cluster_size"
+    r"|embed_avg|embedding_avg|inv_freq|freqs|freqs_cis|(cos|sin)(_cached)?|position_ids|relative_position_index"
+    r"|relative_coords_table|\w*mask|masked_bias|betas|alphas|(log_one_minus_)?alphas_\w+|sigmas|window|fb|mel_filters"
+    r"|anchors?|anchor_grid|strides?|zero_points?"
+)
+"""Names of tensors that no optimiser trains: statistics, tables of positions, masks, schedules, filters, anchors."""
+FACTORS = re.compile(
+    r"gamma(_?\d+)?|lambda\w*|layer_?scale\w*|ls\d*|alpha|gates?|temperature|tau|slope|(\w+_)?scale|gain|g|a_2|D|A_log"
+)
+"""Names of what multiplies the output of a layer: scales of normalisation, LayerScale, gates, temperatures."""
+SUMMANDS = ("bias", "beta", "shift", "offset", "b", "b_2")
+"""Names of what is added after a factor."""
+ROWS = re.compile(r"\w*(token|pos_?emb|position_emb|embed|query|queries|latents?|registers?|codebook)\w*")
+"""Names of learned rows: class, mask and register tokens, positions, queries."""
+NORM_LAYER = re.compile(r"(\w*(norm|_ln|_bn|_gn)|ln|bn|gn)(_?\d+|_[a-z]+)?", re.IGNORECASE)
+CODES = re.compile(r"qweight|qzeros|weight_packed|w_q|weight_quantized|\w+_blocks", re.IGNORECASE)
+COMPANIONS = re.compile(
+    r"(\w+_)?(scales?|scale_inv|scb|absmax|zeros|zero_points?|qzeros|quant_map|quant_state\w*|g_idx|weight_format)",
+    re.IGNORECASE,
+)
+"""Names of what stands beside the codes of quantised weights."""
+ADAPTER = re.compile(r"(^|[._])(lora_\w+|hada_w\d\w*|lokr_w\d\w*|ia3_l|oft_[rs])(\.|$)")
+
 
 def roles(
     state: Mapping[str, Tensor], given: Mapping[str, str] | None = None, *, buffers: Sequence[str] = ()
@@ -22,38 +50,129 @@ def roles(
     """Role of every tensor by shape and name: the paper's rule, for any architecture.
 
     conv: kernels of 3x3. fc: every other tensor with two axes or more (linear, 1x1 and 7x7 kernels, embeddings).
-    norm: the 1-D weight of a layer without a matrix, with its bias. bias: other 1-D tensors. buffer: integers, running
-    statistics, single numbers, and those named in `buffers`.
+    norm: scales and shifts of a layer without a matrix, and other factors of a channel. bias: other vectors. buffer:
+    what no optimiser trains, by dtype or name, and those named in `buffers`.
 
     given: pattern of names (as in a shell: head.*) to role, instead of the rule; "skip" leaves a tensor alone. The last
     pattern that fits counts. KnowError for a pattern that fits no tensor, and for a tensor that cannot be predicted.
     """
-    role_of: dict[str, Role] = {}
+    return {name: role for name, (role, _) in reasons(state, given, buffers=buffers).items()}
+
+
+def reasons(
+    state: Mapping[str, Tensor],
+    given: Mapping[str, str] | None = None,
+    *,
+    buffers: Sequence[str] = (),
+    others: Collection[str] = (),
+) -> dict[str, tuple[Role, str]]:
+    """As `roles`, each with the reason. others: names that patterns may fit although `state` lacks them."""
+    beside: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         layer, _, attribute = name.rpartition(".")
-        weight = state.get(f"{layer}.weight" if layer else "weight")
-        statistics = name in buffers or attribute in ("running_mean", "running_var")
-        if not tensor.is_floating_point() or tensor.ndim == 0 or statistics:
-            role_of[name] = "buffer"
-        elif tensor.ndim == 4 and tuple(tensor.shape[2:]) == (3, 3):
-            role_of[name] = "conv"
-        elif tensor.ndim >= 2:
-            role_of[name] = "fc"
-        elif attribute in ("weight", "bias") and weight is not None and weight.ndim == 1:
-            role_of[name] = "norm"
-        else:
-            role_of[name] = "bias"
+        beside.setdefault(layer, {})[attribute] = tensor
+    found = {name: ("buffer", "a buffer of its module") for name in state.keys() & set(buffers)}
+    found = {name: found.get(name) or _rule(name, tensor, beside) for name, tensor in state.items()}
+    if not isinstance(given, Mapping | None):
+        raise KnowError(f"roles must map patterns of names to roles, got a {type(given).__name__}")
     for pattern, role in (given or {}).items():
         if role not in typing.get_args(Role):
-            raise unknown(f"role of {pattern!r}", role, typing.get_args(Role))
-        names = fnmatch.filter(role_of, pattern)
-        if not names:
+            raise unknown(f"role of {pattern!r}", str(role), typing.get_args(Role))
+        names = fnmatch.filter(found, pattern)
+        if not names and not fnmatch.filter(others, pattern):
             raise KnowError(f"no tensor fits the pattern {pattern!r}; --dry-run lists them")
         for name in names:
             if role in PREDICTED and not state[name].is_floating_point():
                 raise KnowError(f"tensor {name!r} holds {state[name].dtype}, which no method takes")
-            role_of[name] = role
-    return role_of
+            found[name] = role, "as asked"
+    return found
+
+
+def _rule(name: str, tensor: Tensor, layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[Role, str]:
+    """Role of one tensor and the reason. layers: the tensors of every layer, by attribute."""
+    layer, _, attribute = name.rpartition(".")
+    beside, kind = layers[layer], layer.rpartition(".")[2]
+    shape, vector = tuple(tensor.shape), _is_vector(tensor)
+    if not tensor.is_floating_point():
+        return "buffer", "no floating-point numbers"
+    if tensor.ndim == 0:
+        return "buffer", "a single number"
+    if TABLES.fullmatch(attribute):
+        return "buffer", "statistics or a table, which no optimiser trains"
+    if attribute in ("embed", "embedding", "codebook") and beside.keys() & {"cluster_size", "embed_avg"}:
+        return "buffer", "a code book that is a running average"
+    if (attribute in ("weight_u", "weight_v") and "weight_orig" in beside) or attribute in ("_u", "_v"):
+        return "buffer", "power iteration of spectral normalisation"
+    if (attribute == "weight_g" and "weight_v" in beside) or (attribute == "original0" and "original1" in beside):
+        return "norm", "length of weight normalisation"
+    weight, bias = (beside.get(key) for key in ("weight", "bias"))
+    if attribute in ("weight", "bias") and weight is not None:
+        alike = bias is not None and bias.shape == weight.shape
+        if weight.ndim == 1 or alike or (bias is None and NORM_LAYER.fullmatch(kind)):
+            return "norm", "scale or shift of a layer without a matrix"
+    if FACTORS.fullmatch(attribute) and (vector or attribute == "A_log"):
+        return "norm", "a factor: scale of a normalisation, LayerScale, or gate"
+    matrix = any(each.is_floating_point() and not _is_vector(each) for each in beside.values())
+    if attribute in SUMMANDS and vector and not matrix and any(map(FACTORS.fullmatch, beside)):
+        return "norm", "shift of a normalisation"
+    if ROWS.fullmatch(attribute) and not attribute.endswith("bias"):
+        return "fc", "learned rows: tokens, positions or an embedding"
+    if tensor.ndim == 1 or (vector and "bias" in attribute):
+        return "bias", "a vector that is added"
+    if tensor.ndim == 4 and shape[2:] == (3, 3):
+        return "conv", "3x3 kernels" + (" of one channel each" if shape[1] == 1 else "")
+    if tensor.ndim >= 3:
+        return "fc", "kernels of another size; the network for conv has learnt 3x3 alone"
+    return "fc", "a matrix"
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Whether at most one axis is longer than 1; a matrix of one row is a matrix all the same."""
+    return tensor.ndim == 1 or (tensor.ndim > 2 and sum(size > 1 for size in tensor.shape) <= 1)
+
+
+def refuse_unpredictable(meta: Mapping[str, Tensor], role_of: Mapping[str, Role], odd: Mapping[str, str]) -> None:
+    """KnowError for quantised weights, adapters, and tensors without plain values, unless they are skipped.
+
+    odd: names of tensors that are not dense numbers, with what they are.
+    """
+    for name, what in odd.items():
+        if role_of[name] != "skip":
+            raise KnowError(f"tensor {name!r} is {what}, which no method takes; --skip {name!r} leaves it alone")
+    left = [name for name, role in role_of.items() if role != "skip"]
+    for name in left:
+        if ADAPTER.search(name):
+            raise KnowError(
+                f"{name!r} belongs to a LoRA or similar adapter, whose factors apart are not the update: merge the"
+                " adapter into its model first (with peft: model.merge_and_unload()), save that model at every"
+                " snapshot, and predict from those; --skip leaves an adapter alone"
+            )
+    quantised = {layer: what for name in meta if (found := _codes(name, meta)) for layer, what in [found]}
+    for name in left:
+        for layer, what in quantised.items():
+            if name == layer or name.startswith(f"{layer}.") or name.startswith(f"{layer}_"):
+                raise KnowError(
+                    f"the weights of {layer!r} are quantised ({what}): codes and their scales cannot be predicted. Save"
+                    f" the snapshots dequantised, or leave the layer alone: --skip '{layer}*'"
+                )
+
+
+def _codes(name: str, meta: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The layer that a tensor of codes belongs to, and what the codes are; None if it is none."""
+    layer, _, attribute = name.rpartition(".")
+    dtype = str(meta[name].dtype).removeprefix("torch.")
+    if dtype.startswith(("float8", "float4")):
+        return layer or name, f"{name} is {dtype}"
+    if dtype not in ("int8", "uint8", "int16", "int32") or meta[name].ndim == 0:
+        return None
+    if CODES.fullmatch(attribute):
+        return layer or name, f"{name} holds codes"
+    for other in meta:
+        inside, _, last = other.rpartition(".")
+        same = (inside == layer and last != attribute) or inside.startswith(name)
+        if same and COMPANIONS.fullmatch(last):
+            return layer or name, f"{name} holds codes, {other} belongs to them"
+    return None
 
 
 def only_predicted(role_of: Mapping[str, Role]) -> dict[str, Role]:

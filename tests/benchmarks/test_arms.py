@@ -191,9 +191,11 @@ def test_matched_rate_is_the_ratio_of_norms(power, depth, trajectory, models):
 
 
 def test_rates_are_finite_and_positive_for_zeros_and_overflow_is_an_error(write_trajectory, models, overflowing):
-    zeros = write_trajectory([{"weight": torch.zeros(3, 3), "bias": torch.zeros(3)} for _ in range(5)])
+    zeros = write_trajectory(
+        [{"weight": torch.full((3, 3), k), "bias": torch.full((3,), k)} for k in (4.0, 3, 2, 1, 0)]
+    )
     assert all(0 < factor < math.inf for factor in start("matched_rate", zeros, models).rates.values())
-    ones = write_trajectory([{"weight": torch.ones(3, 3)} for _ in range(5)], name="ones")
+    ones = write_trajectory([{"weight": torch.full((3, 3), 1.0 + k)} for k in (4, 3, 2, 1, 0)], name="ones")
     for name in ASKS_KNOWN:
         with pytest.raises(Overflow, match=r"overflows at tensor 'weight'"):
             start(name, ones, Models(overflowing))

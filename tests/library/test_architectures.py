@@ -96,6 +96,10 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+FACTORS = ("gamma", "gamma1", "gamma2", "gamma3", "gamma_1", "gamma_2", "logit_scale", "scale", "gain", "temperature")
+"""Parameters of LayerScale, gates and standardised weights in these networks: they multiply, as normalisation does."""
+
+
 def trajectory_of(model: nn.Module, folder: Path, suffix: str = ".safetensors") -> Trajectory:
     """Five snapshots around the model: its parameters move, its buffers do not. Without suffix they are folders of
     Hugging Face's.
@@ -117,7 +121,7 @@ def trajectory_of(model: nn.Module, folder: Path, suffix: str = ".safetensors") 
 
 
 def check_tensors(model: nn.Module, trajectory: Trajectory, found: dict[str, torch.Tensor]) -> None:
-    """Every matrix and bias is predicted, by role; normalisation and integers are theta_0's, bit for bit."""
+    """Every matrix and bias is predicted, by role; normalisation, factors and integers are theta_0's, bit for bit."""
     before, rows = model.state_dict(), {row.tensor: row for row in plan(trajectory)}
     assert rows.keys() == before.keys()
     assert list(found) == list(trajectory.meta) == list(rows)
@@ -129,6 +133,7 @@ def check_tensors(model: nn.Module, trajectory: Trajectory, found: dict[str, tor
         if parameter.ndim == 1
     }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    normalising |= {name for name in parameters if name.rpartition(".")[2] in FACTORS or name.endswith("lab.bias")}
     for name, tensor in before.items():
         assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype), name
         if name in normalising or not tensor.is_floating_point() or tensor.ndim == 0:

@@ -163,7 +163,8 @@ def test_no_step_has_no_shares(walk):
 
 def test_a_tensor_of_zeros_has_no_relative_step(write_trajectory):
     zeros = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
-    rows = steps(write_trajectory([zeros] * 3), {"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
+    moved = {name: tensor + 1 for name, tensor in zeros.items()}
+    rows = steps(write_trajectory([moved, zeros, zeros]), {"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
     found = {row.tensor or row.role: row for row in rows}
     assert {row.step for row in rows} == {None}
     assert found["weight"].neither == found["all"].neither == 1
@@ -200,12 +201,15 @@ def test_differences_are_counted_from_theta_0_and_relative_to_it(write_trajector
     assert rows[1]["cosine"] == pytest.approx(0, abs=1e-7)
 
 
-def test_a_trajectory_that_stands_still_has_finite_movement(write_trajectory):
-    rows = movement(write_trajectory([random_state(0)] * 3))
-    assert {row["size"] for row in rows} == {0.0}
+def test_movement_is_finite_where_steps_or_theta_0_are_zero(write_trajectory):
+    """What stands still in all snapshots has no rows, since it is not predicted."""
+    state = random_state(0)
+    zeros = {name: 0 * tensor for name, tensor in state.items()}
+    rows = movement(write_trajectory([zeros, state, state]))
+    assert {row["size"] for row in rows if row["difference"] == 0} == {0.0}
     assert {row["cosine"] for row in rows} == {None, 0.0}
-    zeros = {name: 0 * tensor for name, tensor in random_state(0).items()}
-    assert {row["size"] for row in movement(write_trajectory([zeros] * 3, name="zeros"))} == {None}
+    assert {row["size"] for row in movement(write_trajectory([state, zeros, zeros], name="zeros"))} == {None}
+    assert movement(write_trajectory([state] * 3, name="still")) == []
 
 
 # responses

@@ -195,10 +195,24 @@ def test_recursion_pushes_the_answer_on_the_history(name, walk, write_trajectory
 
 @pytest.mark.parametrize("place", ["zero", "theta_0"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_answer_to_a_trajectory_that_stands_still_is_finite(name, place, kept, models):
+def test_where_all_but_one_weight_stand_still_the_answer_is_finite_and_zeros_stay(name, place, kept, models):
     state = {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)} if place == "zero" else history()[-1]
-    answer = predict(kept(f"still at {place}", [state] * 5), name, known=models)
+    first = next(name for name, tensor in state.items() if tensor.ndim == 2)
+    states = [{name: tensor.clone() for name, tensor in state.items()} for _ in range(5)]
+    for k, each in enumerate(states):
+        each[first][0, 0] += 0.1 * (4 - k)
+    answer = predict(kept(f"still at {place}", states), name, known=models)
     assert all(bool(tensor.isfinite().all()) for tensor in answer.values())
+    for name, tensor in state.items():
+        zeros = (tensor == 0) if name == first else torch.ones_like(tensor, dtype=torch.bool)
+        zeros[(0, 0) if name == first else ()] &= name != first
+        assert torch.equal(answer[name][zeros], tensor[zeros]), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_predicted_from_a_trajectory_that_stands_still(name, kept, models):
+    with pytest.raises(KnowError, match="nothing was forgotten"):
+        predict(kept("still", [history()[-1]] * 5), name, known=models)
 
 
 # wrong input
