@@ -31,6 +31,7 @@ from know.files import digest, resumable_folder, sha256_file, write_json
 from know.fingerprint import code_hash
 from know.known import Models
 from know.prediction import Overflow
+from know.rates import choose_rates as choose
 from know.roles import only_predicted, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
@@ -55,34 +56,20 @@ def choose_rates(
 
     Returns the choice (grid; each arm's rate and whether it is still on an edge) and all pilot runs (PilotRecord).
     """
-    grid, runs = list(settings.grid), {}
+    runs: dict[tuple, Result] = {}
 
-    def cover(rates: list[float]) -> None:
+    def cover(points: list[float]) -> None:
         repeats = range(settings.fine_tunes)
-        tasks = [(t, arm, repeat, rate) for t, arm, rate, repeat in itertools.product(pilots, arms, rates, repeats)]
+        tasks = [(t, arm, repeat, rate) for t, arm, rate, repeat in itertools.product(pilots, arms, points, repeats)]
         for (trajectory, arm, repeat, rate), run in zip(tasks, evaluate(tasks), strict=True):
             runs[trajectory, arm.name, repeat, rate] = run
 
-    def best(arm: Arm) -> float:
-        def score(rate: float) -> tuple[float, float, float]:
-            at_rate = [run for key, run in runs.items() if key[1] == arm.name and key[3] == rate]
-            losses = [math.inf if run.validation_loss is None else run.validation_loss for run in at_rate]
-            return -sum(run.validation_accuracy for run in at_rate) / len(at_rate), sum(losses) / len(at_rate), rate
+    def score(name: str, rate: float) -> tuple[float, float, float]:
+        at_rate = [run for key, run in runs.items() if key[1] == name and key[3] == rate]
+        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in at_rate]
+        return -sum(run.validation_accuracy for run in at_rate) / len(at_rate), sum(losses) / len(at_rate), rate
 
-        return min(grid, key=score)
-
-    cover(grid)
-    for _ in range(settings.extensions):
-        rates = {best(arm) for arm in arms}
-        if grid[-1] in rates:
-            grid.append(2 * grid[-1])
-            cover(grid[-1:])
-        elif grid[0] in rates:
-            grid.insert(0, grid[0] / 2)
-            cover(grid[:1])
-        else:
-            break
-    chosen = {arm.name: best(arm) for arm in arms}
+    grid, chosen = choose([arm.name for arm in arms], settings.grid, cover, score, extensions=settings.extensions)
     choice = {
         "grid": grid,
         "pilots": pilots,
@@ -132,7 +119,7 @@ def run_cell(
     # this total leaves out the points by which the grid may grow
     total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
     bar = progress(desc=cell.slug, total=total, unit="run")
-    with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs])) as folder:
+    with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs]), replace=True) as folder:
         facts: dict[tuple[str, str], dict] = {}
 
         def evaluate(tasks: list[Task]) -> list[Result]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from know.errors import KnowError
 
@@ -42,8 +43,40 @@ KnownFile = Annotated[
     ),
 ]
 Options = Annotated[list[str] | None, typer.Option("-o", help="Option of the method, as step=0.5.")]
+Role = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="PATTERN=ROLE: role (conv, fc, bias, norm, skip) of the tensors that fit, as 'stem.*=conv'. Of several"
+        " patterns, --skip included, the later wins."
+    ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(help="PATTERN of tensors to leave alone, as 'head.*'; same as --role PATTERN=skip."),
+]
+Key = Annotated[
+    str | None, typer.Option(help="Entry of a .pt file that holds the weights, as state_dict or ema.model.")
+]
+Strip = Annotated[
+    list[str] | None, typer.Option(help="Prefix to take off the names that have it, as 'module.'; may be repeated.")
+]
 Seed = Annotated[int, typer.Option(help="For methods that draw random numbers.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")]
+
+
+class InOrder(TyperCommand):
+    """A command whose --skip and --role keep their common order, which decides: --skip X becomes --role X=skip."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ordered, rest = [], iter(args)
+        for text in rest:
+            if text == "--skip" and (pattern := next(rest, None)) is not None:
+                ordered += ["--role", f"{pattern}=skip"]
+            elif text.startswith("--skip="):
+                ordered.append(f"--role={text.removeprefix('--skip=')}=skip")
+            else:
+                ordered.append(text)
+        return super().parse_args(ctx, ordered)
 
 
 def main() -> None:
@@ -122,7 +155,7 @@ def forget(
     print(f"{out}: a trajectory of {len(made.paths)} snapshots; next: know predict {out} --out BETTER")
 
 
-@app.command()
+@app.command(cls=InOrder)
 def predict(
     inputs: Inputs = None,
     out: Annotated[
@@ -144,20 +177,12 @@ def predict(
             " and a few lengths of the step (0.25, 0.5, 1, or --scale) and keeps the best."
         ),
     ] = None,
-    role: Annotated[
-        list[str] | None,
-        typer.Option(help="PATTERN=ROLE: role (conv, fc, bias, norm, skip) of the tensors that fit, as 'stem.*=conv'."),
-    ] = None,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(help="PATTERN of tensors to leave alone, as 'head.*'; same as --role PATTERN=skip."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Entry of a .pt file that holds the weights, as state_dict or ema.model.")
-    ] = None,
-    strip: Annotated[str, typer.Option(help="Prefix to take off the names that have it, as 'module.'.")] = "",
+    role: Role = None,
+    skip: Skip = None,
+    key: Key = None,
+    strip: Strip = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the tensors: shape, dtype, role, what would happen.")
+        bool, typer.Option("--dry-run", help="Only list the tensors: shape, dtype, what would happen, and why.")
     ] = False,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -177,12 +202,15 @@ def predict(
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
     roles = [_pair(text, "--role", "PATTERN=ROLE") for text in role or []]
-    roles += [(pattern, "skip") for pattern in skip or []]
     if dry_run:
         rows = export.plan(trajectory, dict(roles))
         for row in rows:
-            print(f"{row.tensor:48} {'x'.join(map(str, row.shape)) or '-':>18} {row.dtype:9} {row.role:7} {row.action}")
+            shape = "x".join(map(str, row.shape)) or "-"
+            print(f"{row.tensor:48} {shape:>18} {row.dtype:9} {row.action} ({row.reason})")
         done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
+        for note in export.notes(trajectory, export.Request(method, roles=tuple(roles))):
+            print(f"note: {note}")
+        print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
     scales = _numbers(scale, "--scale") if scale is not None else [0.25, 0.5, 1.0] if validate else [1.0]
@@ -198,8 +226,57 @@ def predict(
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
         print(f"{kept}step {step:.3g} times |theta_0|; {changes.weights:,} weights predicted, {share:.1%} changed")
+    for note in export.notes(trajectory, request, changes):
+        print(f"note: {note}")
     if config["learnt_from"]:
         print(f"asked: the networks that ship, meta-trained on {', '.join(config['learnt_from'])}")
+
+
+@app.command()
+def compare(
+    inputs: Inputs = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="SCRIPT.py:function. function(checkpoint path, learning_rate, seed) fine-tunes on your task and"
+            " returns the validation score, or validation and test score, the higher the better."
+        ),
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates to try, the one that you use today first, as 1e-4,3e-4,1e-3.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page, figure and table; must not exist.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds on which all candidates are evaluated.")] = 4,
+    pilots: Annotated[int, typer.Option(help="Other seeds, on which each candidate's rate is chosen.")] = 2,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="A further candidate, as NAME or NAME:depth; may be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Fine-tunes at a time, each in a process of its own.")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="Also write the weights of the best candidate.")] = False,
+    fractions: Fractions = None,
+    key: Key = None,
+    strip: Strip = None,
+    threads: Threads = 0,
+) -> None:
+    """Find out whether it helps on your task: theta_0 and predictions, each at today's rate and at its own best one.
+
+        know compare run/ --task my_task.py:fine_tune --rates 1e-4,3e-4,1e-3,3e-3 --out compared/
+
+    Candidates: theta_0, KNOWN at depth 1 and 3, shrink matched to the latter, and every --method. Rates are chosen on
+    pilot seeds and evaluated on others. The same command goes on with an interrupted comparison. Needs scipy and
+    matplotlib.
+    """
+    from know import comparison
+
+    for option, value in (("--task", task), ("--rates", rates), ("--out", out)):
+        if value is None:
+            raise KnowError(f"give {option}; see `know compare --help`")
+    _threads(threads)
+    trajectory = _trajectory(inputs, fractions, key, strip)
+    asked = {"seeds": seeds, "pilots": pilots, "methods": method or (), "jobs": jobs, "keep": keep}
+    rows = comparison.compare(trajectory, task, _numbers(rates, "--rates"), out=out, say=print, **asked)
+    print(comparison.verdict(rows))
+    print(f"table and figure: {out / 'README.md'}")
 
 
 @app.command()
@@ -222,7 +299,7 @@ def predictors(
         print(f"  -o {option}={default}{choices}")
 
 
-@app.command(name="inspect")
+@app.command(name="inspect", cls=InOrder)
 def inspect_(
     inputs: Inputs = None,
     method: Method = "known",
@@ -230,6 +307,11 @@ def inspect_(
     fractions: Fractions = None,
     known: KnownFile = None,
     option: Options = None,
+    scale: Annotated[float, typer.Option(help="Length of the step; 1 is the method's own.")] = 1.0,
+    role: Role = None,
+    skip: Skip = None,
+    key: Key = None,
+    strip: Strip = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and a figure; must not exist.")] = None,
     threads: Threads = 0,
@@ -246,8 +328,9 @@ def inspect_(
 
     _refuse_existing(out)
     _threads(threads)
-    trajectory, options = _trajectory(inputs, fractions), dict(_option(text) for text in option or [])
-    asked = {"known": known, "seed": seed, "out": out, **options}
+    trajectory, options = _trajectory(inputs, fractions, key, strip), dict(_option(text) for text in option or [])
+    roles = dict(_pair(text, "--role", "PATTERN=ROLE") for text in role or [])
+    asked = {"known": known, "seed": seed, "scale": scale, "roles": roles, "out": out, **options}
     rows = inspection.inspect_trajectory(trajectory, method, depth, **asked)
     print(f"{'tensor':32} {'role':5} {'weights':>9} {'step':>7} {'shrink':>7} {'linear':>7} {'neither':>7}")
     for row in rows:
@@ -255,7 +338,7 @@ def inspect_(
         shown = " ".join("      -" if number is None else f"{number + 0.0:7.3f}" for number in numbers)
         print(f"{row.tensor or 'all of role' if row.role != 'all' else 'all':32} {row.role:5} {row.weights:9} {shown}")
     print("\ncosine of each difference theta_k - theta_{k+1} with the one before it, all tensors:")
-    cosines = {r["difference"]: r["cosine"] for r in inspection.movement(trajectory) if r["role"] == "all"}
+    cosines = {r["difference"]: r["cosine"] for r in inspection.movement(trajectory, roles) if r["role"] == "all"}
     print(", ".join(f"k = {k}: {cosine:.2f}" for k, cosine in cosines.items() if cosine is not None) or "only one")
     if out:
         from know.drawing import draw_inspection
@@ -284,7 +367,7 @@ def _refuse_existing(out: Path | None) -> None:
         raise KnowError(f"{out} exists already; name a new folder")
 
 
-def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | None = None, strip: str = "") -> Any:
+def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | None, strip: list[str] | None) -> Any:
     from know.trajectory import Trajectory
 
     if not inputs:
@@ -295,7 +378,7 @@ def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | Non
         return Trajectory.load(inputs[0])
     if not fractions:
         raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")
-    return Trajectory.from_checkpoints(inputs, _numbers(fractions, "--fractions"), key=key, strip=strip)
+    return Trajectory.from_checkpoints(inputs, _numbers(fractions, "--fractions"), key=key, strip=strip or ())
 
 
 def _numbers(text: str, option: str) -> list[float]:

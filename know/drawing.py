@@ -6,7 +6,8 @@ The benchmark's figures draw with the same functions (paper_figures/), so that `
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +129,15 @@ def draw_inspection(folder: Path) -> bool:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, TOP + 0.8 + ROW * len(steps)), layout="constrained")
         _draw_panels(figure, steps, movement, responses)
-        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-            with atomic(folder / f"inspection.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, metadata=metadata)
+        save_figure(figure, folder / "inspection")
     return True
+
+
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Write a figure as .svg and .png, always with the same bytes."""
+    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        with atomic(stem.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -184,3 +190,39 @@ def _draw_cosines(axis: Axes, movement: list[dict]) -> None:
     axis.set_title("is the trajectory straight?\n1: straight on, 0: unrelated", loc="left")
     axis.set_xlabel("k, of the difference θₖ − θₖ₊₁")
     axis.set_ylabel("cosine with the difference before it")
+
+
+def draw_comparison(folder: Path, rows: Sequence[Any]) -> None:
+    """Draw the differences to theta_0 of a comparison, one line per candidate, into comparison.svg and .png.
+
+    rows: `know.comparison.Row`s.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = [name for name in dict.fromkeys(row.candidate for row in rows) if name != "theta_0"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 1.1 + 0.34 * len(names)), layout="constrained")
+        axis = figure.add_subplot()
+        for place, (policy, label, colour, marker) in enumerate(
+            (
+                ("today", "at the rate of today", COLOURS[2], "o"),
+                ("tuned", "each at its own best rate", COLOURS[0], "s"),
+            )
+        ):
+            own = [
+                row for row in rows if row.policy == policy and row.candidate in names and math.isfinite(row.difference)
+            ]
+            y = [names.index(row.candidate) + (0.14 if place else -0.14) for row in own]
+            x = [row.difference for row in own]
+            ends = [[row.difference - row.low if math.isfinite(row.low) else 0 for row in own] for _ in range(2)]
+            style = {"fmt": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2, "color": colour, "label": label}
+            axis.errorbar(x, y, xerr=ends, **style)
+        axis.axvline(0, color="black", linewidth=0.6, zorder=0)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_xlabel(
+            "difference to theta_0 in score (higher is better), with the interval for all candidates together"
+        )
+        figure.legend(loc="outside upper left", ncols=2)
+        save_figure(figure, folder / "comparison")

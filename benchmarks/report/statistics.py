@@ -8,39 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-CONFIDENCE = 0.95
+from know.statistics import CONFIDENCE, Interval, paired_t
+
 GRAIN = 0.01
 FEW = 5
 """With fewer trajectories than this a result is called preliminary."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean (or ratio) with its two-sided interval; nan limits where there is none."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-def paired_t(differences: np.ndarray) -> Interval:
-    """Mean of paired differences, float (n,), one per trajectory, with the t interval of n - 1 degrees of freedom."""
-    values = np.asarray(differences, dtype=float)
-    values = values[np.isfinite(values)]
-    n = len(values)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    if n == 1:
-        return Interval(float(values[0]), math.nan, math.nan, 1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values)
-    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n)
 
 
 def pooled_t(samples: Sequence[np.ndarray]) -> tuple[Interval, float]:

@@ -76,7 +76,7 @@ def test_the_lock_names_no_index():
 
 
 LIBRARY = {"numpy", "pyyaml", "safetensors", "torch", "tqdm", "typer"}
-OPTIONAL = {"h5py": "keras", "jinja2": None, "matplotlib": None, "numba": "fast"}
+OPTIONAL = {"h5py": "keras", "jinja2": None, "matplotlib": None, "numba": "fast", "scipy": "compare"}
 """Further packages that the library imports inside functions, and the extras that bring them."""
 
 
@@ -238,13 +238,15 @@ def test_the_library_works_from_a_wheel_beside_what_it_requires_and_nothing_else
         "know predictors",
         "know predictors shrink",
         "know import-keras . released.safetensors",
+        "know compare run --task training.py:setup --rates 1,2 --out compared",
     ]
     said = run(env / "bin" / "python", "-c", COMMANDS, *lines)
     codes = [int(code) for code in re.findall(r"exit code (\d)", said)]
-    assert codes == [0, 0, 0, 0, 0, 0, 2], said
-    assert "2 of 2 tensors would be predicted, 15 weights" in said
+    assert codes == [0, 0, 0, 0, 0, 0, 2, 2], said
+    assert "1 of 2 tensors would be predicted, 12 weights" in said
     assert "no figure: pip install matplotlib" in said
     assert "needs h5py: pip install h5py" in said
+    assert "needs scipy and matplotlib: pip install scipy matplotlib" in said
     made = {str(path.relative_to(tmp_path / "better")) for path in (tmp_path / "better").iterdir()}
     assert made == {"model.safetensors", "know_config.yml", "README.md"}
 

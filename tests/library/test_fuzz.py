@@ -26,8 +26,10 @@ from safetensors.torch import save_file
 from tiny import GIVEN, call
 
 import know
-from know.checkpoints import INDEX, Checkpoint, load_state, save_state
+from know.checkpoints import Checkpoint, load_state, save_state
+from know.files import MARK
 
+INDEX = "model.safetensors.index.json"
 SHAPES = {"conv.weight": (3, 2, 3, 3), "conv.bias": (3,), "norm.weight": (3,), "norm.bias": (3,), "fc.weight": (4, 3)}
 
 
@@ -476,9 +478,10 @@ def test_a_script_that_validates_may_hold_classes(fresh, originals):
 def test_what_other_processes_left_behind_does_not_disturb(fresh, originals):
     """In containers a process often has the number of the one that was killed before it."""
     place = fresh(originals["files"])
-    stale = [place.folder / f".out.{number}.tmp" for number in (os.getpid(), "9" * 30)]
+    stale = [place.folder / f".out.{number}.1.tmp" for number in (os.getpid(), "9" * 30)]
     for folder in stale:
         folder.mkdir()
+        (folder / MARK).touch()
         (folder / "model.safetensors").write_bytes(b"half of it")
     before = {path for path in place.folder.iterdir() if path.suffix == ".safetensors"}
     with contextlib.redirect_stdout(io.StringIO()):

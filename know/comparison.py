@@ -1,0 +1,399 @@
+"""Does a prediction help on the user's own task? theta_0 and the candidates, each at today's rate and at its own best.
+
+The protocol is that of the benchmark: one grid of learning rates for all candidates, each one's rate chosen on pilot
+seeds, then frozen, and differences to theta_0 paired over other seeds. Needs scipy and matplotlib.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import json
+import math
+import multiprocessing
+import shutil
+import statistics as means
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from know.errors import KnowError, as_path, number
+from know.export import Request, predict_files, write_prediction
+from know.files import PACKAGE, digest, new_folder, resumable_folder, write_csv, write_text
+from know.identity import identity
+from know.methods import get
+from know.prediction import predicted
+from know.rates import choose_rates
+from know.scripts import function_of
+from know.trajectory import Trajectory
+
+Task = Callable[[Path, float, int], Any]
+"""fine_tune(checkpoint, learning_rate, seed): validation score, or validation and test score; higher is better."""
+THETA_0 = "theta_0"
+CONTINUATIONS = ("continuation", "compute_matched")
+"""References of a trajectory folder that are further training of theta_0 on the same data."""
+POLICIES = ("today", "tuned")
+COLUMNS = ["stage", "candidate", "learning_rate", "seed", "status", "validation", "test", "error"]
+TEMPLATE = PACKAGE / "comparison.md.j2"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights to compare. request: the prediction that makes them; None for weights that exist already."""
+
+    name: str
+    request: Request | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate under one policy. difference, low, high: to theta_0, paired over seeds."""
+
+    candidate: str
+    policy: str
+    learning_rate: float
+    on_edge: bool
+    score: float
+    difference: float
+    low: float
+    high: float
+    n: int
+    failed: int
+
+
+def compare(
+    trajectory: Trajectory,
+    task: Task | str,
+    rates: Sequence[float],
+    *,
+    out: Path | str,
+    seeds: int = 4,
+    pilots: int = 2,
+    methods: Sequence[str] = (),
+    jobs: int = 1,
+    keep: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """Compare theta_0 with predictions on a task, and write tables, a figure and two sentences to `out`.
+
+    task: `fine_tune(checkpoint: Path, learning_rate: float, seed: int) -> float | tuple[float, float]`, the validation
+        score, or validation and test score, the higher the better; or "SCRIPT.py:function". A run that raises or
+        answers no finite number is lost, and shown.
+    rates: learning rates to try for every candidate, the one of today first.
+    seeds, pilots: how many seeds are evaluated, and on how many others the rates are chosen.
+    methods: further candidates, as NAME or NAME:depth; by default KNOWN at depth 1 and 3, and shrink matched to the
+        latter. A trajectory with a reference `continuation` or `compute_matched` has that as a candidate too.
+    jobs: processes, for a task from a script. keep: also write the weights of the best candidate, to `out`/best.
+    say: gets a line about the work to come, and one about its duration.
+
+    An interrupted comparison goes on when it is called again. Raises KnowError for wrong arguments.
+    """
+    _demand_packages()
+    rates, out = _check(rates, seeds, pilots, jobs, task), as_path("out", out)
+    candidates = list(_candidates(trajectory, methods))
+    function = function_of(task, "--task") if isinstance(task, str) else task
+    what, unknown = identity(function)
+    names = [candidate.name for candidate in candidates]
+    described = {
+        "rates": rates,
+        "seeds": seeds,
+        "pilots": pilots,
+        "task": what,
+        "candidates": [repr(candidate) for candidate in candidates],
+        "snapshots": [checkpoint.hashes for checkpoint in trajectory.checkpoints],
+    }
+    if out.exists():
+        raise KnowError(f"{out} exists already; name a new folder")
+    with resumable_folder(out, digest(described)) as folder:
+        results = _Results(folder / "results.jsonl")
+        if results.known and unknown:
+            warnings.warn(
+                f"{', '.join(unknown[:3])} of the task could not be compared with the first call", stacklevel=2
+            )
+        places = {each.name: _weights(trajectory, each, folder / "candidates") for each in candidates}
+        most = len(names) * (len(rates) * pilots + 2 * seeds)
+        say(f"{', '.join(names)}: at most {most} fine-tunes, {len(results.known)} of them done")
+        bar = tqdm(total=most, initial=len(results.known), desc="fine-tunes", disable=None, leave=False)
+        with bar, _runner(task, function, jobs) as run:
+            work = functools.partial(_do, results=results, run=run, places=places, bar=bar, say=say, most=most)
+            rows = _protocol(names, rates, range(pilots), range(pilots, pilots + seeds), work)
+        runs = sorted(results.known.values(), key=lambda run: tuple(str(run[key]).zfill(24) for key in COLUMNS[:4]))
+        write_csv(folder / "runs.csv", [{key: _shown(run[key]) for key in COLUMNS} for run in runs], COLUMNS)
+        _write_pages(folder, rows, runs, trajectory, described)
+        best = max((row for row in rows if row.policy == "tuned" and math.isfinite(row.score)), key=lambda r: r.score)
+        chosen = next(candidate for candidate in candidates if candidate.name == best.candidate)
+        if keep and chosen.request:
+            predict_files(trajectory, chosen.request, folder / "best")
+        shutil.rmtree(folder / "candidates", ignore_errors=True)
+        (folder / "results.jsonl").unlink()
+    return rows
+
+
+def _demand_packages() -> None:
+    lacking = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise KnowError(f"a comparison needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+
+
+def _check(rates: Sequence[float], seeds: int, pilots: int, jobs: int, task: Task | str) -> list[float]:
+    """The rates, checked, with today's first."""
+    number("seeds", seeds, whole=True, least=2)
+    number("pilots", pilots, whole=True, least=1)
+    if number("jobs", jobs, whole=True, least=1) > 1 and not isinstance(task, str):
+        raise KnowError('several jobs need the task as "SCRIPT.py:function", since each process reads it anew')
+    try:
+        values = [float(rate) for rate in rates]
+    except (TypeError, ValueError) as error:
+        raise KnowError(f"rates must be numbers, got {rates!r}") from error
+    if not values or not all(math.isfinite(rate) and rate > 0 for rate in values):
+        raise KnowError(f"rates must be numbers above 0, got {rates!r}")
+    if len(set(values)) < max(2, len(values)):
+        raise KnowError(
+            "give at least 2 different rates, today's first; one rate for all tells nothing about the cause"
+        )
+    return values
+
+
+def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Candidate]:
+    yield Candidate(THETA_0)
+    seen = {THETA_0}
+    for text in ["known:1", "known:3", "shrink:3", *methods]:
+        name, _, depth = text.partition(":")
+        if not (depth or "1").isdecimal():
+            raise KnowError(f"--method {text!r}: write it as NAME or NAME:depth, such as known:2")
+        steps = int(depth or 1)
+        factor = (trajectory.fractions[-1] / trajectory.fractions[-2]) ** steps
+        label = f"{name}_x{factor:.3g}" if get(name).depths else name
+        if label not in seen:
+            seen.add(label)
+            yield Candidate(label, Request(name, steps))
+    for name in CONTINUATIONS:
+        if name in trajectory.manifest.get("references", {}):
+            yield Candidate(name)
+
+
+def _weights(trajectory: Trajectory, candidate: Candidate, folder: Path) -> Path:
+    """The checkpoint of a candidate: made in `folder` unless it is there, or that which the trajectory has."""
+    if candidate.request is None:
+        last = trajectory.checkpoints[-1].path
+        if candidate.name == THETA_0:
+            return last
+        trajectory.reference(candidate.name)  # compares its hash
+        return last.parent / trajectory.manifest["references"][candidate.name]["file"]
+    place = folder / candidate.name
+    if not place.exists():
+        predicted(trajectory)
+        with new_folder(place) as fresh:
+            write_prediction(trajectory, candidate.request, fresh)
+    return place if trajectory.checkpoints[-1].path.is_dir() else next(place.iterdir())
+
+
+class _Results:
+    """Results of fine-tunes in a file, one line each, written as they come."""
+
+    def __init__(self, path: Path):
+        self.path, self.known, self.added = path, {}, 0
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+            if line.endswith("\n"):  # else its process was killed while it wrote
+                run = json.loads(line)
+                self.known[run["candidate"], run["learning_rate"], run["seed"]] = run
+        lines = "".join(json.dumps(run) + "\n" for run in self.known.values())
+        write_text(path, lines)
+
+    def add(self, run: dict[str, Any]) -> None:
+        self.known[run["candidate"], run["learning_rate"], run["seed"]] = run
+        self.added += 1
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
+
+
+def _do(
+    stage: str,
+    asked: Iterable[tuple[str, float, int]],
+    *,
+    results: _Results,
+    run: Callable[..., Iterator[tuple[tuple[str, float, int], dict[str, Any]]]],
+    places: Mapping[str, Path],
+    bar: tqdm,
+    say: Callable[[str], None],
+    most: int,
+) -> dict[tuple[str, float, int], dict[str, Any]]:
+    """Results of these fine-tunes, of which those that are not known yet are done."""
+    wanted = list(dict.fromkeys(asked))
+    left = [key for key in wanted if key not in results.known]
+    begun = time.monotonic()
+    for (name, rate, seed), outcome in run([(key, places[key[0]]) for key in left]):
+        results.add({"stage": stage, "candidate": name, "learning_rate": rate, "seed": seed, **outcome})
+        if outcome["error"]:
+            tqdm.write(f"{name} at rate {rate:g}, seed {seed}: {outcome['error']}")
+        bar.update(1)
+        if results.added == 1:
+            took = time.monotonic() - begun
+            say(f"the first took {took:.3g} s: about {took * (most - bar.n) / 60:.2g} minutes are left at that pace")
+    return {key: results.known[key] for key in wanted}
+
+
+class _runner:
+    """Runs fine-tunes in this process or in several; yields (key, outcome) as they end."""
+
+    def __init__(self, task: Task | str, function: Task, jobs: int):
+        self.task, self.function, self.jobs, self.pool = task, function, jobs, None
+
+    def __enter__(self) -> Callable[..., Iterator[tuple[Any, dict[str, Any]]]]:
+        if self.jobs > 1:
+            threads = max(1, torch.get_num_threads() // self.jobs)
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.jobs, context, _begin_worker, (self.task, threads))
+        return self.run
+
+    def __exit__(self, *error: Any) -> None:
+        if self.pool:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, asked: Sequence[tuple[tuple[str, float, int], Path]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        if self.pool is None:
+            for key, place in asked:
+                yield key, _outcome(self.function, place, *key[1:])
+            return
+        waiting = {self.pool.submit(_in_worker, place, *key[1:]): key for key, place in asked}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+
+
+_worker: dict[str, Task] = {}
+"""The task of a worker process, read once when it begins."""
+
+
+def _begin_worker(task: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _worker["task"] = function_of(task, "--task")
+
+
+def _in_worker(place: Path, rate: float, seed: int) -> dict[str, Any]:
+    return _outcome(_worker["task"], place, rate, seed)
+
+
+def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, Any]:
+    """What one fine-tune gave: status, validation and test score, and the error of a lost one."""
+    lost = {"status": "failed", "validation": None, "test": None}
+    try:
+        answer = function(place, rate, seed)
+        values = [float(value) for value in (answer if isinstance(answer, tuple | list) else [answer])]
+    except Exception as error:  # the user's own function: whatever it raises costs this run alone
+        return {**lost, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    if len(values) not in (1, 2):
+        return {**lost, "error": f"the task returned {len(values)} values, and not one or two"}
+    if not all(map(math.isfinite, values)):
+        return {**lost, "error": f"the score is {values[0]:g}" + (f", {values[1]:g}" if len(values) > 1 else "")}
+    return {"status": "ok", "validation": values[0], "test": values[1] if len(values) > 1 else None, "error": ""}
+
+
+def _protocol(
+    names: Sequence[str], rates: Sequence[float], pilots: range, seeds: range, work: Callable[..., Any]
+) -> list[Row]:
+    """Choose rates on the pilot seeds, then evaluate at today's rate and at the chosen ones.
+
+    KnowError if no pilot run gave a score.
+    """
+    from know.statistics import paired_t
+
+    searched: dict[tuple[str, float, int], dict[str, Any]] = {}
+
+    def cover(points: Sequence[float]) -> None:
+        searched.update(work("pilot", itertools.product(names, points, pilots)))
+
+    def score(name: str, rate: float) -> tuple[float, float]:
+        scores = [searched[name, rate, seed]["validation"] for seed in pilots]
+        return (math.inf if None in scores else -means.fmean(scores)), rate
+
+    grid, chosen = choose_rates(names, sorted(rates), cover, score)
+    if not any(run["status"] == "ok" for run in searched.values()):
+        raise KnowError(f"no fine-tune gave a score; the first one ended with {next(iter(searched.values()))['error']}")
+    rate_of = {"today": dict.fromkeys(names, rates[0]), "tuned": chosen}
+    rows, others = [], max(1, len(names) - 1)
+    keys = [(name, rate_of[p][name], seed) for name, p, seed in itertools.product(names, POLICIES, seeds)]
+    found = work("evaluation", keys)
+    for policy, name in itertools.product(POLICIES, names):
+        own, base = ([_score(found[each, rate_of[policy][each], seed]) for seed in seeds] for each in (name, THETA_0))
+        scores = [value for value in own if math.isfinite(value)]
+        gain = paired_t([a - b for a, b in zip(own, base, strict=True)], comparisons=others)
+        rate, edge = rate_of[policy][name], policy == "tuned" and rate_of[policy][name] in (grid[0], grid[-1])
+        mean = means.fmean(scores) if scores else math.nan
+        numbers = (gain.mean, gain.low, gain.high, gain.n)
+        rows.append(Row(name, policy, rate, edge, mean, *numbers, len(own) - len(scores)))
+    return rows
+
+
+def _score(run: Mapping[str, Any]) -> float:
+    """The test score of a run, the validation score where there is no other, NaN where it was lost."""
+    value = run["validation"] if run["test"] is None else run["test"]
+    return math.nan if value is None else value
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """What can be said of these rows, by rule. Intervals hold for all candidates together.
+
+    A lower limit above 0 at tuned rates is a gain that is left. One at today's rate alone is a gain that another rate
+    gives too. With neither, the largest upper limit at tuned rates is what the runs are compatible with.
+    """
+    today, tuned = ({r.candidate: r for r in rows if r.policy == p and r.candidate != THETA_0} for p in POLICIES)
+    usable = [row for row in tuned.values() if math.isfinite(row.low)]
+    if not usable:
+        return "Nothing can be said: fewer than two seeds have a score of theta_0 and of a candidate."
+    said = []
+    if gains := [row for row in usable if row.low > 0]:
+        shown = " and ".join(f"{row.candidate} by {_interval(row)}" for row in gains)
+        said.append(f"A gain is left where each has its own best rate: over theta_0, {shown}.")
+    if early := [row for name, row in today.items() if row.low > 0 and tuned[name] not in gains]:
+        shown = " and ".join(f"{row.candidate} by {_interval(row)}" for row in early)
+        left = " and ".join(_interval(tuned[row.candidate]) for row in early)
+        said.append(
+            f"At the rate of today, {early[0].learning_rate:g}, more than theta_0: {shown}; another rate gives that"
+            f" too, since at tuned rates the difference is {left}."
+        )
+    most = max(usable, key=lambda row: row.high)
+    if not said and most.high <= 0:
+        said.append(f"All candidates score less than theta_0 at tuned rates, the best of them by {_interval(most)}.")
+    elif not said:
+        said.append(f"No gain of more than {most.high:.2g} is compatible with these runs at tuned rates.")
+    return " ".join(said)
+
+
+def _interval(row: Row) -> str:
+    return f"{row.difference:.3g} [{row.low:.3g}, {row.high:.3g}]"
+
+
+def _shown(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _write_pages(
+    folder: Path, rows: Sequence[Row], runs: Sequence[dict], trajectory: Trajectory, described: Mapping[str, Any]
+) -> None:
+    """README.md and the figure."""
+    import jinja2  # comes with torch
+
+    from know.drawing import draw_comparison
+
+    draw_comparison(folder, rows)
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
+    page = template.render(
+        rows=rows,
+        verdict=verdict(rows),
+        lost=[run for run in runs if run["status"] != "ok"],
+        edges=sorted({row.candidate for row in rows if row.on_edge}),
+        snapshots=[path.name for path in trajectory.paths],
+        tested=any(run["test"] is not None for run in runs),
+        **{key: described[key] for key in ("rates", "seeds", "pilots")},
+    )
+    write_text(folder / "README.md", page + "\n")

@@ -1,0 +1,185 @@
+"""`know compare`: planted effects get the sentence that fits; an interrupted comparison ends with the same bytes."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import know
+from know import comparison
+from know.comparison import compare, verdict
+from know.errors import KnowError
+from know.rates import choose_rates
+
+RATES = [3e-4, 1e-4, 1e-3, 3e-3]
+TASK = """
+import math, os, time, zlib
+
+TODAY, BEST = 3e-4, 1e-3
+EFFECTS = {"equal": (0.0, BEST), "better": (0.01, BEST), "early": (0.0, TODAY), "worse": (-0.01, BEST)}
+
+
+def fine_tune(checkpoint, learning_rate, seed):
+    time.sleep(float(os.environ.get("PAUSE", 0)))
+    kind = os.environ.get("EFFECT", "equal") if checkpoint.parent.name == "known_x2" else "equal"
+    gain, best = EFFECTS[kind]
+    noise = zlib.crc32(repr((checkpoint.parent.name, learning_rate, seed)).encode()) % 1000 / 1e6
+    score = 0.9 + gain - 0.02 * math.log(learning_rate / best) ** 2 + noise
+    return score, score
+
+
+def lost(checkpoint, learning_rate, seed):
+    if seed == 3 and checkpoint.parent.name == "shrink_x8":
+        raise RuntimeError("out of memory")
+    if seed == 4 and checkpoint.parent.name == "shrink_x8":
+        return math.nan
+    return fine_tune(checkpoint, learning_rate, seed)
+
+
+def never(checkpoint, learning_rate, seed):
+    raise RuntimeError("no such dataset")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Folder with a trajectory `run` and the script of a task, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("task.py").write_text(TASK)
+    model, dice = torch.nn.Linear(4, 2), torch.Generator().manual_seed(0)
+
+    def fit(model, subset):
+        for parameter in model.parameters():
+            parameter.data.add_(0.01 * torch.randn(parameter.shape, generator=dice))
+
+    return know.forget(model, [0] * 64, fit, out="run")
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        ("better", r"^A gain is left where each has its own best rate: over theta_0, known_x2 by 0\.0\d+ \[0\.00"),
+        ("early", r"^At the rate of today, 0\.0003, more than theta_0: known_x2 by .*; another rate gives that too"),
+        ("equal", r"^No gain of more than 0\.00\d+ is compatible with these runs"),
+        ("worse", r"^No gain of more than 0\.00\d+ is compatible"),  # shrink is equal to theta_0
+    ],
+)
+def test_planted_effects_get_the_sentence_that_fits(run, monkeypatch, effect, said):
+    monkeypatch.setenv("EFFECT", effect)
+    rows = compare(run, "task.py:fine_tune", RATES, out="compared")
+    assert re.search(said, verdict(rows)), verdict(rows)
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert verdict(rows) in page
+    assert "say nothing about other trajectories" in page
+    assert {path.name for path in Path("compared").iterdir()} == {
+        *("README.md", "runs.csv", "comparison.svg", "comparison.png"),
+    }
+
+
+def test_each_candidate_is_evaluated_on_other_seeds_than_those_that_chose_its_rate(run):
+    rows = compare(run, "task.py:fine_tune", RATES, out="compared", seeds=3, pilots=2)
+    lines = Path("compared/runs.csv").read_text().splitlines()[1:]
+    runs = [dict(zip(comparison.COLUMNS, line.split(","), strict=True)) for line in lines]
+    seeds = {stage: {run["seed"] for run in runs if run["stage"] == stage} for stage in ("pilot", "evaluation")}
+    assert seeds == {"pilot": {"0", "1"}, "evaluation": {"2", "3", "4"}}
+    tried = {(run["candidate"], run["learning_rate"]) for run in runs if run["stage"] == "pilot"}
+    assert len(tried) == 4 * len(RATES)
+    assert {row.learning_rate for row in rows if row.policy == "today"} == {RATES[0]}
+    assert {row.learning_rate for row in rows if row.policy == "tuned"} == {1e-3}
+
+
+def test_a_lost_fine_tune_costs_itself_alone_and_is_shown(run):
+    rows = compare(run, "task.py:lost", RATES, out="compared")
+    counts = {row.candidate: (row.n, row.failed) for row in rows if row.policy == "tuned"}
+    assert counts == {"theta_0": (4, 0), "known_x2": (4, 0), "known_x8": (4, 0), "shrink_x8": (2, 2)}
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert "seed 3: RuntimeError: out of memory" in page
+    assert "seed 4: the score is nan" in page
+
+
+def test_a_task_that_never_works_is_said_with_its_error(run):
+    with pytest.raises(KnowError, match=r"no fine-tune gave a score.*no such dataset"):
+        compare(run, "task.py:never", RATES, out="compared")
+    assert not Path("compared").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_killed_comparison_goes_on_to_the_same_bytes(run, folder_bytes, jobs):
+    line = [sys.executable, "-m", "know", "compare", "run", "--task", "task.py:fine_tune", "--rates", "3e-4,1e-3"]
+    line += ["--seeds", "2", "--jobs", str(jobs), "--keep", "--out"]
+    subprocess.run([*line, "whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*line, "cut"], env={**os.environ, "PAUSE": "0.2"}, stdout=subprocess.DEVNULL)
+    results = Path("cut.partial/results.jsonl")
+    while not (results.is_file() and results.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with results.open("a") as file:
+        file.write('{"candidate": "theta')  # what a kill in the middle of a line leaves
+    done = subprocess.run([*line, "cut"], check=True, capture_output=True, text=True)
+    assert " 0 of them done" not in done.stdout
+    assert folder_bytes(Path("cut")) == folder_bytes(Path("whole"))
+    assert not Path("cut.partial").exists()
+
+
+def test_the_best_candidate_is_kept_if_asked(run, monkeypatch):
+    monkeypatch.setenv("EFFECT", "better")
+    compare(run, "task.py:fine_tune", RATES, out="compared", keep=True)
+    best = load_file("compared/best/model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in know.predict(run).items())
+
+
+def test_further_candidates_and_a_continuation_take_part(run):
+    model = torch.nn.Linear(4, 2)
+    trajectory = know.forget(
+        model,
+        [0] * 64,
+        lambda model, subset: model.weight.data.add_(0.01),
+        out="other",
+        references={"continuation": {name: tensor + 1 for name, tensor in model.state_dict().items()}},
+    )
+    rows = compare(trajectory, "task.py:fine_tune", RATES, out="compared", methods=["linear:2", "mean", "known:1"])
+    names = ["theta_0", "known_x2", "known_x8", "shrink_x8", "linear_x4", "mean", "continuation"]
+    assert [row.candidate for row in rows if row.policy == "today"] == names
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rates": [1e-3]}, "at least 2 different rates"),
+        ({"rates": [1e-3, 1e-3]}, "at least 2 different rates"),
+        ({"rates": [0, 1e-3]}, "above 0"),
+        ({"rates": "fast"}, "rates must be numbers"),
+        ({"seeds": 1}, "seeds must be at least 2"),
+        ({"pilots": 0}, "pilots must be at least 1"),
+        ({"task": "task.py:nothing"}, "has no function 'nothing'"),
+        ({"methods": ["known:two"]}, "NAME:depth"),
+        ({"methods": ["lineer"]}, "did you mean 'linear'"),
+        ({"jobs": 2, "task": math.log}, "SCRIPT.py:function"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_work(run, change, said):
+    before = sorted(Path().iterdir())
+    with pytest.raises(KnowError, match=said):
+        compare(**{"trajectory": run, "task": "task.py:fine_tune", "rates": RATES, "out": "compared", **change})
+    assert sorted(Path().iterdir()) == before
+
+
+def test_the_grid_grows_at_its_edges_for_all_names_alike():
+    asked = []
+    best = {"one": 8.0, "other": 1.0}
+    grid, chosen = choose_rates(
+        list(best), [2.0, 4.0], asked.extend, lambda name, rate: abs(rate - best[name]), extensions=3
+    )
+    assert grid == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert sorted(asked) == grid
+    assert chosen == best
