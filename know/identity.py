@@ -20,6 +20,8 @@ from torch import Tensor
 from know.files import digest
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path, enum.Enum, torch.dtype, torch.device, torch.Size)
+MANY = 10_000
+"""Longer lists, such as the files of a dataset, are compared by what they print."""
 INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 CODE = (types.FunctionType, types.MethodType, functools.partial, type)
 
@@ -28,19 +30,19 @@ def identity(function: Any, given: Mapping[str, Any] | None = None) -> tuple[str
     """Hash of everything that decides what a callable does, and the names of parts that could not be compared.
 
     Followed are partial arguments, defaults, closures, attributes of objects, and the functions, classes and plain
-    values among the globals that the code names; installed packages count by name. Of an object with `state_dict()`
-    the attributes that its state carries are left out, since they change and are restored.
+    values among the globals that the code names; installed packages count by name. Where the callable itself is an object
+    with `state_dict()`, the attributes that its state carries are left out, since they change and are restored.
 
     given: values that are known by other means, such as the model to train; they count by their name here.
     """
     names = {id(value): name for name, value in (given or {}).items()}
-    walk = _Walk(names)
+    walk = _Walk(function, names)
     return digest(walk.of(function, getattr(function, "__name__", type(function).__name__))), walk.unknown
 
 
 class _Walk:
-    def __init__(self, names: dict[int, str]):
-        self.names, self.unknown = names, []
+    def __init__(self, function: Any, names: dict[int, str]):
+        self.function, self.names, self.unknown = function, names, []
         self.kept: list[Any] = []
         """Everything met, so that no id is used twice."""
 
@@ -60,10 +62,13 @@ class _Walk:
     def _parts(self, value: Any, place: str) -> Any:
         if isinstance(value, Tensor | np.ndarray):
             return self._array(value, place)
+        if isinstance(value, list | tuple | dict) and len(value) > MANY:
+            text = repr(value)
+            return self._give_up(value, place) if " at 0x" in text else hashlib.sha256(text.encode()).hexdigest()
         if isinstance(value, Mapping):
             return sorted(([self.of(k, place), self.of(v, f"{place}[{k!r}]")] for k, v in value.items()), key=repr)
         if isinstance(value, Set):
-            return sorted((self.of(each, place) for each in value), key=repr)
+            return [self.of(each, place) for each in sorted(value, key=repr)]
         if isinstance(value, Sequence) and isinstance(value, list | tuple | range):
             return [self.of(each, f"{place}[{k}]") for k, each in enumerate(value)]
         if isinstance(value, functools.partial):
@@ -101,7 +106,7 @@ class _Walk:
             return self._give_up(value, place)
         attributes = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
         restored = {}
-        if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        if value is self.function and hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
             with contextlib.suppress(Exception):
                 restored = value.state_dict()
         parts = {k: self.of(v, f"{place}.{k}") for k, v in sorted(attributes.items()) if k not in restored}

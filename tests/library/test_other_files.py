@@ -198,6 +198,12 @@ def closure(size):
     return lambda model, subset: step(model, subset, size)
 
 
+def adam(size):
+    """The rate is in the state of an optimiser that the function holds."""
+    optimizer = torch.optim.Adam([torch.ones(1, requires_grad=True)], lr=size)
+    return lambda model, subset: step(model, subset, optimizer.param_groups[0]["lr"])
+
+
 def typed_in(size):
     names = {}
     exec(f"def fit(model, subset):\n    model.weight.data.add_({size})", names)
@@ -205,7 +211,7 @@ def typed_in(size):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda size: functools.partial(step, size=size), Fit, lambda size: Fit(size).run, closure, typed_in]
+    "make", [lambda size: functools.partial(step, size=size), Fit, lambda size: Fit(size).run, closure, typed_in, adam]
 )
 def test_another_training_function_is_not_given_the_old_trajectory(tmp_path, make):
     def forget(size):
