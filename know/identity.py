@@ -30,8 +30,8 @@ def identity(function: Any, given: Mapping[str, Any] | None = None) -> tuple[str
     """Hash of everything that decides what a callable does, and the names of parts that could not be compared.
 
     Followed are partial arguments, defaults, closures, attributes of objects, and the functions, classes and plain
-    values among the globals that the code names; installed packages count by name. Where the callable itself is an object
-    with `state_dict()`, the attributes that its state carries are left out, since they change and are restored.
+    values among the globals that the code names; installed packages count by name. Where the callable itself is an
+    object with `state_dict()`, the attributes that its state carries are left out, since they change and are restored.
 
     given: values that are known by other means, such as the model to train; they count by their name here.
     """

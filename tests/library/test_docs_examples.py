@@ -43,7 +43,8 @@ def test_an_example_makes_a_trajectory_that_can_be_predicted(tmp_path, monkeypat
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    space = run(GOES_ON[section], {}) if section in GOES_ON else {}
+    script = {"__name__": "__main__"}
+    space = run(GOES_ON[section], script) if section in GOES_ON else script
     run(section, space)
     trajectory = know.Trajectory.load(folder)
     assert trajectory.fractions == (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
