@@ -1,6 +1,9 @@
-"""Fixtures of the tests of methods."""
+"""Fixtures of the tests of the library."""
 
 import pytest
+import torch
+from others import FRACTIONS
+from safetensors.torch import save_file
 from tiny import saved
 from walk import history
 
@@ -23,3 +26,17 @@ def kept(tmp_path_factory):
 @pytest.fixture(scope="session")
 def walk(kept) -> Trajectory:
     return kept("walk", history())
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Function that writes snapshots, smallest subset first, and gives their trajectory."""
+
+    def write(make, ending=".safetensors", save=None, **reading) -> Trajectory:
+        save = save or (save_file if ending == ".safetensors" else torch.save)
+        paths = [tmp_path / f"s{k}{ending}" for k in reversed(range(5))]
+        for k, path in zip(reversed(range(5)), paths, strict=True):
+            save(make(k), path)
+        return Trajectory.from_checkpoints(paths, FRACTIONS, **reading)
+
+    return write

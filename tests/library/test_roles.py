@@ -1,0 +1,153 @@
+"""Roles of tensors go by what they are; what no method takes is refused, or left alone if asked."""
+
+import pytest
+import torch
+from others import base, normal, predict_to
+
+import know
+from know.errors import KnowError
+from know.roles import reasons, roles
+
+# roles by meaning
+
+ROLES = {
+    "LayerNorm.gamma": ((8,), "norm"),
+    "LayerNorm.beta": ((8,), "norm"),
+    "ln.g": ((8,), "norm"),
+    "ln.b": ((8,), "norm"),
+    "sublayer.a_2": ((8,), "norm"),
+    "sublayer.b_2": ((8,), "norm"),
+    "rms.scale": ((8,), "norm"),
+    "group.weight": ((1, 8, 1, 1), "norm"),
+    "group.bias": ((1, 8, 1, 1), "norm"),
+    "picture.weight": ((8, 4, 4), "norm"),
+    "picture.bias": ((8, 4, 4), "norm"),
+    "block.gamma_1": ((8,), "norm"),
+    "block.ls1.gamma": ((8,), "norm"),
+    "act.weight": ((8,), "norm"),
+    "clip.logit_scale": ((), "buffer"),
+    "swin.logit_scale": ((3, 1, 1), "norm"),
+    "vit.cls_token": ((1, 1, 8), "fc"),
+    "vit.pos_embed": ((1, 5, 8), "fc"),
+    "rotary.inv_freq": ((8,), "buffer"),
+    "attn.causal_mask": ((1, 1, 5, 5), "buffer"),
+    "word.weight": ((50, 8), "fc"),
+    "lstm.weight_ih_l0": ((32, 8), "fc"),
+    "lstm.weight_hh_l0": ((32, 8), "fc"),
+    "lstm.bias_ih_l0": ((32,), "bias"),
+    "wn.weight_g": ((8, 1), "norm"),
+    "wn.weight_v": ((8, 4), "fc"),
+    "new_wn.parametrizations.weight.original0": ((8, 1, 1, 1), "norm"),
+    "new_wn.parametrizations.weight.original1": ((8, 4, 3, 3), "conv"),
+    "sn.weight_orig": ((8, 4, 3, 3), "conv"),
+    "sn.weight_u": ((8,), "buffer"),
+    "sn.weight_v": ((36,), "buffer"),
+    "new_sn.parametrizations.weight.original": ((8, 4), "fc"),
+    "new_sn.parametrizations.weight.0._u": ((8,), "buffer"),
+    "vq.embed": ((8, 16), "buffer"),
+    "vq.cluster_size": ((16,), "buffer"),
+    "wave.weight": ((8, 4, 3), "fc"),
+    "volume.weight": ((8, 4, 3, 3, 3), "fc"),
+    "depthwise.weight": ((8, 1, 3, 3), "conv"),
+    "unet.mid_block.attn.to_out.0.weight": ((8, 8), "fc"),
+    "unet.mid_block.attn.to_out.0.bias": ((8,), "bias"),
+    "unet.time_embedding.linear_1.weight": ((8, 4), "fc"),
+    "normals_head.weight": ((3, 8), "fc"),
+    "normals_head.bias": ((3,), "bias"),
+    "one_output.weight": ((1, 8), "fc"),
+    "one_output.bias": ((1,), "bias"),
+    "own.W": ((8, 4), "fc"),
+    "own.b": ((8,), "bias"),
+}
+
+
+def test_roles_go_by_what_a_tensor_is():
+    state = {name: torch.empty(shape) for name, (shape, _) in ROLES.items()}
+    assert roles(state) == {name: role for name, (_, role) in ROLES.items()}
+    assert all(reason for _, reason in reasons(state).values())
+
+
+def test_real_modules_have_the_roles_of_their_kind():
+    from torch.nn.utils import parametrizations as new
+
+    model = torch.nn.ModuleDict(
+        {
+            "wn": new.weight_norm(torch.nn.Linear(4, 8)),
+            "sn": new.spectral_norm(torch.nn.Conv2d(3, 8, 3)),
+            "gru": torch.nn.GRU(4, 8),
+            "prelu": torch.nn.PReLU(8),
+            "norm": torch.nn.LayerNorm((4, 8)),
+            "attention": torch.nn.MultiheadAttention(8, 2),
+            "up": torch.nn.ConvTranspose2d(3, 8, 3),
+        }
+    )
+    found = roles(model.state_dict())
+    assert {name for name, role in found.items() if role == "norm"} == {
+        *("wn.parametrizations.weight.original0", "prelu.weight", "norm.weight", "norm.bias"),
+    }
+    assert {name for name, role in found.items() if role == "buffer"} == {
+        *("sn.parametrizations.weight.0._u", "sn.parametrizations.weight.0._v"),
+    }
+    assert found["sn.parametrizations.weight.original"] == found["up.weight"] == "conv"
+
+
+QUANTISED = {
+    "gptq": {"q.qweight": torch.zeros(4, 8, dtype=torch.int32), "q.scales": torch.ones(1, 8).half()},
+    "bitsandbytes": {"q.weight": torch.zeros(16, 1, dtype=torch.uint8), "q.weight.absmax": torch.ones(4)},
+    "llm.int8": {"q.weight": torch.zeros(4, 8, dtype=torch.int8), "q.SCB": torch.ones(4)},
+    "fp8": {"q.weight": torch.zeros(4, 8).to(torch.float8_e4m3fn), "q.weight_scale_inv": torch.ones(1, 1)},
+}
+
+
+@pytest.mark.parametrize("layer", QUANTISED.values(), ids=QUANTISED)
+def test_quantised_weights_are_refused_as_a_whole_or_left_alone(written, layer):
+    def make(k):
+        return {**base(k), **{n: t * (1 + k) if t.dtype == torch.float32 else t for n, t in layer.items()}}
+
+    trajectory = written(make)
+    with pytest.raises(KnowError, match=r"'q' are quantised.*--skip 'q\*'"):
+        know.predict(trajectory)
+    found = know.predict(trajectory, roles={"q*": "skip"})
+    assert all(torch.equal(found[n].view(torch.uint8), t.view(torch.uint8)) for n, t in layer.items())
+
+
+def test_integers_beside_a_scale_are_not_always_codes(written):
+    def make(k):
+        table = torch.zeros(9, 9, dtype=torch.int64)
+        return {**base(k), "attn.relative_position_index": table, "attn.logit_scale": torch.ones(3, 1, 1) + k}
+
+    assert torch.equal(know.predict(written(make))["attn.logit_scale"], torch.ones(3, 1, 1))
+
+
+def test_an_adapter_is_refused_with_the_way_to_merge_it(written):
+    def make(k):
+        return {"model.q.lora_A.weight": normal(4, 8) * (1 + k), "model.q.lora_B.weight": normal(8, 4) * (1 + k)}
+
+    with pytest.raises(KnowError, match="merge"):
+        know.predict(written(make))
+    assert roles({"flora_head.weight": torch.empty(3, 3)}) == {"flora_head.weight": "fc"}
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"), [(torch.eye(3).to_sparse(), "sparse"), (torch.empty(3, device="meta"), "on the meta device")]
+)
+def test_tensors_without_plain_values_are_named_and_may_be_skipped(written, tmp_path, odd, what):
+    trajectory = written(lambda k: {**base(k), "odd": odd}, ".pt")
+    with pytest.raises(KnowError, match=f"'odd' is {what}.*--skip 'odd'"):
+        know.predict(trajectory)
+    predict_to(trajectory, tmp_path / "out", roles=(("odd", "skip"),))
+    assert torch.load(tmp_path / "out/model.pt")["odd"].layout == odd.layout
+
+
+def test_extra_state_is_carried_over(written, tmp_path):
+    trajectory = written(lambda k: {**base(k), "layer._extra_state": {"version": 3}}, ".pt")
+    predict_to(trajectory, tmp_path / "out")
+    assert torch.load(tmp_path / "out/model.pt")["layer._extra_state"] == {"version": 3}
+
+
+def test_float64_keeps_its_digits_and_the_rounding_is_said(written, tmp_path):
+    exact = normal(4, 8).double() + 1e-12
+    trajectory = written(lambda k: {"fc.weight": exact * (1 + 1e-3 * k)})
+    found = know.predict(trajectory, scale=0)["fc.weight"]
+    assert torch.equal(found, exact)
+    assert any("float64" in note for note in predict_to(trajectory, tmp_path / "out"))

@@ -1,0 +1,155 @@
+"""No folder is taken for another's: our own snapshots, finished trajectories, and the user's training function."""
+
+import functools
+import json
+import threading
+
+import pytest
+import torch
+from others import FRACTIONS, base
+from safetensors.torch import load_file, save_file
+
+import know
+from know.errors import KnowError
+from know.trajectory import Trajectory
+
+# our own snapshots
+
+
+@pytest.fixture
+def run(tmp_path):
+    model = torch.nn.Linear(4, 2)
+
+    def fit(model, subset):
+        model.weight.data.add_(0.01)
+
+    return know.forget(model, [0] * 64, fit, out=tmp_path / "run")
+
+
+def test_the_order_that_snapshots_carry_is_held_against_the_one_given(run):
+    paths = sorted(run.paths)  # as a shell lists them: theta_0 first
+    with pytest.raises(KnowError, match=r"s0\.safetensors says that it is the snapshot of fraction 1"):
+        know.predict(Trajectory.from_checkpoints(paths, FRACTIONS))
+
+
+def test_snapshots_of_a_folder_are_checked_against_its_manifest(run):
+    save_file({**load_file(run.paths[1]), "weight": torch.ones(2, 4)}, run.paths[1])
+    with pytest.raises(KnowError, match="does not have the hash in its manifest"):
+        know.predict(Trajectory.from_checkpoints(run.paths, FRACTIONS))
+
+
+def test_a_finished_trajectory_is_never_added_to(tmp_path, folder_bytes):
+    def record(weights):
+        with Trajectory.record(tmp_path / "run", [0.5, 1]) as recorder:
+            for fraction in (1, 0.5):
+                recorder.add({"w": torch.full((2, 2), weights * fraction)}, fraction)
+
+    record(1.0)
+    before = folder_bytes(tmp_path / "run")
+    with pytest.raises(KnowError, match="already, with other weights"):
+        record(2.0)
+    record(1.0)  # the same once more is no harm
+    assert folder_bytes(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("file", ["../other.safetensors", "/etc/hosts", "link.safetensors"])
+def test_a_manifest_that_leaves_its_folder_is_refused(run, tmp_path, file):
+    folder = run.paths[0].parent
+    save_file(base(0), tmp_path / "other.safetensors")
+    (folder / "link.safetensors").symlink_to(tmp_path / "other.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["snapshots"][0]["file"] = file
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(KnowError, match=r"outside itself|leaves its folder"):
+        Trajectory.load(folder)
+
+
+# what counts as the same training function
+
+
+def step(model, subset, size):
+    model.weight.data.add_(size)
+
+
+class Fit:
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, model, subset):
+        step(model, subset, self.size)
+
+    run = __call__
+
+
+def closure(size):
+    return lambda model, subset: step(model, subset, size)
+
+
+def adam(size):
+    """The rate is in the state of an optimiser that the function holds."""
+    optimizer = torch.optim.Adam([torch.ones(1, requires_grad=True)], lr=size)
+    return lambda model, subset: step(model, subset, optimizer.param_groups[0]["lr"])
+
+
+def typed_in(size):
+    names = {}
+    exec(f"def fit(model, subset):\n    model.weight.data.add_({size})", names)
+    return names["fit"]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda size: functools.partial(step, size=size), Fit, lambda size: Fit(size).run, closure, typed_in, adam]
+)
+def test_another_training_function_is_not_given_the_old_trajectory(tmp_path, make):
+    def forget(size):
+        torch.manual_seed(0)
+        return know.forget(torch.nn.Linear(4, 2), [0] * 64, make(size), out=tmp_path / "run")
+
+    first = forget(0.01)
+    assert torch.equal(forget(0.01).states[0]["weight"], first.states[0]["weight"])
+    with pytest.raises(KnowError, match="other weights, data, settings or `fit`"):
+        forget(0.5)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    def forget():
+        lock = threading.Lock()
+        torch.manual_seed(0)
+        fit = lambda model, subset: step(model, (subset, lock)[0], 0.01)  # noqa: E731
+        return know.forget(torch.nn.Linear(4, 2), [0] * 64, fit, out=tmp_path / "run")
+
+    forget()
+    with pytest.warns(UserWarning, match="lock .a lock. of fit could not be compared"):
+        forget()
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_wrapped_models_give_snapshots_of_the_plain_one(tmp_path, wrap):
+    model = torch.nn.Linear(4, 2)
+    trajectory = know.forget(
+        wrap(model), [0] * 64, lambda model, subset: next(model.parameters()).data.add_(0.01), out=tmp_path / "run"
+    )
+    torch.nn.Linear(4, 2).load_state_dict(know.predict(trajectory), strict=True)
+    assert torch.equal(model.weight, trajectory.states[0]["weight"])
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [
+        (lambda model, subset: model.weight.data.fill_(float("nan")), "fraction 0.5 tensor 'weight' has values"),
+        (lambda model, subset: None, "left all weights as they were"),
+    ],
+)
+def test_a_step_that_forgets_nothing_or_ends_in_nan_stops_the_trajectory(tmp_path, fit, said):
+    with pytest.raises(KnowError, match=said):
+        know.forget(torch.nn.Linear(4, 2), [0] * 64, fit, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_error_of_fit_is_the_one_that_is_seen(tmp_path):
+    def fit(model, subset):
+        del model.bias
+        raise RuntimeError("my own error")
+
+    with pytest.raises(RuntimeError, match="my own error"):
+        know.forget(torch.nn.Linear(4, 2), [0] * 64, fit, out=tmp_path / "run")

@@ -1,0 +1,170 @@
+"""What did not move is not predicted, by any method; and what is said of unusual values and settings."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from others import FRACTIONS, base, normal, predict_to
+from safetensors.torch import load_file
+
+import know
+from know.cli import app
+from know.errors import KnowError
+from know.export import Request, plan, predict_files
+from know.trajectory import Trajectory
+
+# what did not move
+
+
+@pytest.mark.parametrize(
+    "still",
+    [
+        torch.full((6, 6), float("-inf")).triu(1),
+        torch.tensor([0.0, -0.0, 1.0, float("nan")]),
+        torch.zeros(5, 5),
+        torch.ones(300_000),  # more than one piece
+    ],
+    ids=["mask", "nan", "zeros", "large"],
+)
+@pytest.mark.parametrize("method", ["known", "linear", "shrink", "shrink_and_perturb"])
+def test_a_tensor_that_is_the_same_in_all_snapshots_is_copied(written, tmp_path, still, method):
+    trajectory = written(lambda k: {**base(k), "table": still.clone()})
+    found = know.predict(trajectory, method)
+    assert torch.equal(found["table"].view(torch.uint8), still.view(torch.uint8))
+    assert not torch.equal(found["fc.weight"], base(0)["fc.weight"])
+    predict_to(trajectory, tmp_path / "out", method=method)
+    kept = load_file(tmp_path / "out/model.safetensors")["table"]
+    assert torch.equal(kept.view(torch.uint8), still.view(torch.uint8))
+    assert {row.tensor: row.action for row in plan(trajectory)}["table"] == "copied: the same in all snapshots"
+
+
+def test_a_large_tensor_that_moves_at_its_end_alone_is_predicted(written):
+    def make(k):
+        tensor = torch.ones(300_000)
+        tensor[-1] += 0.01 * k
+        return {"large": tensor}
+
+    assert know.predict(written(make), "linear")["large"][-1] != 1
+
+
+@pytest.mark.parametrize("method", ["known", "linear", "shrink_and_perturb"])
+def test_pruned_weights_stay_zero(written, method):
+    mask = normal(4, 8) > 0
+    found = know.predict(written(lambda k: {"fc.weight": base(k)["fc.weight"] * mask}), method)["fc.weight"]
+    assert bool((found[~mask] == 0).all())
+    assert bool((found[mask] != base(0)["fc.weight"][mask]).all())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda k: base(0), "all snapshots hold the same weights: nothing was forgotten"),
+        (lambda k: {}, "0 weights would be predicted"),
+        (lambda k: {"a": torch.arange(3)}, "0 weights would be predicted"),
+        (lambda k: {"a.weight": torch.zeros(0), "b.weight": torch.zeros(0)}, "0 weights would be predicted"),
+    ],
+    ids=["equal", "empty", "integers", "empty tensors"],
+)
+def test_a_prediction_of_nothing_is_an_error(written, tmp_path, make, said):
+    trajectory = written(make, ".pt")
+    with pytest.raises(KnowError, match=said):
+        know.predict(trajectory)
+    with pytest.raises(KnowError, match=said):
+        predict_files(trajectory, Request(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# the Python interface
+
+
+def test_global_settings_of_torch_neither_matter_nor_change(written):
+    trajectory = written(base)
+    expected = know.predict(trajectory, "shrink_and_perturb"), know.predict(trajectory)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")  # stands for "cuda" on a machine without one
+        fresh = Trajectory.from_checkpoints(trajectory.paths, FRACTIONS)
+        found = know.predict(fresh, "shrink_and_perturb"), know.predict(fresh)
+        assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.float64, "meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(expected, found, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+WRONG = {
+    "trajectory": lambda t, m: know.predict("run/"),
+    "depth": lambda t, m: know.predict(t, depth="2"),
+    "scale": lambda t, m: know.predict(t, scale="0.5"),
+    "method": lambda t, m: know.predict(t, None),
+    "roles": lambda t, m: know.predict(t, roles=["head.*"]),
+    "known": lambda t, m: know.predict(t, known=5),
+    "seed": lambda t, m: know.predict(t, seed="a"),
+    "model": lambda t, m: know.forget(m.state_dict(), [0] * 64, print, out="a"),
+    "dataset": lambda t, m: know.forget(m, iter([]), print, out="a"),
+    "fit": lambda t, m: know.forget(m, [0] * 64, "train", out="a"),
+    "out": lambda t, m: know.forget(m, [0] * 64, print, out=None),
+    "length": lambda t, m: know.forget(m, [0] * 64, print, length=2.5, out="a"),
+    "ratio": lambda t, m: know.forget(m, [0] * 64, print, ratio="half", out="a"),
+    "fractions": lambda t, m: know.forget(m, [0] * 64, print, fractions=["1/2", "1"], out="a"),
+    "lazy": lambda t, m: know.forget(torch.nn.LazyLinear(3), [0] * 64, print, out="a"),
+    "from_checkpoints": lambda t, m: Trajectory.from_checkpoints("run/", FRACTIONS),
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+def test_a_wrong_argument_is_named(written, tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KnowError, match=argument):
+        WRONG[argument](written(base), torch.nn.Linear(4, 2))
+
+
+def test_arrays_of_fractions_are_taken(tmp_path):
+    made = know.forget(
+        torch.nn.Linear(4, 2),
+        [0] * 64,
+        lambda model, subset: model.weight.data.add_(0.01),
+        fractions=np.array([0.25, 0.5, 1]),
+        out=tmp_path / "run",
+    )
+    assert made.fractions == (0.25, 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "said"),
+    [
+        ([0.9, 0.95, 0.98, 0.99, 1], "meta-trained for 0.3 to 0.9"),
+        ([0.2, 0.4, 0.6, 0.8, 1], "meta-trained on equal ones"),
+    ],
+)
+def test_ratios_outside_what_known_was_shown_are_said(written, tmp_path, fractions, said):
+    trajectory = Trajectory.from_checkpoints(written(base).paths, fractions)
+    assert any(said in note for note in predict_to(trajectory, tmp_path / "out"))
+    assert said in (tmp_path / "out/README.md").read_text()
+    assert not predict_to(written(base), tmp_path / "usual")
+
+
+def test_large_weights_are_counted(written, tmp_path):
+    trajectory = written(lambda k: {"fc.weight": torch.tensor([[0.1, 20.0], [-3.0, 1.0]]) * (1 + 0.01 * k)})
+    assert any(note.startswith("2 weights are larger than 2") for note in predict_to(trajectory, tmp_path / "out"))
+
+
+def test_inspect_takes_the_reading_options_of_predict(written):
+    def make(k):
+        return {
+            "state_dict": {f"module.{n}": t for n, t in base(k).items()} | {"module.mask": torch.ones(3, 3)},
+            "epoch": 1,
+        }
+
+    trajectory = written(make, ".pt")
+    line = ["inspect", *map(str, trajectory.paths), "--fractions", ",".join(map(str, FRACTIONS)), "--key", "state_dict"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        app([*line, "--strip", "module.", "--skip", "conv.*"], standalone_mode=False)
+    assert "fc.weight" in said.getvalue()
+    assert not any(name in said.getvalue() for name in ("conv.weight", "mask", "module."))
