@@ -30,7 +30,7 @@ from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
 from benchmarks.workers import workers
 from know.checkpoints import State
 from know.errors import KnowError
-from know.files import sha256_file, write_json
+from know.files import digest, sha256_file, write_json
 from know.fingerprint import code_hash
 from know.forgetting import forget
 from know.seeds import stream
@@ -47,6 +47,7 @@ class _Fit:
 
     def __init__(self, dataset: Dataset, settings: Forgetting, seed: int):
         self.dataset, self.settings, self.seed = dataset, settings, seed
+        self.fingerprint = digest([settings.model_dump(mode="json"), seed])  # the store's key has code and data
         self.calls, self.optimizer = 0, None
 
     def __call__(self, model: nn.Module, subset: Subset) -> None:

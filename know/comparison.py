@@ -7,7 +7,7 @@ seeds, then frozen, and differences to theta_0 paired over other seeds. Needs sc
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import itertools
 import json
 import math
@@ -138,7 +138,12 @@ def compare(
 
 
 def _demand_packages() -> None:
-    lacking = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
+    lacking = []
+    for name in ("scipy", "matplotlib"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            lacking.append(name)
     if lacking:
         raise KnowError(f"a comparison needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
 

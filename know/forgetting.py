@@ -44,10 +44,11 @@ def forget(
     model: is trained in place, and ends as the snapshot of the smallest subset.
     dataset: anything with a length and integer indexing; `fit` gets a torch `Subset` of it.
     fit: `fit(model, subset)`, your training function. If it has `state_dict()` and `load_state_dict()`, its state, such
-        as that of an optimiser, is kept too, so that a resumed run equals an uninterrupted one.
+        as that of an optimiser, is kept too, so that a resumed run equals an uninterrupted one. If it has a text
+        `fingerprint`, that says whether it is the same; else its code, arguments, attributes and closure do.
     ratio, length: S snapshots at 1, r, r^2, ... of the data; or `fractions`, smallest first, ending at 1.
     out: the folder to make. An interrupted call is resumed if weights, size of the data, settings and `fit` are the
-        same: its code, arguments, attributes and closure. A finished folder of the same settings is returned as it is;
+        same. A finished folder of the same settings is returned as it is;
         any other folder is an error. Two calls never write into one folder.
     describe: further facts about a snapshot, from (model, indices of the subset); the manifest keeps them with `facts`.
     references: further weights to keep in the folder, by name.
@@ -57,7 +58,9 @@ def forget(
     _check_arguments(model, dataset, fit)
     out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
     subsets = nested_subsets(len(dataset), seed=seed, fractions=fractions)
-    what, unknown = identity(fit, {"the model": model, "the plain model": inner(model), "the dataset": dataset})
+    what, unknown = getattr(fit, "fingerprint", None), []
+    if not isinstance(what, str):
+        what, unknown = identity(fit, {"the model": model, "the plain model": inner(model), "the dataset": dataset})
     settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": what, **(facts or {})}
     code = code_hash("know.forgetting:forget")
     fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})

@@ -85,6 +85,10 @@ def test_the_page_on_adding_a_method_does_what_it_says(checkout):
     assert set(others["arm"]) == set(before["arm"])
 
 
+TASK = """
+def fine_tune(checkpoint, learning_rate, seed):
+    return learning_rate * seed
+"""
 MINE = """
 import torch
 from torch import nn
@@ -129,8 +133,8 @@ def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, mon
     (tmp_path / "my_training.py").write_text(MINE, encoding="utf-8")
     section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Use it on your model")[1]
     (tmp_path / "section.md").write_text(section.split("\n## ")[0], encoding="utf-8")
-    (loop,), (three,) = (blocks(tmp_path / "section.md", language) for language in ("python", "sh"))
-    exec(compile(f"from my_training import *\n{loop}", "README.md", "exec"), {})
+    (loop,), (three, _) = (blocks(tmp_path / "section.md", language) for language in ("python", "sh"))
+    exec(compile(f"from my_training import *\n{loop}", "README.md", "exec"), {"__name__": "__main__"})
     lines = three.strip().splitlines()
     assert len(lines) == 3
     for line in lines:
@@ -143,6 +147,7 @@ def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, mon
         state = load_state(tmp_path / "run" / f"s{k}.safetensors")
         wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
         torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / f"s{k}.pt")
+    (tmp_path / "my_task.py").write_text(TASK, encoding="utf-8")
     for line in [line for block in blocks(manual, "sh") for line in block.strip().splitlines()]:
         if line.partition("#")[0].strip() not in lines:
             shutil.rmtree(tmp_path / "better", ignore_errors=True)
