@@ -2,6 +2,7 @@
 # make test                    the tests, without those that are marked as slow
 # make test-all                all tests, with more random inputs
 # make slurm                   the workflow on a real Slurm of one node; as root on Debian, else skipped with the reason
+# make conda                   a tiny suite under --use-conda, with a stand-in for conda (tests/conda/conda)
 # make pretrained              train the networks that ship anew (benchmarks/metatraining.yaml); needs KNOW_DATA
 # make lint                    what continuous integration checks besides
 SUITE ?= smoke
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 INSTALLED := .venv/.installed
 
-.PHONY: results test test-all slurm lint pretrained lock clean
+.PHONY: results test test-all slurm conda lint pretrained lock clean
 
 results: $(INSTALLED)
 	snakemake --cores $(CORES) --config suite=$(SUITE)
@@ -26,6 +27,9 @@ test-all: $(INSTALLED)
 
 slurm: $(INSTALLED)
 	pytest -rs tests/slurm/check_slurm.py
+
+conda: $(INSTALLED)
+	pytest -rs tests/conda/check_conda.py
 
 lint: $(INSTALLED)
 	ruff check .

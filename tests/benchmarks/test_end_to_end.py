@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from checkout import content
 from synthetic import run
 
 from benchmarks.arms import ARMS
@@ -79,13 +80,6 @@ def replaced(path: Path, old: str, new: str) -> Iterator[None]:
         assert old.encode() in before
         path.write_bytes(before.replace(old.encode(), new.encode(), 1))
         yield
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Relative path to bytes of all that is to be the same in two runs."""
-    unversioned = {"logs", "benchmarks", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path): (folder / path).read_bytes() for path in paths if not unversioned & set(path.parts)}
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from checkout import content
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster, unavailable
 
 REPOSITORY = Path(__file__).parents[2]
-UNVERSIONED = {"logs", "benchmarks", "provenance.json", "cost.csv", "cost_by_arm.csv", "COST.md"}
-"""What differs between two runs: times, and where they were."""
 QUICK = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
 QUICK += ["--seconds-between-status-checks=3", "--latency-wait=5", "--cores=2"]
 HALF, WHOLE = (f"overflow.digits_0-4.digits_5-9.mlp.{share}" for share in (50, 100))
@@ -71,12 +70,6 @@ def end(running: subprocess.Popen, folder: Path, code: int = 0) -> str:
     text = (folder / "said").read_text(encoding="utf-8")
     assert found == code, text[-20_000:]
     return text
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Relative path to bytes of all that is to be the same in two runs."""
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path): (folder / path).read_bytes() for path in paths if not UNVERSIONED & set(path.parts)}
 
 
 def wait_until(true: Callable[[], object], running: subprocess.Popen, what: str, seconds: float = 600) -> None:
