@@ -201,7 +201,7 @@ def predict(
     _refuse_existing(out)
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
-    roles = [_pair(text, "--role", "PATTERN=ROLE") for text in role or []]
+    roles = list(_roles(role).items())
     if dry_run:
         rows = export.plan(trajectory, dict(roles))
         for row in rows:
@@ -329,7 +329,7 @@ def inspect_(
     _refuse_existing(out)
     _threads(threads)
     trajectory, options = _trajectory(inputs, fractions, key, strip), dict(_option(text) for text in option or [])
-    roles = dict(_pair(text, "--role", "PATTERN=ROLE") for text in role or [])
+    roles = _roles(role)
     asked = {"known": known, "seed": seed, "scale": scale, "roles": roles, "out": out, **options}
     rows = inspection.inspect_trajectory(trajectory, method, depth, **asked)
     print(f"{'tensor':32} {'role':5} {'weights':>9} {'step':>7} {'shrink':>7} {'linear':>7} {'neither':>7}")
@@ -393,6 +393,15 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
     if not equals or not before:
         raise KnowError(f"{option} {text!r}: write it as {form}")
     return before, after
+
+
+def _roles(given: list[str] | None) -> dict[str, str]:
+    """Patterns to roles, in an order in which the later wins, also where a pattern was given twice."""
+    roles: dict[str, str] = {}
+    for pattern, role in (_pair(text, "--role", "PATTERN=ROLE") for text in given or []):
+        roles.pop(pattern, None)
+        roles[pattern] = role
+    return roles
 
 
 def _option(text: str) -> tuple[str, Any]:

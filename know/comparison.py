@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from know.export import Request, predict_files, write_prediction
 from know.files import PACKAGE, digest, new_folder, resumable_folder, write_csv, write_text
 from know.identity import identity
 from know.methods import get
-from know.prediction import predicted
+from know.prediction import check_depth, predicted
 from know.rates import choose_rates
 from know.scripts import function_of
 from know.trajectory import Trajectory
@@ -97,6 +98,12 @@ def compare(
     An interrupted comparison goes on when it is called again. Raises KnowError for wrong arguments.
     """
     _demand_packages()
+    if not isinstance(trajectory, Trajectory):
+        raise KnowError(f"trajectory must be a Trajectory, as Trajectory.load gives it, got {trajectory!r}")
+    if not isinstance(task, str) and not callable(task):
+        raise KnowError(f'task must be a function or "SCRIPT.py:function", got a {type(task).__name__}')
+    if not isinstance(methods, list | tuple) or not all(isinstance(name, str) for name in methods):
+        raise KnowError(f"methods must be a list of names, got {methods!r}")
     rates, out = _check(rates, seeds, pilots, jobs, task), as_path("out", out)
     candidates = list(_candidates(trajectory, methods))
     function = function_of(task, "--task") if isinstance(task, str) else task
@@ -128,10 +135,11 @@ def compare(
         runs = sorted(results.known.values(), key=lambda run: tuple(str(run[key]).zfill(24) for key in COLUMNS[:4]))
         write_csv(folder / "runs.csv", [{key: _shown(run[key]) for key in COLUMNS} for run in runs], COLUMNS)
         _write_pages(folder, rows, runs, trajectory, described)
-        best = max((row for row in rows if row.policy == "tuned" and math.isfinite(row.score)), key=lambda r: r.score)
-        chosen = next(candidate for candidate in candidates if candidate.name == best.candidate)
-        if keep and chosen.request:
-            predict_files(trajectory, chosen.request, folder / "best")
+        scored = [row for row in rows if row.policy == "tuned" and math.isfinite(row.score)]
+        best = max(scored, key=lambda row: row.score).candidate if scored else THETA_0
+        request = next(candidate.request for candidate in candidates if candidate.name == best)
+        if keep and request:
+            predict_files(trajectory, request, folder / "best")
         shutil.rmtree(folder / "candidates", ignore_errors=True)
         (folder / "results.jsonl").unlink()
     return rows
@@ -174,7 +182,8 @@ def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Cand
         name, _, depth = text.partition(":")
         if not (depth or "1").isdecimal():
             raise KnowError(f"--method {text!r}: write it as NAME or NAME:depth, such as known:2")
-        steps = int(depth or 1)
+        steps = int((depth or "1")[:9])
+        check_depth(trajectory, steps)
         factor = (trajectory.fractions[-1] / trajectory.fractions[-2]) ** steps
         label = f"{name}_x{factor:.3g}" if get(name).depths else name
         if label not in seen:
@@ -272,7 +281,11 @@ class _runner:
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                yield waiting.pop(future), future.result()
+                try:
+                    yield waiting.pop(future), future.result()
+                except BrokenProcessPool as error:
+                    message = "a process of the comparison died, perhaps for lack of memory; the same call goes on"
+                    raise KnowError(message) from error
 
 
 _worker: dict[str, Task] = {}
@@ -294,7 +307,7 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
     try:
         answer = function(place, rate, seed)
         values = [float(value) for value in (answer if isinstance(answer, tuple | list) else [answer])]
-    except Exception as error:  # the user's own function: whatever it raises costs this run alone
+    except (Exception, SystemExit) as error:  # the user's own function: whatever it raises costs this run alone
         return {**lost, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     if len(values) not in (1, 2):
         return {**lost, "error": f"the task returned {len(values)} values, and not one or two"}
@@ -367,7 +380,7 @@ def verdict(rows: Sequence[Row]) -> str:
             f" too, since at tuned rates the difference is {left}."
         )
     most = max(usable, key=lambda row: row.high)
-    if not said and most.high <= 0:
+    if not said and most.high < 0:
         said.append(f"All candidates score less than theta_0 at tuned rates, the best of them by {_interval(most)}.")
     elif not said:
         said.append(f"No gain of more than {most.high:.2g} is compatible with these runs at tuned rates.")

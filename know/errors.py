@@ -40,4 +40,5 @@ def as_path(name: str, value: Any) -> Path:
     """`value` as a path; KnowError that names the argument if it is none."""
     if not isinstance(value, str | Path) or not str(value):
         raise KnowError(f"{name} must be a path, got {value!r}, a {type(value).__name__}")
-    return Path(value)
+    path = Path(value)
+    return path if path.name not in ("", "..") else path.resolve()

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import math
+import re
 import shutil
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ import know
 from know.checkpoints import Checkpoint
 from know.errors import KnowError, as_path
 from know.files import PACKAGE, PRETRAINED, new_folder, refuse_links_out, sha256_file, write_text
-from know.formats import SINGLE, WEIGHTS, SafetensorsFile, TorchFile
+from know.formats import SINGLE, TRAINING, WEIGHTS, SafetensorsFile, TorchFile
 from know.known import Models
 from know.layout import SafetensorsWriter, TorchWriter, entries_beside
 from know.methods import get
@@ -43,6 +44,8 @@ RATIOS = (0.3, 0.9)
 _COPIED = 1 << 22  # values copied at once
 STALE = (".h5", ".msgpack", ".onnx", ".xml", ".gguf", ".tflite", ".ot")
 """Endings of files that hold theta_0's weights in another format."""
+MODEL = re.compile(r"(.*model|consolidated|diffusion_.*|.*-of-.*)\b.*|.*\.(safetensors|distcp)")
+"""Names of files with the weights of a model, among those that end as files with weights do."""
 OWN_CARD, OTHER_CARD = "README.md", "README_know.md"
 """Our card, and its name where theta_0 brings a card of its own."""
 
@@ -124,7 +127,9 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
     for part in trajectory.checkpoints[-1].parts:
         if isinstance(part, TorchFile) and part.route:
             left, kept = (", ".join(names) or "nothing" for names in entries_beside(part))
-            said.append(f"beside the weights, {left} was left out as a state of the training, and {kept} carried over")
+            said.append(
+                f"beside the weights, {left} was left out as a state of the training, and {kept} carried over as is"
+            )
     if get(request.method).group == "known":
         said += _notes_on_known(trajectory.fractions, changes)
     asked = predicted(trajectory, dict(request.roles))
@@ -223,12 +228,19 @@ def _carried(last: Checkpoint) -> list[Path]:
     for path in sorted(last.path.rglob("*")):
         inner = path.relative_to(last.path)
         hidden = any(part.startswith(".") for part in inner.parts)
-        another = inner.parts[0].startswith(("checkpoint-", "global_step"))
-        weights = path.suffix in (STALE if len(inner.parts) > 1 else (*STALE, *WEIGHTS))
-        if path.is_file() and not (hidden or another or weights or inner.name == "know_config.yml"):
+        another = len(inner.parts) > 1 and inner.parts[0].startswith(("checkpoint-", "global_step"))
+        ours = inner == Path("know_config.yml")
+        if path.is_file() and not (hidden or another or ours or _is_stale(inner)):
             refuse_links_out(path, last.path)
             found.append(path)
     return found
+
+
+def _is_stale(inner: Path) -> bool:
+    """Whether a file holds theta_0's weights, in any format, or the state of a training; `inner`: its place below."""
+    if inner.suffix in STALE or len(inner.parts) > 1:
+        return inner.suffix in STALE
+    return inner.suffix in WEIGHTS and bool(TRAINING.fullmatch(inner.name) or MODEL.fullmatch(inner.name))
 
 
 def predict_files(

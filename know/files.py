@@ -170,8 +170,8 @@ def refuse_links_out(path: Path, folder: Path) -> None:
     Face, whose files are links to blobs/ beside snapshots/, counts as one folder.
     """
     folder, target = folder.resolve(), path.resolve()
-    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
-    if not target.is_relative_to(folder) and not target.is_relative_to(root / "blobs"):
+    caches = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    if not any(map(target.is_relative_to, [folder, *caches])):
         raise KnowError(
             f"{path} is a link that leaves its folder; put the file itself there, or name that file instead"
         )

@@ -19,6 +19,7 @@ from know.checkpoints import load_state, save_state
 from know.errors import KnowError, as_path
 from know.files import atomic, digest, resumable_folder
 from know.fingerprint import code_hash
+from know.formats import oddness
 from know.identity import identity
 from know.models import inner, load_into, state_of
 from know.subsets import choose_fractions, nested_subsets
@@ -56,6 +57,11 @@ def forget(
     Returns the finished trajectory, smallest subset first.
     """
     _check_arguments(model, dataset, fit)
+    if describe is not None and not callable(describe):
+        raise KnowError(f"describe must be a function of model and indices, got a {type(describe).__name__}")
+    for name, value in (("references", references), ("facts", facts)):
+        if not isinstance(value, Mapping | None):
+            raise KnowError(f"{name} must be a mapping, got a {type(value).__name__}")
     out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
     subsets = nested_subsets(len(dataset), seed=seed, fractions=fractions)
     what, unknown = getattr(fit, "fingerprint", None), []
@@ -63,7 +69,10 @@ def forget(
         what, unknown = identity(fit, {"the model": model, "the plain model": inner(model), "the dataset": dataset})
     settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": what, **(facts or {})}
     code = code_hash("know.forgetting:forget")
-    fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})
+    try:
+        fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})
+    except TypeError as error:
+        raise KnowError(f"facts must be JSON-serialisable: {error}") from error
     if (out / "manifest.json").is_file():
         trajectory = Trajectory.load(out)
         if trajectory.manifest.get("fingerprint") != fingerprint:
@@ -114,6 +123,9 @@ def _check_arguments(model: Any, dataset: Any, fit: Any) -> None:
         raise KnowError(
             f"dataset must have a length and integer indexing, and a {type(dataset).__name__} has no length"
         )
+    for name, tensor in state_of(model).items() if isinstance(model, nn.Module) else ():
+        if what := oddness(tensor):
+            raise KnowError(f"model has the tensor {name!r}, which is {what}; no snapshot can keep it")
     if not callable(fit):
         raise KnowError(f"fit must be a function fit(model, subset), got a {type(fit).__name__}")
 
@@ -156,5 +168,6 @@ def _hash_weights(model: nn.Module) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(state_of(model).items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        state.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()

@@ -58,6 +58,10 @@ _BEGINNINGS = (
     (b"\x1f\x8b", "compressed with gzip: unpack it first"),
     (b"<!doctype", "a web page and not a checkpoint: download the file itself"),
     (b"<html", "a web page and not a checkpoint: download the file itself"),
+    (b"<?xml", "an XML page and not a checkpoint: download the file itself"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+    (b"7z\xbc\xaf", "compressed with 7z: unpack it first"),
     (b"{", "a JSON file: name the checkpoint's file or its folder"),
 )
 _PIECE = 1 << 22  # bytes hashed at once
@@ -77,10 +81,12 @@ def files_of(path: Path) -> tuple[list[Path], Path | None]:
             return _within(path, [name]), None
         if (path / f"{name}.index.json").is_file():
             return _shards(path / f"{name}.index.json")
+    if any(path.glob("mp_rank_*")) or any(path.glob("*zero_pp_rank_*")):
+        raise KnowError(f"{path} is a part of a checkpoint of DeepSpeed; {_hint(path)}")
     found = sorted(entry for entry in path.iterdir() if entry.is_file() and not TRAINING.fullmatch(entry.name))
     for candidates in (
         [entry for entry in found if entry.suffix == ".safetensors"],
-        [entry for entry in found if entry.name.endswith(".index.json")],
+        [entry for entry in found if re.fullmatch(r".*\.index(\.\w+)?\.json", entry.name)],
         [entry for entry in found if entry.suffix in (".bin", ".pt", ".pth", ".ckpt")],
     ):
         if len(candidates) == 1:
@@ -144,11 +150,15 @@ def kind_of(path: Path) -> Literal["safetensors", "torch"]:
         raise KnowError(f"{path} cannot be read: {error.strerror or error}") from error
     if not head:
         raise KnowError(f"{path} is empty")
-    for beginning, what in _BEGINNINGS:
-        if head.lstrip().lower().startswith(beginning.lower()):
-            raise KnowError(f"{path} is {what}")
-    if head[8:9] == b"{":
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
         return "safetensors"
+    for beginning, what in _BEGINNINGS:
+        if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(beginning.lower()):
+            raise KnowError(f"{path} is {what}")
+    if head[257:262] == b"ustar":
+        raise KnowError(f"{path} is an archive of tar: unpack it, and name the checkpoint in it")
+    if len(head) < 512 and head.isascii() and head.decode().strip().isprintable():
+        raise KnowError(f"{path} is a text and not a checkpoint: {head.decode().strip()[:60]!r}")
     if head[:2] == b"PK":
         _refuse_other_archives(path)
         return "torch"
@@ -278,11 +288,11 @@ class TorchFile:
         self.extra = {name: value for name, value in inner.items() if name not in self.tensors}
         """Entries that are no tensors, such as the _extra_state of a module; they are carried over."""
         self.versions = getattr(inner, "_metadata", None)
-        self.odd = {name: what for name, tensor in self.tensors.items() if (what := _oddness(tensor))}
+        self.odd = {name: what for name, tensor in self.tensors.items() if (what := oddness(tensor))}
         self.tied = tied_names({name: tensor for name, tensor in self.tensors.items() if name not in self.odd})
         own = [tensor for name, tensor in self.tensors.items() if name not in self.odd and name not in self.tied]
         claimed, size = sum(tensor.numel() * tensor.itemsize for tensor in own), path.stat().st_size
-        if claimed > 4 * size + (1 << 20):
+        if claimed > 4 * size + (1 << 26):
             raise KnowError(f"{path} claims {claimed:,} bytes of weights in a file of {size:,}; it is refused")
         self.meta = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in self.tensors.items()
@@ -296,7 +306,7 @@ class TorchFile:
         return sha256_file(self.path)
 
 
-def _oddness(tensor: Tensor) -> str | None:
+def oddness(tensor: Tensor) -> str | None:
     """What a tensor is that has no plain dense values; None for all others."""
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         return f"a {type(tensor).__name__}"
@@ -407,6 +417,8 @@ def _entry(content: Any, key: str | None, path: Path) -> tuple[list[str], Mappin
         raise KnowError(f"{path} holds no plain state_dict (name to tensor); save model.state_dict()")
     others = [name for name, value in content.items() if not isinstance(value, Tensor)]
     others = [name for name in others if name.rpartition(".")[2] != "_extra_state"]
+    if others and any("_packed_params" in name for name in others):
+        raise KnowError(f"{path} holds weights quantised by torch; save the snapshots before they are quantised")
     if others:
         inside = [name for name in others if _has_tensors(content[name])]
         hint = f"try --key {inside[0]}" if inside else "save model.state_dict()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
 import functools
@@ -9,7 +10,7 @@ import hashlib
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from know.files import digest
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path, enum.Enum, torch.dtype, torch.device, torch.Size)
 MANY = 10_000
 """Longer lists, such as the files of a dataset, are compared by what they print."""
+OF_C = (types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType)
 INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 CODE = (types.FunctionType, types.MethodType, functools.partial, type)
 
@@ -29,9 +31,9 @@ CODE = (types.FunctionType, types.MethodType, functools.partial, type)
 def identity(function: Any, given: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
     """Hash of everything that decides what a callable does, and the names of parts that could not be compared.
 
-    Followed are partial arguments, defaults, closures, attributes of objects, and the functions, classes and plain
-    values among the globals that the code names; installed packages count by name. Where the callable itself is an
-    object with `state_dict()`, the attributes that its state carries are left out, since they change and are restored.
+    Followed are partial arguments, defaults, closures, attributes of objects, and the globals that the code names,
+    those of the user's own modules included; installed packages count by name. Where the callable itself is an object
+    with `state_dict()`, the attributes that its state carries are left out, since they change and are restored.
 
     given: values that are known by other means, such as the model to train; they count by their name here.
     """
@@ -65,11 +67,11 @@ class _Walk:
         if isinstance(value, list | tuple | dict) and len(value) > MANY:
             text = repr(value)
             return self._give_up(value, place) if " at 0x" in text else hashlib.sha256(text.encode()).hexdigest()
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and type(value) in (dict, collections.OrderedDict, types.MappingProxyType):
             return sorted(([self.of(k, place), self.of(v, f"{place}[{k!r}]")] for k, v in value.items()), key=repr)
         if isinstance(value, Set):
             return [self.of(each, place) for each in sorted(value, key=repr)]
-        if isinstance(value, Sequence) and isinstance(value, list | tuple | range):
+        if type(value) in (list, tuple, range):
             return [self.of(each, f"{place}[{k}]") for k, each in enumerate(value)]
         if isinstance(value, functools.partial):
             return [self.of(part, place) for part in (value.func, value.args, value.keywords)]
@@ -84,16 +86,9 @@ class _Walk:
         if isinstance(value, staticmethod | classmethod | property):
             return [self.of(part, place) for part in _wrapped(value)]
         if isinstance(value, type):
-            own = {
-                k: v
-                for k, v in vars(value).items()
-                if isinstance(v, (*PLAIN, *CODE, staticmethod, classmethod, property))
-            }
-            hidden = ("__module__", "__doc__", "__firstlineno__", "__qualname__")
-            return [
-                [self.of(base, place) for base in value.__bases__],
-                self.of({k: v for k, v in own.items() if k not in hidden}, place),
-            ]
+            own = {k: v for k, v in vars(value).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
+            own = {k: v for k, v in own.items() if not isinstance(v, OF_C)}
+            return [[self.of(base, place) for base in value.__bases__], self.of(own, place)]
         if isinstance(value, torch.Generator):
             return self.of(value.get_state(), place)
         return self._object(value, place)
@@ -105,6 +100,10 @@ class _Walk:
         if not slots and not hasattr(value, "__dict__"):  # an object of C, which may hold anything
             return self._give_up(value, place)
         attributes = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+        if isinstance(value, Mapping):  # a subclass, which may have attributes as well
+            attributes |= {f"[{key!r}]": each for key, each in value.items()}
+        elif isinstance(value, list | tuple):
+            attributes |= {f"[{k}]": each for k, each in enumerate(value)}
         restored = {}
         if value is self.function and hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
             with contextlib.suppress(Exception):
@@ -118,11 +117,12 @@ class _Walk:
         for name, cell in cells.items():
             with contextlib.suppress(ValueError):  # a cell that is not filled yet
                 closure[name] = self.of(cell.cell_contents, f"{place}, {name}")
-        used = {name for name in _names(function.__code__) if name in function.__globals__}
-        around = {name: function.__globals__[name] for name in used}
-        around = {
-            name: self.of(value, name) for name, value in sorted(around.items()) if isinstance(value, (*PLAIN, *CODE))
-        }
+        used = set(_names(function.__code__))
+        around = {name: function.__globals__[name] for name in sorted(used & function.__globals__.keys())}
+        for name, module in list(around.items()):
+            if isinstance(module, types.ModuleType) and not _is_file_installed(getattr(module, "__file__", None)):
+                around |= {f"{name}.{each}": vars(module)[each] for each in sorted(used & vars(module).keys())}
+        around = {name: self.of(value, name) for name, value in around.items()}
         defaults = self.of([function.__defaults__, function.__kwdefaults__], place)
         return [self._code(function.__code__), defaults, closure, around, self.of(dict(vars(function)), place)]
 
@@ -163,4 +163,9 @@ def _is_installed(value: Any) -> bool:
     file = code.co_filename if code else getattr(module, "__file__", None)
     if file is None:  # built in, or made by exec
         return getattr(module, value.__name__, None) is value or not isinstance(value, type)
-    return any(Path(file).is_relative_to(root) for root in INSTALLED) or "dist-packages" in file
+    return _is_file_installed(file)
+
+
+def _is_file_installed(file: str | None) -> bool:
+    """Whether a module's file belongs to Python or a package; a module without a file is built in."""
+    return file is None or "dist-packages" in file or any(Path(file).is_relative_to(root) for root in INSTALLED)

@@ -130,7 +130,7 @@ class Known:
     @classmethod
     def load(cls, path: Path | str) -> Known:
         """Read a file that `save` wrote; KnowError if it is missing or damaged, or if its tensors have other shapes."""
-        state, nets = load_state(path), {}
+        state, nets = load_state(as_path("path", path)), {}
         try:
             for role in PREDICTED:
                 own = {n.removeprefix(f"{role}."): t for n, t in state.items() if n.startswith(f"{role}.")}

@@ -93,6 +93,12 @@ class TorchWriter:
             torch.save(content, handle)
 
 
+STATES = re.compile(
+    r"(\w+_)?(optim|optimi[sz]ers?|(lr_?)?sched(uler)?s?|(grad_)?scaler|amp|rng|random)(_?(states?|state_dict))?|loops"
+)
+"""Names of entries that are states of a training, in lower case."""
+
+
 def entries_beside(like: TorchFile) -> tuple[list[str], list[str]]:
     """Names of the entries beside the weights that a writer leaves out, and of those that it carries over."""
     names = [str(key) for level, part in zip(_levels(like), like.route, strict=True) for key in level if key != part]
@@ -109,4 +115,4 @@ def _levels(like: TorchFile) -> list[Mapping[str, Any]]:
 
 def _is_state(key: Any) -> bool:
     """Whether an entry is the state of a training, which does not belong to the new weights."""
-    return isinstance(key, str) and bool(re.fullmatch(r".*(optim|sched|scaler|rng|random_state).*|loops", key.lower()))
+    return isinstance(key, str) and bool(STATES.fullmatch(key.lower()))

@@ -22,11 +22,14 @@ def inner(model: nn.Module) -> nn.Module:
 
 def state_of(model: nn.Module) -> State:
     """The state_dict under the names of the plain model, without those that wrappers add."""
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in inner(model).state_dict().items()}
+    state = inner(model).state_dict()
+    return {name.replace("_orig_mod.", ""): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a model, which may be wrapped, the weights of `state_of`."""
     model = inner(model)
-    own = {name.replace("_orig_mod.", ""): name for name in model.state_dict()}
-    model.load_state_dict({own.get(name, name): tensor for name, tensor in state.items()})
+    current = model.state_dict()
+    own = {name.replace("_orig_mod.", ""): name for name in current}
+    others = {name: value for name, value in current.items() if not isinstance(value, Tensor)}  # an extra state
+    model.load_state_dict({own.get(name, name): tensor for name, tensor in state.items()} | others)

@@ -156,7 +156,7 @@ def _answers(
 ) -> Iterator[tuple[TensorInfo, int, Tensor, Tensor]]:
     """The answers of a method to every predicted tensor, each with its place and the window (N, S) asked about."""
     options = chosen.check_options(options)
-    _check_depth(trajectory, depth)
+    check_depth(trajectory, depth)
     if depth > 1 and not chosen.depths:
         raise KnowError(f"method {chosen.name} has no depth; leave it at 1")
     if len(trajectory.fractions) < chosen.least:
@@ -198,12 +198,12 @@ def standard_torch(threads: int | None = None) -> Iterator[None]:
 
 def windows(trajectory: Trajectory, depth: int, models: Models, seed: int) -> Iterator[tuple[TensorInfo, Tensor]]:
     """Every predicted tensor, whole, as a method sees it: with its window (N, S)."""
-    _check_depth(trajectory, depth)
+    check_depth(trajectory, depth)
     for info, _, window in _asked(trajectory, depth, models, seed, None, pieces=False):
         yield info, window
 
 
-def _check_depth(trajectory: Trajectory, depth: int) -> None:
+def check_depth(trajectory: Trajectory, depth: int) -> None:
     number("depth", depth, whole=True, least=1)
     ratio = math.log10(trajectory.fractions[-1] / trajectory.fractions[-2])
     if depth > MOST / max(ratio, 1e-9):
@@ -243,7 +243,8 @@ def _windows(
         if name in still:
             return None
         window = trajectory.values(name, start, start + size)
-        if start == 0 and not _differs(window) and not trajectory.moves(name):
+        alike = len({checkpoint.meta[name].dtype for checkpoint in trajectory.checkpoints}) == 1
+        if start == 0 and not (alike and _differs(window)) and not trajectory.moves(name):
             still.add(name)
             return None
         trajectory.demand_finite(name, window)
@@ -256,10 +257,10 @@ def _windows(
         return
     with ThreadPoolExecutor(1) as reader:  # one thread, so that windows are read in order
         waiting: deque[tuple[str, int, Future[Tensor | None]]] = deque()
-        for name, start in itertools.chain(places, [("", 0)]):
-            if name:
+        for name, start in itertools.chain(places, [(None, 0)]):
+            if name is not None:
                 waiting.append((name, start, reader.submit(read, name, start)))
-            while len(waiting) > (1 if name else 0):
+            while len(waiting) > (name is not None):
                 place = waiting.popleft()
                 if (window := place[2].result()) is not None:
                     yield place[0], place[1], window

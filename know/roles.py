@@ -20,28 +20,37 @@ PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
 """Roles that methods predict. The authors' script predicts no normalisation parameter, and neither do we."""
 
 TABLES = re.compile(
-    r"(running|moving|ema|sqrt|posterior)_\w+|(pixel_|image_)?(mean|std)|(min|max)_val|num_batches_tracked|cluster_size"
-    r"|embed_avg|embedding_avg|inv_freq|freqs|freqs_cis|(cos|sin)(_cached)?|position_ids|relative_position_index"
+    r"(running|moving|ema|sqrt|posterior)_\w+|(pixel_|image_)?(mean|std|var)|(min|max)_val|x_(min|max)|num_batches_tracked"
+    r"|cluster_(size|usage)|embed_(avg|sum)|embedding_avg|e_score_correction_bias|\w*scaling_factor|w_avg|inv_freq|freqs|freqs_cis|(cos|sin)(_cached)?|position_ids|relative_position_index"
     r"|relative_coords_table|\w*mask|masked_bias|betas|alphas|(log_one_minus_)?alphas_\w+|sigmas|window|fb|mel_filters"
     r"|anchors?|anchor_grid|strides?|zero_points?"
 )
 """Names of tensors that no optimiser trains: statistics, tables of positions, masks, schedules, filters, anchors."""
 FACTORS = re.compile(
-    r"gamma(_?\d+)?|lambda\w*|layer_?scale\w*|ls\d*|alpha|gates?|temperature|tau|slope|(\w+_)?scale|gain|g|a_2|D|A_log"
+    r"gamma(_?\d+)?|lambda\w*|layer_?scale\w*|ls\d*|alpha(_\w+)?|(\w+_)?gates?(_(attn|mlp|ffn|msa))?|temp(erature)?|tau"
+    r"|slope|(\w+_)?scale|gain|g|a_2|D|A_log|resweight|rezero|init_values|affine_weight"
+    r"|(\w+_)?(norm|ln|rms)(_?\d+)?_(weight|scale|g|w)"
 )
 """Names of what multiplies the output of a layer: scales of normalisation, LayerScale, gates, temperatures."""
-SUMMANDS = ("bias", "beta", "shift", "offset", "b", "b_2")
+SUMMANDS = re.compile(r"bias|beta|shift|offset|b|b_2|affine_bias|(\w+_)?(norm|ln|rms)(_?\d+)?_(bias|b)")
 """Names of what is added after a factor."""
 ROWS = re.compile(r"\w*(token|pos_?emb|position_emb|embed|query|queries|latents?|registers?|codebook)\w*")
 """Names of learned rows: class, mask and register tokens, positions, queries."""
-NORM_LAYER = re.compile(r"(\w*(norm|_ln|_bn|_gn)|ln|bn|gn)(_?\d+|_[a-z]+)?", re.IGNORECASE)
-CODES = re.compile(r"qweight|qzeros|weight_packed|w_q|weight_quantized|\w+_blocks", re.IGNORECASE)
+NORM_LAYER = re.compile(r"(\w+_)?((layer|batch|group|instance|rms)_?norm|norm|ln|bn|gn)(_?\d+)?", re.IGNORECASE)
+CODES = re.compile(r"qweight|qzeros|weight_packed|w_q|weight_quantized|qidxs|dense_weights|\w+_blocks", re.IGNORECASE)
+CARRIER = re.compile(r"weight|_data|data|codes|w|indices", re.IGNORECASE)
+"""Names under which codes may stand that are recognised by their companions."""
 COMPANIONS = re.compile(
-    r"(\w+_)?(scales?|scale_inv|scb|absmax|zeros|zero_points?|qzeros|quant_map|quant_state\w*|g_idx|weight_format)",
+    r"(\w*_)?(scales?|scale_inv|scb|absmax|zeros|zero_points?|qzeros|quant_map|quant_state\w*|weight_format|centroids)"
+    r"|biases|g_idx|su|sv|wscale",
     re.IGNORECASE,
 )
 """Names of what stands beside the codes of quantised weights."""
-ADAPTER = re.compile(r"(^|[._])(lora_\w+|hada_w\d\w*|lokr_w\d\w*|ia3_l|oft_[rs])(\.|$)")
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+ADAPTER = re.compile(
+    r"(^|[._])(lora_([AB]|up|down|mid|embedding_[AB]|magnitude_vector|E)|lora\.(up|down)|hada_w\d\w*|lokr_w\d\w*|ia3_l"
+    r"|b?oft_[rRsS]|vera_lambda_\w)(\.|$)"
+)
 
 
 def roles(
@@ -76,6 +85,8 @@ def reasons(
     if not isinstance(given, Mapping | None):
         raise KnowError(f"roles must map patterns of names to roles, got a {type(given).__name__}")
     for pattern, role in (given or {}).items():
+        if not isinstance(pattern, str):
+            raise KnowError(f"roles must map patterns of names to roles, got the pattern {pattern!r}")
         if role not in typing.get_args(Role):
             raise unknown(f"role of {pattern!r}", str(role), typing.get_args(Role))
         names = fnmatch.filter(found, pattern)
@@ -101,7 +112,10 @@ def _rule(name: str, tensor: Tensor, layers: Mapping[str, Mapping[str, Tensor]])
         return "buffer", "statistics or a table, which no optimiser trains"
     if attribute in ("embed", "embedding", "codebook") and beside.keys() & {"cluster_size", "embed_avg"}:
         return "buffer", "a code book that is a running average"
-    if (attribute in ("weight_u", "weight_v") and "weight_orig" in beside) or attribute in ("_u", "_v"):
+    if (attribute in ("weight_u", "weight_v") and beside.keys() & {"weight_orig", "weight_bar"}) or attribute in (
+        "_u",
+        "_v",
+    ):
         return "buffer", "power iteration of spectral normalisation"
     if (attribute == "weight_g" and "weight_v" in beside) or (attribute == "original0" and "original1" in beside):
         return "norm", "length of weight normalisation"
@@ -110,11 +124,15 @@ def _rule(name: str, tensor: Tensor, layers: Mapping[str, Mapping[str, Tensor]])
         alike = bias is not None and bias.shape == weight.shape
         if weight.ndim == 1 or alike or (bias is None and NORM_LAYER.fullmatch(kind)):
             return "norm", "scale or shift of a layer without a matrix"
-    if FACTORS.fullmatch(attribute) and (vector or attribute == "A_log"):
+    thin = vector or 1 in shape
+    if FACTORS.fullmatch(attribute) and (thin or attribute == "A_log"):
         return "norm", "a factor: scale of a normalisation, LayerScale, or gate"
     matrix = any(each.is_floating_point() and not _is_vector(each) for each in beside.values())
-    if attribute in SUMMANDS and vector and not matrix and any(map(FACTORS.fullmatch, beside)):
+    named = bool(re.search(r"(norm|ln|rms)(_?\d+)?_", attribute))
+    if SUMMANDS.fullmatch(attribute) and vector and (named or (not matrix and any(map(FACTORS.fullmatch, beside)))):
         return "norm", "shift of a normalisation"
+    if vector and tensor.ndim == 1 and NORM_LAYER.fullmatch(kind) and not matrix:
+        return "norm", "scale or shift of a layer called norm"
     if ROWS.fullmatch(attribute) and not attribute.endswith("bias"):
         return "fc", "learned rows: tokens, positions or an embedding"
     if tensor.ndim == 1 or (vector and "bias" in attribute):
@@ -137,42 +155,50 @@ def refuse_unpredictable(meta: Mapping[str, Tensor], role_of: Mapping[str, Role]
     odd: names of tensors that are not dense numbers, with what they are.
     """
     for name, what in odd.items():
-        if role_of[name] != "skip":
+        if role_of.get(name, "skip") != "skip":
             raise KnowError(f"tensor {name!r} is {what}, which no method takes; --skip {name!r} leaves it alone")
     left = [name for name, role in role_of.items() if role != "skip"]
     for name in left:
         if ADAPTER.search(name):
-            raise KnowError(
-                f"{name!r} belongs to a LoRA or similar adapter, whose factors apart are not the update: merge the"
-                " adapter into its model first (with peft: model.merge_and_unload()), save that model at every"
-                " snapshot, and predict from those; --skip leaves an adapter alone"
-            )
-    quantised = {layer: what for name in meta if (found := _codes(name, meta)) for layer, what in [found]}
-    for name in left:
+            raise KnowError(f"{name!r} belongs to a LoRA or similar adapter; {MERGE}")
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in meta.items():
+        layer, _, attribute = name.rpartition(".")
+        layers.setdefault(layer, {})[attribute] = tensor
+    quantised = {
+        layer: what for name in meta if (what := _codes(name, meta, layers)) for layer in [name.rpartition(".")[0]]
+    }
+    for name in left if quantised else ():
         for layer, what in quantised.items():
-            if name == layer or name.startswith(f"{layer}.") or name.startswith(f"{layer}_"):
+            if name == layer or name.startswith((f"{layer}.", f"{layer}_")):
                 raise KnowError(
                     f"the weights of {layer!r} are quantised ({what}): codes and their scales cannot be predicted. Save"
                     f" the snapshots dequantised, or leave the layer alone: --skip '{layer}*'"
                 )
 
 
-def _codes(name: str, meta: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """The layer that a tensor of codes belongs to, and what the codes are; None if it is none."""
+MERGE = (
+    "its factors apart are not the update: merge the adapter into its model first (with peft: model.merge_and_unload())"
+    ", save that model at every snapshot, and predict from those; --skip leaves an adapter alone"
+)
+
+
+def _codes(name: str, meta: Mapping[str, Tensor], layers: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """What makes a tensor codes of quantised weights; None if it is none."""
     layer, _, attribute = name.rpartition(".")
-    dtype = str(meta[name].dtype).removeprefix("torch.")
+    dtype, ndim = str(meta[name].dtype).removeprefix("torch."), meta[name].ndim
     if dtype.startswith(("float8", "float4")):
-        return layer or name, f"{name} is {dtype}"
-    if dtype not in ("int8", "uint8", "int16", "int32") or meta[name].ndim == 0:
+        return f"{name} is {dtype}"
+    whole = dtype in (*INTEGERS, "int64") and ndim >= 2
+    if whole and CODES.fullmatch(attribute):
+        return f"{name} holds codes"
+    if ndim == 0 or dtype not in INTEGERS or not CARRIER.fullmatch(attribute):
         return None
-    if CODES.fullmatch(attribute):
-        return layer or name, f"{name} holds codes"
-    for other in meta:
-        inside, _, last = other.rpartition(".")
-        same = (inside == layer and last != attribute) or inside.startswith(name)
-        if same and COMPANIONS.fullmatch(last):
-            return layer or name, f"{name} holds codes, {other} belongs to them"
-    return None
+    beside = [each for each in layers[layer] if each != attribute] + list(layers.get(name, ()))
+    for other in beside:
+        if COMPANIONS.fullmatch(other):
+            return f"{name} holds codes, {other} belongs to them"
+    return f"{name} is a matrix of {dtype}" if ndim == 2 and attribute == "weight" else None
 
 
 def only_predicted(role_of: Mapping[str, Role]) -> dict[str, Role]:

@@ -31,6 +31,17 @@ def check_fractions(fractions: Sequence[float], count: int | None = None) -> tup
     return values
 
 
+def check_shares(fractions: Sequence[float]) -> list[float]:
+    """Shares of the data within (0, 1], in any order; else KnowError."""
+    try:
+        values = [float(f) for f in fractions]
+    except (TypeError, ValueError) as error:
+        raise KnowError(f"fractions must be numbers, such as [0.25, 0.5, 1]; got {fractions!r}") from error
+    if not values or not all(0 < f <= 1 for f in values):
+        raise KnowError(f"fractions must lie above 0 and not above 1; got {fractions!r}")
+    return values
+
+
 def choose_fractions(fractions: Sequence[float] | None, ratio: float, length: int) -> tuple[float, ...]:
     """`fractions`, checked, or `length` of them at r^(S-1), ..., r, 1."""
     if fractions is None:
@@ -49,9 +60,9 @@ def nested_subsets(
     so small that a subset would be empty, or two would be the same.
     """
     number("n, the number of items,", n, whole=True, least=0)
-    generator = torch.Generator().manual_seed(number("seed", seed, whole=True))
+    generator = torch.Generator().manual_seed(number("seed", seed, whole=True, least=-(2**63)) % 2**64)
     order = torch.randperm(n, generator=generator, device="cpu").tolist()
-    shares = [ratio**k for k in reversed(range(length))] if fractions is None else fractions
+    shares = check_shares(fractions) if fractions is not None else choose_fractions(None, ratio, length)
     sizes = [round(f * n) for f in shares]
     if not all(sizes) or len(set(sizes)) < len(set(shares)):
         shown = ", ".join(f"{f:g}" for f in shares)

@@ -21,7 +21,7 @@ from know.checkpoints import Checkpoint, State, load_facts, load_state, save_sta
 from know.errors import KnowError, as_path, number
 from know.files import digest, read_json, refuse_links_out, resumable_folder, sha256_file, write_json
 from know.models import inner, load_into, state_of
-from know.roles import Role, reasons, refuse_unpredictable, roles
+from know.roles import MERGE, Role, reasons, refuse_unpredictable, roles
 from know.subsets import check_fractions, choose_fractions, nested_subsets
 
 LARGE = 1 << 18
@@ -59,8 +59,12 @@ class Trajectory:
         key, strip: see `know.checkpoints.Checkpoint`. Snapshots of a finished trajectory folder are checked against
         its manifest, and against the fraction that each file carries.
         """
-        if isinstance(paths, str | Path) or not all(isinstance(path, str | Path) for path in paths):
+        if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
             raise KnowError(f"from_checkpoints takes a list of paths, smallest subset first; got {paths!r}")
+        if not isinstance(key, str | None):
+            raise KnowError(f"key must be a text, got {key!r}")
+        if not isinstance(strip, str | list | tuple) or not all(isinstance(prefix, str) for prefix in strip):
+            raise KnowError(f"strip must be a prefix or a list of them, got {strip!r}")
         given, values = tuple(map(Path, paths)), check_fractions(fractions, len(paths))
         return cls(given, values, _recorded(given), key, (strip,) if isinstance(strip, str) else tuple(strip))
 
@@ -69,7 +73,7 @@ class Trajectory:
         """A finished trajectory folder. The hashes of the files are checked when the weights are read."""
         folder = as_path("folder", folder)
         if not (folder / "manifest.json").is_file():
-            left = folder.with_name(f"{folder.name}.partial").is_dir()
+            left = bool(folder.name) and folder.with_name(f"{folder.name}.partial").is_dir()
             hint = "it was interrupted, run the same command again" if left else "make it with `know forget`"
             raise KnowError(f"{folder} holds no finished trajectory (no manifest.json); {hint}")
         manifest = read_json(folder / "manifest.json")
@@ -108,7 +112,10 @@ class Trajectory:
         error. What is recorded is never replaced by other weights.
         """
         out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
-        fingerprint = digest({"fractions": fractions, "settings": settings or {}})
+        try:
+            fingerprint = digest({"fractions": fractions, "settings": settings or {}})
+        except TypeError as error:
+            raise KnowError(f"settings must be JSON-serialisable: {error}") from error
         if (out / "manifest.json").is_file():
             if cls.load(out).manifest.get("fingerprint") != fingerprint:
                 raise KnowError(f"{out} holds a trajectory of other settings; remove it or name another folder")
@@ -199,7 +206,11 @@ class Trajectory:
                 role = found[name][0] if name in found else self._role_elsewhere(name, given)
                 if role not in ("skip", "buffer"):
                     raise KnowError(f"{wrong}; --skip {name!r} leaves it alone")
-        refuse_unpredictable(self.meta, {name: role for name, (role, _) in found.items()}, self.checkpoints[-1].odd)
+        role_of = {name: role for name, (role, _) in found.items()}
+        for checkpoint in self.checkpoints:
+            refuse_unpredictable(checkpoint.meta, role_of, checkpoint.odd)
+            if (checkpoint.path / "adapter_config.json").is_file():
+                raise KnowError(f"{checkpoint.path} is an adapter and no model; {MERGE}")
         return found
 
     def _role_elsewhere(self, name: str, given: Mapping[str, str] | None) -> Role:
@@ -239,7 +250,7 @@ class Trajectory:
     def last(self, length: int) -> Trajectory:
         """The trajectory as one of `length` snapshots: those of the largest subsets. KnowError if it has fewer."""
         count = len(self.paths)
-        if length > count:
+        if number("length", length, whole=True, least=1) > count:
             raise KnowError(f"the trajectory has {count} snapshots, {length} are wanted")
         kept = dict(self.manifest)
         if "snapshots" in kept:
@@ -298,6 +309,8 @@ class Recorder:
 
     def start(self, model: nn.Module) -> None:
         """Record theta_0, or give the model the last snapshot where an interrupted run has recorded some."""
+        if not isinstance(model, nn.Module):
+            raise KnowError(f"record.start takes a torch module, got a {type(model).__name__}")
         self._note_buffers(model)
         done = [fraction for fraction in reversed(self.fractions) if fraction in self]
         if not done:
@@ -327,7 +340,8 @@ class Recorder:
         if isinstance(model, nn.Module):
             self._note_buffers(model)
         state = state_of(model) if isinstance(model, nn.Module) else model
-        if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
+        tensors = isinstance(state, Mapping) and all(isinstance(each, Tensor) for each in state.values())
+        if not tensors or not all(isinstance(name, str) for name in state):
             raise KnowError(f"record.add takes a module or a state_dict of tensors, not a {type(model).__name__}")
         if path.is_file():
             if not _equal(load_state(path), state):
@@ -387,14 +401,15 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype:
-        return torch.equal(one.double(), other.double())
+    if one.dtype != other.dtype:  # rounding to the coarser dtype is no movement
+        coarser = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+        return torch.equal(one.to(coarser), other.to(coarser))
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def inside(folder: Path, file: str) -> Path:
     """The path of a file that a folder's own list names; KnowError if it lies, or is linked, outside the folder."""
-    if not isinstance(file, str) or Path(file).name != file:
+    if not isinstance(file, str) or not file or Path(file).name != file or not file.isprintable():
         raise KnowError(f"{folder} lists a file outside itself: {file!r}")
     refuse_links_out(folder / file, folder)
     return folder / file

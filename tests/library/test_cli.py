@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny import GIVEN, call
 
 import know
-from know import cli, inspection, methods
+from know import cli, forgetting, inspection, methods
 from know.checkpoints import load_state, save_state
 from know.files import PRETRAINED, sha256_file
 
@@ -92,7 +92,7 @@ def test_help_names_every_option(command, capsys, monkeypatch):
 def test_help_names_every_command(capsys):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert set(COMMANDS) == {"forget", "predict", "predictors", "methods", "inspect", "import-keras"}
+    assert set(COMMANDS) == {"forget", "predict", "compare", "predictors", "methods", "inspect", "import-keras"}
     assert all(command in shown for command in COMMANDS)
 
 
@@ -146,26 +146,27 @@ def test_an_interrupted_forget_is_resumed_by_the_same_command(place, monkeypatch
     Path("mine.py").write_text(SCRIPT)
     assert call("forget", "mine.py:setup", "--out", "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "fit", _interrupted_at(160))
+        patch.setattr(forgetting, "_check_step", _interrupted_at(0.25))
         assert call("forget", "mine.py:setup", "--out", "made") == 130
     assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"
     assert not Path("made").exists()
     assert sorted(path.name for path in Path("made.partial").glob("s*")) == ["s0.safetensors", "s1.safetensors"]
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "fit", lambda model, subset, fit=tiny.fit: seen.append(len(subset)) or fit(model, subset))
+        patch.setattr(forgetting, "_check_step", lambda before, model, fraction: seen.append(fraction))
         assert call("forget", "mine.py:setup", "--out", "made") == 0
-    assert seen == [640, 160, 80, 40]  # theta_0, which setup() trains, and what was left to do
+    assert seen == [0.25, 0.125, 0.0625]  # what was left to do
     assert folder_bytes(Path("made")) == folder_bytes(Path("whole"))
 
 
-def _interrupted_at(count: int):
-    def fit(model, subset, fit=tiny.fit):
-        fit(model, subset)
-        if len(subset) == count:
+def _interrupted_at(where: float):
+    """Ctrl-C when the step to that fraction has been trained, and not recorded."""
+
+    def check(before, model, fraction):
+        if fraction == where:
             raise KeyboardInterrupt
 
-    return fit
+    return check
 
 
 @pytest.mark.parametrize(
@@ -484,7 +485,7 @@ DAMAGE = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "corrupt or truncated"),
     "corrupt": (lambda path: path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:]), "corrupt or truncated"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "of another kind": (lambda path: path.write_text("not weights"), "corrupt or truncated"),
+    "of another kind": (lambda path: path.write_text("not weights"), "is a text and not a checkpoint"),
 }
 
 

@@ -44,6 +44,10 @@ def lost(checkpoint, learning_rate, seed):
     return fine_tune(checkpoint, learning_rate, seed)
 
 
+def leaves(checkpoint, learning_rate, seed):
+    raise SystemExit(0)
+
+
 def never(checkpoint, learning_rate, seed):
     raise RuntimeError("no such dataset")
 """
@@ -105,9 +109,10 @@ def test_a_lost_fine_tune_costs_itself_alone_and_is_shown(run):
     assert "seed 4: the score is nan" in page
 
 
-def test_a_task_that_never_works_is_said_with_its_error(run):
-    with pytest.raises(KnowError, match=r"no fine-tune gave a score.*no such dataset"):
-        compare(run, "task.py:never", RATES, out="compared")
+@pytest.mark.parametrize(("task", "said"), [("never", "no such dataset"), ("leaves", "SystemExit")])
+def test_a_task_that_never_works_is_said_with_its_error(run, task, said):
+    with pytest.raises(KnowError, match=f"no fine-tune gave a score.*{said}"):
+        compare(run, f"task.py:{task}", RATES, out="compared")
     assert not Path("compared").exists()
 
 
@@ -164,6 +169,10 @@ def test_further_candidates_and_a_continuation_take_part(run):
         ({"task": "task.py:nothing"}, "has no function 'nothing'"),
         ({"methods": ["known:two"]}, "NAME:depth"),
         ({"methods": ["lineer"]}, "did you mean 'linear'"),
+        ({"methods": ["known:999999"]}, "times the data"),
+        ({"methods": 5}, "methods must be a list"),
+        ({"trajectory": None}, "trajectory must be a Trajectory"),
+        ({"task": 5}, "task must be a function"),
         ({"jobs": 2, "task": math.log}, "SCRIPT.py:function"),
     ],
 )

@@ -1,6 +1,8 @@
 """Structured forgetting with anybody's model, data and training function, also where it is interrupted."""
 
+import contextlib
 import copy
+import itertools
 from itertools import pairwise
 
 import pytest
@@ -10,10 +12,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import know
+from know import forgetting
 from know.errors import KnowError
 
 IMAGES = 96
-interruptions: dict[int, int | None] = {}
 
 
 def new_model() -> nn.Module:
@@ -31,13 +33,11 @@ def data() -> TensorDataset:
 class Fit:
     """A user's own training function: one step of a new Adam on the whole subset.
 
-    `calls` are the subsets and the weights it was handed; call number `fail_at` (1, 2, ...) is interrupted half-way,
-    which is no attribute, since it is none of the settings.
+    `calls` are the subsets and the weights it was handed.
     """
 
-    def __init__(self, fail_at: int | None = None):
+    def __init__(self):
         self.calls = []
-        interruptions[id(self.calls)] = fail_at
 
     def optimiser(self, model):
         return torch.optim.Adam(model.parameters(), 0.05)
@@ -50,15 +50,13 @@ class Fit:
         optimizer.step()
         optimizer.zero_grad()
         self.state = optimizer.state_dict()
-        if len(self.calls) == interruptions.get(id(self.calls)):
-            raise KeyboardInterrupt
 
 
 class AdamCarried(Fit):
     """The same with Adam's state carried from subset to subset."""
 
-    def __init__(self, fail_at: int | None = None):
-        super().__init__(fail_at)
+    def __init__(self):
+        super().__init__()
         self.state = None
 
     def optimiser(self, model):
@@ -72,6 +70,24 @@ class AdamCarried(Fit):
 
     def load_state_dict(self, state):
         self.state = state["adam"]
+
+
+@contextlib.contextmanager
+def interrupted(at: int):
+    """Interrupt the step of that number, 1, 2, ..., when it has been trained and not recorded."""
+    steps = itertools.count(1)
+
+    def check(*_):
+        if next(steps) == at:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forgetting, "_check_step", check)
+        try:
+            yield
+        except KeyboardInterrupt:
+            return
+    pytest.fail("it was not interrupted")
 
 
 # anybody's model, data and training function
@@ -128,9 +144,9 @@ def test_the_result_depends_on_the_seed(tmp_path, data):
 @pytest.mark.parametrize("kind", [Fit, AdamCarried])
 @pytest.mark.parametrize("fail_at", [1, 2, 4])
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, data, folder_bytes, kind, fail_at):
-    whole, cut, rest = kind(), kind(fail_at), kind()
+    whole, cut, rest = kind(), kind(), kind()
     know.forget(new_model(), data, whole, out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(fail_at):
         know.forget(new_model(), data, cut, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     know.forget(new_model(), data, rest, out=tmp_path / "run")
@@ -150,15 +166,15 @@ def test_carrying_adam_makes_a_difference(tmp_path, data):
 def test_an_interrupted_call_may_be_repeated_with_the_same_model_object(tmp_path, data):
     """As in a notebook: stop the cell, run it again. theta_0 must not become what the interruption left."""
     model = new_model()
-    with pytest.raises(KeyboardInterrupt):
-        know.forget(model, data, Fit(fail_at=2), out=tmp_path / "run")
+    with interrupted(2):
+        know.forget(model, data, Fit(), out=tmp_path / "run")
     trajectory = know.forget(model, data, Fit(), out=tmp_path / "run")
     assert equal(trajectory.theta_0, new_model().state_dict())
 
 
 def test_an_interrupted_run_of_other_settings_is_refused_and_kept(tmp_path, data, folder_bytes):
-    with pytest.raises(KeyboardInterrupt):
-        know.forget(new_model(), data, Fit(fail_at=3), ratio=0.5, out=tmp_path / "run")
+    with interrupted(3):
+        know.forget(new_model(), data, Fit(), ratio=0.5, out=tmp_path / "run")
     before, fit = folder_bytes(tmp_path), Fit()
     with pytest.raises(KnowError, match="unfinished work of other settings"):
         know.forget(new_model(), data, fit, ratio=0.6, out=tmp_path / "run")

@@ -26,10 +26,11 @@ from know.trajectory import Trajectory
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.safetensors", "unet.fp16.safetensors"])
 def test_folders_are_read_and_what_else_they_hold_is_carried_over(written, tmp_path, name):
     files = {"README.md": "license: mit", "LICENSE": "MIT", "1_Pooling/config.json": "{}", "optimizer.pt": "x"}
+    files |= {"vocab.bin": "a b", "checkpoint-notes.txt": "tried twice"}
     trajectory = written(base, "", functools.partial(folder_of, name=name, **files))
     predict_to(trajectory, tmp_path / "out")
     made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    carried = {"README.md", "LICENSE", "1_Pooling/config.json", "config.json"}
+    carried = {*files, "config.json"} - {"optimizer.pt"}
     assert made == {name, *carried, "README_know.md", "know_config.yml"}
     assert (tmp_path / "out/README.md").read_text() == "license: mit"
     assert load_state(tmp_path / "out").keys() == base(0).keys()
@@ -130,7 +131,26 @@ def test_lightning_loads_what_is_made_of_its_checkpoint(tmp_path):
     assert torch.equal(loaded.net.weight, know.predict(trajectory)["net.weight"])
 
 
+def test_a_header_whose_length_looks_like_json_is_one_of_safetensors(tmp_path):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    header += b" " * (0x7B20 - len(header))  # the first two bytes of the file are " {"
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    assert load_state(tmp_path / "w.safetensors")["w"].tolist() == [0]
+
+
+def test_a_part_of_a_cached_pipeline_is_read(tmp_path):
+    part, blobs = tmp_path / "snapshots/abc/unet", tmp_path / "blobs"
+    part.mkdir(parents=True)
+    blobs.mkdir()
+    save_file(base(0), blobs / "0123")
+    (part / "diffusion_pytorch_model.safetensors").symlink_to("../../../blobs/0123")
+    assert load_state(part).keys() == base(0).keys()
+
+
 BYTES = {
+    "a text": b"Entry not found",
+    "XML page": b'<?xml version="1.0"?><Error/>',
+    "xz": b"\xfd7zXZ\x00",
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
     "web page": b"<!DOCTYPE html><html></html>",
     "GGUF": b"GGUF\x03\x00\x00\x00",

@@ -151,3 +151,65 @@ def test_float64_keeps_its_digits_and_the_rounding_is_said(written, tmp_path):
     found = know.predict(trajectory, scale=0)["fc.weight"]
     assert torch.equal(found, exact)
     assert any("float64" in note for note in predict_to(trajectory, tmp_path / "out"))
+
+
+OTHER_FORMATS = {
+    "quanto": {"q.weight._data": torch.zeros(4, 8, dtype=torch.int8), "q.weight._scale": torch.ones(4, 1)},
+    "mlx": {
+        "q.weight": torch.zeros(4, 8, dtype=torch.uint32),
+        "q.scales": torch.ones(4, 1),
+        "q.biases": torch.ones(4, 1),
+    },
+    "integers alone": {"q.weight": torch.zeros(4, 8, dtype=torch.int8)},
+}
+
+
+@pytest.mark.parametrize("layer", OTHER_FORMATS.values(), ids=OTHER_FORMATS)
+def test_quantised_weights_of_earlier_snapshots_count_too(written, layer):
+    def make(k):
+        plain = {name: tensor.float() for name, tensor in layer.items()}
+        return {**base(k), **(layer if k else plain)}
+
+    with pytest.raises(KnowError, match=r"quantised|floating-point"):
+        know.predict(written(make))
+
+
+@pytest.mark.parametrize("name", ["mask", "relative_position_index", "perm", "classes"])
+def test_integers_beside_a_scale_are_no_codes_by_that_alone(written, name):
+    trajectory = written(
+        lambda k: {**base(k), f"l.{name}": torch.zeros(4, 4, dtype=torch.int32), "l.logit_scale": torch.ones(3)}
+    )
+    assert know.predict(trajectory).keys() == trajectory.meta.keys()
+
+
+MORE = {
+    "linear_qkv.layer_norm_weight": ((8,), "norm"),
+    "linear_qkv.layer_norm_bias": ((8,), "norm"),
+    "linear_qkv.weight": ((8, 8), "fc"),
+    "ln1.w": ((8,), "norm"),
+    "ln1.b": ((8,), "norm"),
+    "q_norm.gamma": ((4, 1, 8), "norm"),
+    "cross.attn_gate": ((8,), "norm"),
+    "cross.alpha_cross_attn": ((1, 1, 1, 8), "norm"),
+    "bn.var": ((8,), "buffer"),
+    "codebook.embed_sum": ((16, 8), "buffer"),
+    "router.e_score_correction_bias": ((8,), "buffer"),
+    "norm_proj.weight": ((8, 8), "fc"),
+    "norm_head.weight": ((50, 8), "fc"),
+    "bn_conv.weight": ((8, 8, 3, 3), "conv"),
+    "sagan.weight_bar": ((8, 8), "fc"),
+    "sagan.weight_u": ((8,), "buffer"),
+}
+
+
+def test_names_of_large_codebases_have_the_role_of_what_they_mean():
+    state = {name: torch.empty(shape) for name, (shape, _) in MORE.items()}
+    assert roles(state) == {name: role for name, (_, role) in MORE.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["to_q.lora.up.weight", "l.vera_lambda_b", "l.oft_R.weight", "l.lora_embedding_A", "l.hada_w1_a"]
+)
+def test_adapters_of_all_kinds_are_refused(written, name):
+    with pytest.raises(KnowError, match="merge the adapter"):
+        know.predict(written(lambda k: {**base(k), name: normal(4, 4) * (1 + k)}))

@@ -153,3 +153,42 @@ def test_the_error_of_fit_is_the_one_that_is_seen(tmp_path):
 
     with pytest.raises(RuntimeError, match="my own error"):
         know.forget(torch.nn.Linear(4, 2), [0] * 64, fit, out=tmp_path / "run")
+
+
+CONFIGURATION = {"size": 0.01}
+
+
+def by_global(model, subset):
+    model.weight.data.add_(CONFIGURATION["size"])
+
+
+class Named:
+    conf = CONFIGURATION
+
+    def __call__(self, model, subset):
+        model.weight.data.add_(self.conf["size"])
+
+
+@pytest.mark.parametrize("make", [lambda: by_global, Named], ids=["global", "attribute of the class"])
+def test_a_changed_global_is_another_training_function(tmp_path, monkeypatch, make):
+    def forget():
+        torch.manual_seed(0)
+        return know.forget(torch.nn.Linear(4, 2), [0] * 64, make(), out=tmp_path / "run")
+
+    forget()
+    monkeypatch.setitem(CONFIGURATION, "size", 0.5)
+    with pytest.raises(KnowError, match="other weights, data, settings or `fit`"):
+        forget()
+
+
+def test_an_extra_state_of_a_module_is_no_obstacle(tmp_path):
+    class Extra(torch.nn.Linear):
+        def get_extra_state(self):
+            return {"version": 3}
+
+        def set_extra_state(self, state):
+            assert state == {"version": 3}
+
+    model = Extra(4, 2)
+    trajectory = know.forget(model, [0] * 64, lambda model, subset: step(model, subset, 0.1), out=tmp_path / "run")
+    assert trajectory.theta_0.keys() == {"weight", "bias"}

@@ -98,6 +98,16 @@ def test_global_settings_of_torch_neither_matter_nor_change(written):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_rounding_to_a_coarser_dtype_is_no_movement(written):
+    frozen = normal(4, 4)
+
+    def make(k):
+        dtype = torch.float32 if k else torch.bfloat16
+        return {name: tensor.to(dtype) for name, tensor in {**base(k), "frozen": frozen}.items()}
+
+    assert torch.equal(know.predict(written(make))["frozen"], frozen.bfloat16())
+
+
 WRONG = {
     "trajectory": lambda t, m: know.predict("run/"),
     "depth": lambda t, m: know.predict(t, depth="2"),
@@ -115,6 +125,14 @@ WRONG = {
     "fractions": lambda t, m: know.forget(m, [0] * 64, print, fractions=["1/2", "1"], out="a"),
     "lazy": lambda t, m: know.forget(torch.nn.LazyLinear(3), [0] * 64, print, out="a"),
     "from_checkpoints": lambda t, m: Trajectory.from_checkpoints("run/", FRACTIONS),
+    "from_checkpoints takes a list": lambda t, m: Trajectory.from_checkpoints(None, FRACTIONS),
+    "key": lambda t, m: Trajectory.from_checkpoints(t.paths, FRACTIONS, key=5),
+    "strip": lambda t, m: Trajectory.from_checkpoints(t.paths, FRACTIONS, strip=[None]),
+    "the pattern 1": lambda t, m: know.predict(t, roles={1: "skip"}),
+    "describe": lambda t, m: know.forget(m, [0] * 64, print, describe=5, out="a"),
+    "references": lambda t, m: know.forget(m, [0] * 64, print, references=5, out="a"),
+    "facts": lambda t, m: know.forget(m, [0] * 64, print, facts={"a": torch.ones(1)}, out="a"),
+    "above 0 and not above 1": lambda t, m: know.nested_subsets(64, fractions=[0.5, 2]),
 }
 
 
