@@ -20,10 +20,11 @@ PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
 """Roles that methods predict. The authors' script predicts no normalisation parameter, and neither do we."""
 
 TABLES = re.compile(
-    r"(running|moving|ema|sqrt|posterior)_\w+|(pixel_|image_)?(mean|std|var)|(min|max)_val|x_(min|max)|num_batches_tracked"
-    r"|cluster_(size|usage)|embed_(avg|sum)|embedding_avg|e_score_correction_bias|\w*scaling_factor|w_avg|inv_freq|freqs|freqs_cis|(cos|sin)(_cached)?|position_ids|relative_position_index"
-    r"|relative_coords_table|\w*mask|masked_bias|betas|alphas|(log_one_minus_)?alphas_\w+|sigmas|window|fb|mel_filters"
-    r"|anchors?|anchor_grid|strides?|zero_points?"
+    r"(running|moving|ema|sqrt|posterior)_\w+|(pixel_|image_)?(mean|std|var)|(min|max)_val|x_(min|max)|\w*scaling_factor"
+    r"|num_batches_tracked|cluster_(size|usage)|embed_(avg|sum)|embedding_avg|w_avg|e_score_correction_bias|inv_freq"
+    r"|freqs|freqs_cis|(cos|sin)(_cached)?|position_ids|relative_position_index|relative_coords_table|\w*mask"
+    r"|masked_bias|betas|alphas|(log_one_minus_)?alphas_\w+|sigmas|window|fb|mel_filters|anchors?|anchor_grid|strides?"
+    r"|zero_points?"
 )
 """Names of tensors that no optimiser trains: statistics, tables of positions, masks, schedules, filters, anchors."""
 FACTORS = re.compile(
@@ -112,10 +113,8 @@ def _rule(name: str, tensor: Tensor, layers: Mapping[str, Mapping[str, Tensor]])
         return "buffer", "statistics or a table, which no optimiser trains"
     if attribute in ("embed", "embedding", "codebook") and beside.keys() & {"cluster_size", "embed_avg"}:
         return "buffer", "a code book that is a running average"
-    if (attribute in ("weight_u", "weight_v") and beside.keys() & {"weight_orig", "weight_bar"}) or attribute in (
-        "_u",
-        "_v",
-    ):
+    spectral = attribute in ("weight_u", "weight_v") and beside.keys() & {"weight_orig", "weight_bar"}
+    if spectral or attribute in ("_u", "_v"):
         return "buffer", "power iteration of spectral normalisation"
     if (attribute == "weight_g" and "weight_v" in beside) or (attribute == "original0" and "original1" in beside):
         return "norm", "length of weight normalisation"
