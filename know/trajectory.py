@@ -204,7 +204,8 @@ class Trajectory:
         with self._hashes_first():
             for name, wrong in self.unlike.items():
                 role = found[name][0] if name in found else self._role_elsewhere(name, given)
-                if role not in ("skip", "buffer"):
+                own = [checkpoint.meta[name] for checkpoint in self.checkpoints if name in checkpoint.meta]
+                if role != "skip" and (role != "buffer" or any(tensor.is_floating_point() for tensor in own)):
                     raise KnowError(f"{wrong}; --skip {name!r} leaves it alone")
         role_of = {name: role for name, (role, _) in found.items()}
         for checkpoint in self.checkpoints:

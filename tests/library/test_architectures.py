@@ -133,7 +133,11 @@ def check_tensors(model: nn.Module, trajectory: Trajectory, found: dict[str, tor
         if parameter.ndim == 1
     }
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    normalising |= {name for name in parameters if name.rpartition(".")[2] in FACTORS or name.endswith("lab.bias")}
+    normalising |= {
+        name
+        for name in parameters
+        if name.rpartition(".")[2] in FACTORS or name.endswith(("lab.bias", "last_conv.2.bias"))
+    }
     for name, tensor in before.items():
         assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype), name
         if name in normalising or not tensor.is_floating_point() or tensor.ndim == 0:
