@@ -192,7 +192,7 @@ def test_matched_rate_is_the_ratio_of_norms(power, depth, trajectory, models):
 
 def test_rates_are_finite_and_positive_for_zeros_and_overflow_is_an_error(write_trajectory, models, overflowing):
     zeros = write_trajectory(
-        [{"weight": torch.full((3, 3), k), "bias": torch.full((3,), k)} for k in (4.0, 3, 2, 1, 0)]
+        [{"weight": torch.full((3, 3), k), "bias": torch.full((3,), k)} for k in (4.0, 3.0, 2.0, 1.0, 0.0)]
     )
     assert all(0 < factor < math.inf for factor in start("matched_rate", zeros, models).rates.values())
     ones = write_trajectory([{"weight": torch.full((3, 3), 1.0 + k)} for k in (4, 3, 2, 1, 0)], name="ones")
