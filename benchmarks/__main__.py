@@ -154,11 +154,11 @@ def _metatraining(suite: str) -> MetaTraining:
 
 
 def _make_shard(settings: MetaTraining, work: Path, shard: int, device: str) -> None:
-    from benchmarks.metatraining import make_metaset
+    from benchmarks.metaset import make_metaset
 
     if shard >= settings.shards:
         raise KnowError(f"there are shards 0 to {settings.shards - 1}, not {shard}")
-    make_metaset(shard, settings, out=work / "metaset" / str(shard), device=device)
+    make_metaset(shard, settings, store=_store(), out=work / "metaset" / str(shard), device=device)
 
 
 def _fit(settings: MetaTraining, work: Path, without: list[str], out: Path, length: int, device: str) -> None:

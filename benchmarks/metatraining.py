@@ -1,46 +1,34 @@
-"""Meta-training of KNOWN: an L1 regression on windows, which are cut from forgetting trajectories of small networks.
+"""Meta-training of KNOWN: an L1 regression on the windows of the meta-set (`benchmarks.metaset`).
 
 The same windows train two more methods, so that KNOWN can be compared with them: scaled KNOWN, and meta-linear, the
-closed-form least-squares solution over the differences.
-
-Paper: 7 snapshots per run give two windows of 5 inputs and 1 target; r from U(0.3, 0.9), learning rate from
-U(1e-5, 4e-3), batch size from U(32, r^6 |D0|), Adam. Here r has the further lower bound that keeps `smallest` images in
-the smallest subset. The paper does not state epochs and optimiser of the hyper-model: those are keys of a suite.
+closed-form least-squares solution over the differences. The paper does not state epochs and optimiser of the
+hyper-model: a suite gives them.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jinja2
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.data import Dataset, load
-from benchmarks.networks import build
+from benchmarks.metaset import windows
 from benchmarks.progress import progress
-from benchmarks.settings import LENGTH, MetaTraining, Recipe, family
-from benchmarks.stacked import Stacked
-from benchmarks.store import computing
-from benchmarks.training import train
-from know.checkpoints import State, load_facts, load_state, save_state
+from benchmarks.settings import LENGTH, MetaTraining, family
+from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
-from know.files import digest, read_json, resumable_folder, sha256_file, write_csv, write_json, write_text
+from know.files import read_json, write_csv, write_json, write_text
 from know.fingerprint import code_hash
 from know.known import Known, KnownNet, Scaling, scale_windows
-from know.roles import PREDICTED, roles
+from know.roles import PREDICTED
 from know.seeds import stream
-from know.subsets import nested_subsets
 
-METASET, METATRAINING = "benchmarks.metatraining:make_metaset", "benchmarks.metatraining:fit_known"
-"""The functions from which the fingerprints of code are made."""
-SNAPSHOTS = 7
-WINDOWS = 2
-"""Number of windows cut from one history (paper); there is only one where S is 6."""
+METATRAINING = "benchmarks.metatraining:fit_known"
+"""The function from which the fingerprint of code is made."""
 HISTORY = ["model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 COEFFICIENTS = ["model", "role", "term", "value"]
 HELD_OUT = ["run", "dataset", "network", "role", "model", "windows", "loss", "no_change_loss", "linear_loss", "step"]
@@ -52,152 +40,6 @@ NETWORKS: dict[str, Scaling] = {"known": "none", "scaled": "range"}
 """The networks that are trained, each once per role, and how their windows are scaled."""
 META_LINEAR = {"meta_linear": ("", False), "meta_linear_theta0": (".theta_0", True)}
 """The closed-form models: the ending of the names of their coefficients, and whether theta_0 has a coefficient."""
-
-
-def draw_run(run: int, settings: MetaTraining) -> dict:
-    """The random settings of meta-trajectory number `run`; they depend only on `run` and the ranges in the settings.
-
-    Runs that are trained at once all use what the first of them draws, except for learning rate and seed.
-    """
-    group = run // settings.together
-    first, own = _dice(group * settings.together, settings), _dice(run, settings)
-    return {
-        "dataset": settings.datasets[group % len(settings.datasets)],
-        "network": settings.networks[group // len(settings.datasets) % len(settings.networks)],
-        **first,
-        "learning_rate": own["learning_rate"],
-        "seed": stream("metaset", run, "training"),
-    }
-
-
-def _dice(run: int, settings: MetaTraining) -> dict:
-    dice = random.Random(stream("metaset", run))
-    low, high = settings.ratio
-    low = max(low, (settings.smallest / settings.images) ** (1 / (SNAPSHOTS - 1)))
-    if low > high:
-        raise KnowError(
-            f"metatraining: {settings.images} images keep {settings.smallest} in the smallest of {SNAPSHOTS} subsets "
-            f"only with a ratio above {low:.2f}, but ratio ends at {high:g}"
-        )
-    ratio = dice.uniform(low, high)
-    smallest = round(settings.images * ratio ** (SNAPSHOTS - 1))
-    return {
-        "ratio": ratio,
-        "learning_rate": dice.uniform(*settings.learning_rate),
-        "batch_size": dice.randint(*sorted((settings.batch_size, smallest))),
-        "pretraining_epochs": dice.randint(*settings.pretraining_epochs),
-        "smallest": smallest,
-    }
-
-
-def histories(states: list[State], limit: int, seed: int) -> dict[str, Tensor]:
-    """Histories of single weights, by predicted role: float32 (N, 7), smallest subset first.
-
-    states: the 7 snapshots, largest subset (theta_0) first. Of each role at most `limit` weights are drawn, uniformly.
-    """
-    role_of = roles(states[0])
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for role in PREDICTED:
-        names = sorted(name for name in states[0] if role_of[name] == role)
-        if not names:
-            continue
-        # history is (scalars, 7), smallest subset first
-        history = torch.stack([torch.cat([s[n].flatten().float() for n in names]) for s in reversed(states)], dim=1)
-        kept[role] = history[torch.randperm(len(history), generator=generator)[:limit]].contiguous()
-    return kept
-
-
-def windows(history: Tensor, length: int) -> Tensor:
-    """Cut histories (N, 7) into windows with target, (windows, S + 1): inputs smallest subset first, target last.
-
-    Each history gives its last two windows: theta_{S+1}..theta_2 -> theta_1 and theta_S..theta_1 -> theta_0.
-    """
-    count = min(WINDOWS, SNAPSHOTS - length)
-    return torch.cat([history[:, end - length - 1 : end] for end in range(SNAPSHOTS - count + 1, SNAPSHOTS + 1)])
-
-
-def make_metaset(shard: int, settings: MetaTraining, *, out: Path, device: str = "cpu") -> None:
-    """Train one shard of the meta-trajectories and save their histories: `<out>/<run>.safetensors`, then manifest."""
-    groups = -(-settings.trajectories // settings.together)
-    first, end = (groups * k // settings.shards * settings.together for k in (shard, shard + 1))
-    runs = range(first, min(end, settings.trajectories))
-    datasets = {name: load(name, device=device) for name in settings.datasets}
-    for name, dataset in datasets.items():
-        if len(dataset.train) < settings.images:
-            raise KnowError(f"metatraining.images is {settings.images}, but {name} has {len(dataset.train)} images")
-    data = {name: dataset.sha256 for name, dataset in datasets.items()}
-    code = code_hash(METASET)
-    fingerprint = digest([shard, settings.model_dump(), data, computing(code, device)])
-    with resumable_folder(out, fingerprint, replace=True) as folder:
-        files = {}
-        for run in progress(runs, desc=f"meta-trajectories, shard {shard}"):
-            path = folder / f"{run:05d}.safetensors"
-            if not path.is_file():
-                group = range(run, min(runs.stop, (run // settings.together + 1) * settings.together))
-                drawn = [draw_run(one, settings) for one in group]
-                make = _meta_trajectories if settings.together > 1 else _meta_trajectory
-                for one, own, states in zip(
-                    group, drawn, make(drawn, datasets[drawn[0]["dataset"]], settings), strict=True
-                ):
-                    limit, seed = max(1, settings.windows // WINDOWS), stream(own["seed"], "windows")
-                    facts = {**own, "run": one, "status": "ok" if states else "diverged"}
-                    save_state(
-                        folder / f"{one:05d}.safetensors", histories(states, limit, seed) if states else {}, facts
-                    )
-            files[path.name] = sha256_file(path)
-        write_json(folder / "manifest.json", {"code": code, "data": data, "files": files})
-
-
-def _meta_trajectory(drawn: list[dict], dataset: Dataset, settings: MetaTraining) -> list[list[State] | None]:
-    """Snapshots theta_0 ... theta_6 of the one run that was drawn (paper: sequential fine-tuning on nested subsets), or
-    None if the run diverged.
-    """
-    (facts,) = drawn
-    model, subsets = _start(facts, dataset, settings)
-    states, optimizer = [], None
-    for k, index in enumerate(subsets):
-        recipe, split = _recipe(facts, settings, k), dataset.train.take(index)
-        outcome = train(model, dataset, split, recipe, seed=stream(facts["seed"], "step", k), optimizer_state=optimizer)
-        if outcome.status != "ok":
-            return [None]
-        optimizer = outcome.optimizer if settings.carry_optimizer else None
-        states.append({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()})
-    return [states]
-
-
-def _meta_trajectories(drawn: list[dict], dataset: Dataset, settings: MetaTraining) -> list[list[State] | None]:
-    """Do what `_meta_trajectory` does for several runs at once, which differ in subsets, learning rate and seeds."""
-    models, subsets = zip(*(_start(facts, dataset, settings) for facts in drawn), strict=True)
-    networks, fine = Stacked(models), [True] * len(drawn)
-    states: list[list[State]] = [[] for _ in drawn]
-    for k in range(SNAPSHOTS):
-        outcomes = networks.train(
-            dataset,
-            dataset.train,
-            torch.tensor([own[k] for own in subsets]),
-            _recipe(drawn[0], settings, k),
-            seeds=[stream(facts["seed"], "step", k) for facts in drawn],
-            learning_rates=[facts["learning_rate"] for facts in drawn],
-            carry=k > 0 and settings.carry_optimizer,
-        )
-        fine = [before and outcome.status == "ok" for before, outcome in zip(fine, outcomes, strict=True)]
-        for own, state in zip(states, networks.states(), strict=True):
-            own.append({name: tensor.cpu() for name, tensor in state.items()})
-    return [own if good else None for own, good in zip(states, fine, strict=True)]
-
-
-def _start(facts: dict, dataset: Dataset, settings: MetaTraining) -> tuple[nn.Module, list[list[int]]]:
-    """The freshly initialised network of a run, and its nested subsets, largest first."""
-    fractions = [settings.images / len(dataset.train) * facts["ratio"] ** k for k in range(SNAPSHOTS)]
-    seed = stream(facts["seed"], "initialisation")
-    model = build(facts["network"], dataset.shape, len(dataset.classes), seed=seed).to(dataset.mean.device)
-    return model, nested_subsets(len(dataset.train), seed=stream(facts["seed"], "subsets"), fractions=fractions)
-
-
-def _recipe(facts: dict, settings: MetaTraining, step: int) -> Recipe:
-    epochs = settings.forgetting_epochs if step else facts["pretraining_epochs"]
-    return Recipe(epochs=epochs, learning_rate=facts["learning_rate"], batch_size=facts["batch_size"])
 
 
 def fit_known(
@@ -278,10 +120,10 @@ def fit_known(
 
 
 def _split(good: Mapping[Path, dict], settings: MetaTraining) -> dict[str, list[Path]]:
-    """Training, selection and held-out trajectories. The last two are taken evenly from every dataset and network; a
-    plain stride over the runs might miss some of them, since datasets and networks alternate from run to run.
+    """Training, selection and held-out trajectories. The last two are taken evenly from every network and from the
+    range of r; a plain stride over the runs might miss a network, since networks alternate from run to run.
     """
-    by_kind = sorted(good, key=lambda path: (good[path]["dataset"], good[path]["network"], path.name))
+    by_kind = sorted(good, key=lambda path: (good[path]["network"], good[path]["ratio"], path.name))
     stride = max(3, round(1 / settings.held_out))
     selection, held_out = by_kind[stride - 1 :: stride], by_kind[stride - 2 :: stride]
     training = [path for path in good if path not in {*selection, *held_out}]

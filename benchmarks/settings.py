@@ -78,13 +78,18 @@ class MetaTraining(Settings):
     """Share of trajectories that decide when training stops. As many others serve to report the errors."""
     shards: Positive = 2
     together: Positive = 1
-    """How many trajectories are trained at once, stacked, which suits a GPU. They share dataset, network, r, batch size
-    and epochs; each draws its own subsets, learning rate and initialisation."""
+    """How many trajectories are trained at once, stacked, which suits a GPU. They share all that is drawn but their
+    subsets, learning rates and initialisations."""
     images: Positive
-    """Number of images in the largest subset of a trajectory."""
-    smallest: Positive = 64
+    """The fewest images of D0, the largest subset of a trajectory; the most are all that the dataset has."""
+    smallest: Positive = 32
+    """The fewest images of the smallest of the seven subsets; this bounds r from below."""
     pretraining_epochs: tuple[Positive, Positive]
-    forgetting_epochs: Positive = 1
+    pretraining_images: Positive = 200_000
+    """Training of theta_0 shows at most about this many images, one epoch at least."""
+    forgetting_epochs: tuple[Positive, Positive] = (1, 3)
+    step_updates: tuple[Positive, Positive] = (16, 600)
+    """Number of updates in the first forgetting step, as far as batch sizes within their bounds allow."""
     ratio: tuple[Share, Share] = (0.3, 0.9)
     learning_rate: tuple[Rate, Rate] = (1e-5, 4e-3)
     batch_size: Positive = 32
@@ -107,7 +112,7 @@ class MetaTraining(Settings):
     def _check(self) -> MetaTraining:
         if not 1 <= round(self.held_out * self.trajectories) < self.trajectories / 2:
             raise ValueError(f"held_out {self.held_out} of {self.trajectories} trajectories leaves one part empty")
-        for name in ("pretraining_epochs", "ratio", "learning_rate"):
+        for name in ("pretraining_epochs", "forgetting_epochs", "step_updates", "ratio", "learning_rate"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} goes from {low} down to {high}; give the lower bound first")

@@ -42,7 +42,7 @@ STATES = {
 
 CODE = {
     "data": "benchmarks.data:load",
-    "metaset": "benchmarks.metatraining:make_metaset",
+    "metaset": "benchmarks.metaset:make_metaset",
     "metatrain": "benchmarks.metatraining:fit_known",
     "forget": "benchmarks.trajectories:make_origin",
     "transfer": "benchmarks.transfer:run_cell",

@@ -1,6 +1,7 @@
 """The one store of finished work: what was made is kept under a hash of everything that decides it.
 
     work/store/trajectories/KEY/          one trajectory on one track, as `know.forget` writes it
+    work/store/meta-trajectories/KEY/     histories of weights of the small trajectories that are trained at once
     work/store/fine-tunes/KEY/*.jsonl     results of fine-tunes, one line each
     work/store/steps/KEY/*.jsonl          steps of a suite that were run without Snakemake
 
@@ -20,7 +21,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,19 @@ class Results:
 
 
 def link_folder(source: Path, out: Path) -> None:
-    """Make `out` a folder of the same files as `source`, by links where the file system can, else by copies."""
+    """Make `out` a folder of the same files as `source`."""
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    for file in sorted(source.iterdir()):
-        if file.name == "about.json":
-            continue
+    link_files(source, out, sorted(file.name for file in source.iterdir() if file.name != "about.json"))
+
+
+def link_files(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Put files of the folder `source` into `out` too, by links where the file system can, else by copies."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
         try:
-            os.link(file, out / file.name)
+            os.link(source / name, out / name)
         except OSError:
-            shutil.copy2(file, out / file.name)
+            shutil.copy2(source / name, out / name)
 
 
 def computing(code: str, device: str) -> dict[str, Any]:

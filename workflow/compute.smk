@@ -66,7 +66,7 @@ rule metaset:
     params:
         suite=NAME,
         device=SUITE.device,
-        code=code_hash("benchmarks.metatraining:make_metaset"),
+        code=code_hash("benchmarks.metaset:make_metaset"),
         settings=META,
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",

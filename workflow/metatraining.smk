@@ -36,7 +36,7 @@ rule metaset:
     output:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
-        code=code_hash("benchmarks.metatraining:make_metaset"),
+        code=code_hash("benchmarks.metaset:make_metaset"),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",

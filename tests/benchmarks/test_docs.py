@@ -45,7 +45,8 @@ def checkout(tmp_path) -> Path:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, tmp_path / name)
     if (REPOSITORY / "work" / "smoke").is_dir() and (REPOSITORY / ".snakemake" / "metadata").is_dir():
-        shutil.copytree(REPOSITORY / "work" / "smoke", tmp_path / "work" / "smoke")
+        for name in ("smoke", "store"):
+            shutil.copytree(REPOSITORY / "work" / name, tmp_path / "work" / name)
         shutil.copytree(REPOSITORY / ".snakemake" / "metadata", tmp_path / ".snakemake" / "metadata")
     return tmp_path
 

@@ -9,7 +9,8 @@ import torch
 from synthetic import meta_settings as settings
 from tiny import equal
 
-from benchmarks.metatraining import COEFFICIENTS, HELD_OUT, _least_squares, fit_known, windows
+from benchmarks.metaset import windows
+from benchmarks.metatraining import COEFFICIENTS, HELD_OUT, _least_squares, fit_known
 from know.checkpoints import load_state, save_state
 from know.errors import KnowError
 from know.files import read_json, write_json
@@ -37,7 +38,7 @@ def shards(tmp_path):
             for run in range(shard, len(trajectories), shards):
                 path = folder / f"{run:05d}.safetensors"
                 dataset, network = datasets[run % len(datasets)], networks[run % len(networks)]
-                facts = {"run": run, "dataset": dataset, "network": network}
+                facts = {"run": run, "dataset": dataset, "network": network, "ratio": 0.5}
                 save_state(path, trajectories[run], facts | {"status": "diverged" if run in diverged else "ok"})
                 files[path.name] = ""
             write_json(folder / "manifest.json", {"files": files})
