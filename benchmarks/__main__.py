@@ -146,6 +146,49 @@ def pretrained(
     _fit(settings.metatraining, WORK / "shipped", without, out, length, _start(device, threads))
 
 
+@app.command()
+def pretrained_variant(
+    variant: Annotated[str, typer.Option(help="Name of a variant, such as relative-0, share-0.5 or without-resnet8.")],
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Train KNOWN on the meta-set of the networks that ship in another way, to see what a choice is worth
+    (work/shipped/variants/VARIANT.csv)."""
+    from benchmarks.metatraining import fit_variant
+
+    settings, work = load_shipped().metatraining, WORK / "shipped"
+    out = work / "variants" / f"{variant}.csv"
+    fit_variant(variant, _shards(settings, work), settings, out=out, device=_start(device, threads))
+
+
+@app.command()
+def pretrained_skill(
+    network: Annotated[str, typer.Option(help="Network of `skill` in benchmarks/metatraining.yaml.")],
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Ask the networks that ship about trajectories whose theta_{-1} is known (work/shipped/skill/NETWORK.csv)."""
+    from benchmarks.skill import measure
+    from know.files import PRETRAINED
+
+    settings, device = load_shipped().skill, _start(device, threads)
+    if network not in settings.networks:
+        raise unknown("network", network, settings.networks)
+    known = PRETRAINED / settings.group / str(LENGTH)
+    measure(network, settings, known=known, store=_store(), work=WORK / "shipped", device=device)
+
+
+@app.command()
+def pretrained_page() -> None:
+    """Write what is known of the networks that ship: tables and README.md in know/pretrained/, and the cards."""
+    from benchmarks.report.pretrained import publish
+    from benchmarks.skill import windows_table
+    from know.files import PRETRAINED
+
+    settings, work = load_shipped(), WORK / "shipped"
+    publish(settings, work, windows_table(_shards(settings.metatraining, work), settings.skill, work), PRETRAINED)
+
+
 def _metatraining(suite: str) -> MetaTraining:
     settings = load_suite(suite)
     if settings.metatraining is None:
@@ -161,12 +204,18 @@ def _make_shard(settings: MetaTraining, work: Path, shard: int, device: str) -> 
     make_metaset(shard, settings, store=_store(), out=work / "metaset" / str(shard), device=device)
 
 
+def _shards(settings: MetaTraining, work: Path) -> list[Path]:
+    return [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
+
+
 def _fit(settings: MetaTraining, work: Path, without: list[str], out: Path, length: int, device: str) -> None:
     """Train on the shards in `work`, and print held-out errors and those of "no change"."""
     from benchmarks.metatraining import fit_known
+    from benchmarks.report.pretrained import card
+    from know.files import write_text
 
-    shards = [work / "metaset" / str(shard) / "manifest.json" for shard in range(settings.shards)]
-    known = fit_known(shards, settings, length=length, without=without, out=out, device=device)
+    known = fit_known(_shards(settings, work), settings, length=length, without=without, out=out, device=device)
+    write_text(out / "README.md", card(out))
     for role, errors in known.facts["held_out"].items():
         print(f"{role:5} held-out error {errors['loss']:.3g}, no change {errors['no_change_loss']:.3g}")
 

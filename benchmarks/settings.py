@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -103,6 +104,9 @@ class MetaTraining(Settings):
     patience: Positive = 10
     """Evaluations without improvement after which training of a role stops."""
     evaluations: Positive = 40
+    loss: Literal["absolute", "relative"] = "absolute"
+    """absolute: the mean |error| of all windows (paper), which the trajectories with the longest steps rule. relative:
+    the mean |error| of each trajectory is divided by that of predicting no change there, and all count alike."""
     bias_penalty: Annotated[float, Field(ge=0)] = 0.1
     """Factor of the L1 penalty on the biases of the plain linear layers; 0.1 is published, 0 turns it off."""
     beside: str | None = None
@@ -119,6 +123,29 @@ class MetaTraining(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class Variant:
+    """Another meta-training on the same meta-set, which says what a choice is worth."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings (`MetaTraining`) that differ from those of what ships."""
+    share: float = 1.0
+    """Share of the training trajectories; fewer of each network and over the same range of r."""
+    network: str | None = None
+    """A kind of network that is left out of training and selection, and tested on."""
+
+
+def variants(settings: MetaTraining) -> dict[str, Variant]:
+    """Every variant by name: losses and penalties, a learning curve, and each kind of network left out."""
+    made = {
+        f"{loss}-{penalty:g}": Variant({"loss": loss, "bias_penalty": penalty})
+        for loss in ("absolute", "relative")
+        for penalty in (0.1, 0.0)
+    }
+    made |= {f"share-{share:g}": Variant(share=share) for share in (0.125, 0.25, 0.5)}
+    return made | {f"without-{network}": Variant(network=network) for network in settings.networks}
+
+
 class Group(Settings):
     """One group of networks that ship with the package."""
 
@@ -126,21 +153,6 @@ class Group(Settings):
     """Families of datasets that its meta-training leaves out, so that the group can be evaluated on them."""
     lengths: list[Annotated[int, Field(ge=2, le=6)]] = Field([LENGTH], min_length=1)
     """Values of S for which networks are trained."""
-
-
-class Shipped(Settings):
-    """How the networks that ship are made: one meta-set, and groups trained on it (benchmarks/metatraining.yaml)."""
-
-    metatraining: MetaTraining
-    groups: dict[str, Group]
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> Shipped:
-        known = {family(name) for name in self.metatraining.datasets}
-        for name, group in self.groups.items():
-            if lacking := set(group.without) - known:
-                raise ValueError(f"groups.{name}.without: {', '.join(sorted(lacking))} is not in the meta-set anyway")
-        return self
 
 
 class Transfer(Settings):
@@ -211,6 +223,39 @@ class Arms(Settings):
                 raise KnowError(f"arms.references: {unknown('reference', name, REFERENCES)}")
         if "naive" not in self.references:
             raise ValueError("references must contain naive: all differences are paired with it")
+        return self
+
+
+class Skill(Settings):
+    """On which trajectories the networks that ship are asked where the truth exists (benchmarks/skill.py)."""
+
+    suite: str
+    """The suite whose training of theta_{-1} and forgetting steps the trajectories have."""
+    group: str
+    """The group of networks that is asked; its meta-training left the source out."""
+    source: str
+    networks: list[str] = Field(min_length=1)
+    trajectories: Annotated[int, Field(ge=2)]
+    arms: Arms
+
+
+class Shipped(Settings):
+    """How the networks that ship are made: one meta-set, and groups trained on it (benchmarks/metatraining.yaml), one
+    of which is then asked where the truth exists.
+    """
+
+    metatraining: MetaTraining
+    groups: dict[str, Group]
+    skill: Skill
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Shipped:
+        known = {family(name) for name in self.metatraining.datasets}
+        for name, group in self.groups.items():
+            if lacking := set(group.without) - known:
+                raise ValueError(f"groups.{name}.without: {', '.join(sorted(lacking))} is not in the meta-set anyway")
+        if family(self.skill.source) not in self.groups[self.skill.group].without:
+            raise ValueError(f"skill.source: group {self.skill.group} was meta-trained on {self.skill.source}")
         return self
 
 

@@ -2,7 +2,8 @@
 
     snakemake --snakefile workflow/metatraining.smk --cores all        (or: make pretrained)
 
-The meta-set lies in work/shipped/, the networks in know/pretrained/, under version control.
+The meta-set lies in work/shipped/, the networks in know/pretrained/, under version control. Two more rules say how good
+they are: variants of the meta-training, and skill on trajectories whose theta_{-1} is known.
 """
 
 import os
@@ -15,13 +16,19 @@ min_version("9.10")
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
+from know import keras
 from know.fingerprint import code_hash
 from benchmarks.steps import LEARNT as NAMES
 from benchmarks.suite import load_shipped
+from benchmarks.settings import variants
 
 SHIPPED = load_shipped()
+NETWORKS = [name for name in NAMES if name.endswith(".safetensors")]
 WORK = "work/shipped"
 PLACES = [f"{name}/{length}" for name, group in SHIPPED.groups.items() for length in group.lengths]
+VARIANTS = expand(f"{WORK}/variants/{{variant}}.csv", variant=variants(SHIPPED.metatraining))
+SKILL = expand(f"{WORK}/skill/{{network}}.csv", network=SHIPPED.skill.networks)
+PAGES = ["README.md", "variants.csv", "skill.csv", "windows.csv"]
 SHARDS = expand(f"{WORK}/metaset/{{shard}}/manifest.json", shard=range(SHIPPED.metatraining.shards))
 
 
@@ -30,6 +37,7 @@ rule all:
     input:
         SHARDS,
         expand("know/pretrained/{place}/{file}", place=PLACES, file=NAMES),
+        expand("know/pretrained/{file}", file=PAGES),
 
 
 rule metaset:
@@ -65,3 +73,59 @@ rule metatrain:
         "../environment.yml"
     shell:
         "python -m benchmarks pretrained --group {wildcards.group} --length {wildcards.length} > {log} 2>&1"
+
+
+rule variant:
+    input:
+        SHARDS,
+    output:
+        f"{WORK}/variants/{{variant}}.csv",
+    params:
+        code=code_hash("benchmarks.metatraining:fit_variant"),
+        settings=SHIPPED.metatraining.model_dump(mode="json"),
+    log:
+        f"{WORK}/logs/variant/{{variant}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/variant/{{variant}}.tsv"
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m benchmarks pretrained-variant --variant {wildcards.variant} > {log} 2>&1"
+
+
+rule skill:
+    input:
+        expand("know/pretrained/{group}/5/{file}", group=SHIPPED.skill.group, file=NETWORKS),
+    output:
+        f"{WORK}/skill/{{network}}.csv",
+        f"{WORK}/skill/{{network}}.movement.csv",
+    params:
+        code=code_hash("benchmarks.skill:measure"),
+        settings=SHIPPED.skill.model_dump(mode="json"),
+        authors=keras.hashes(),
+    log:
+        f"{WORK}/logs/skill/{{network}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/skill/{{network}}.tsv"
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m benchmarks pretrained-skill --network {wildcards.network} > {log} 2>&1"
+
+
+rule page:
+    input:
+        SHARDS,
+        VARIANTS,
+        SKILL,
+        expand("know/pretrained/{place}/facts.json", place=PLACES),
+    output:
+        update(expand("know/pretrained/{file}", file=PAGES)),
+    params:
+        settings=SHIPPED.model_dump(mode="json"),
+    log:
+        f"{WORK}/logs/page.log",
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m benchmarks pretrained-page > {log} 2>&1"

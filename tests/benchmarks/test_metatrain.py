@@ -38,7 +38,8 @@ def shards(tmp_path):
             for run in range(shard, len(trajectories), shards):
                 path = folder / f"{run:05d}.safetensors"
                 dataset, network = datasets[run % len(datasets)], networks[run % len(networks)]
-                facts = {"run": run, "dataset": dataset, "network": network, "ratio": 0.5}
+                facts = {"run": run, "dataset": dataset, "network": network, "ratio": 0.5, "updates": 90}
+                facts |= {"images": 1000, "smallest": 16, "batch_size": 16, "learning_rate": 1e-3}
                 save_state(path, trajectories[run], facts | {"status": "diverged" if run in diverged else "ok"})
                 files[path.name] = ""
             write_json(folder / "manifest.json", {"files": files})
