@@ -107,9 +107,6 @@ def test_the_smoke_suite_makes_the_bytes_of_a_local_run(cluster, tmp_path):
     assert said.count("has been submitted with SLURM jobid") < said.count("\nrule ") + said.count("\n    rule ")
 
 
-# whatever happens
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Callable[[str], Path]:
     """Function that makes a checkout with a suite of seconds: two cells that share their trajectories. Its transfers
@@ -137,6 +134,18 @@ def undisturbed(tiny) -> Path:
     folder = tiny("local")
     end(start(folder, "--cores=2", "--config", "suite=tiny"), folder)
     return folder
+
+
+def test_a_tiny_suite_makes_the_bytes_of_a_local_run_though_its_jobs_ask_for_too_little_memory(
+    cluster, tiny, undisturbed
+):
+    folder = tiny("calm")
+    said = end(on_slurm(folder, "tiny", "--retries=2"), folder)
+    assert f"mem_mb={2 * LITTLE_MB}," in said
+    assert content(folder / "results") == content(undisturbed / "results")
+
+
+# whatever happens
 
 
 def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is_the_same(cluster, tiny, undisturbed):
