@@ -25,7 +25,7 @@ from benchmarks.settings import Cell
 from benchmarks.suite import Suite
 from benchmarks.training import train
 from know.checkpoints import save_state
-from know.files import read_json, write_csv
+from know.files import read_json, sha256_file, write_csv
 from know.known import Models
 from know.roles import only_predicted
 from know.seeds import stream
@@ -111,7 +111,7 @@ class _Counted:
 
 
 def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path, seed: int) -> Trajectory:
-    """A trajectory of random weights; theta_0 is the same for every seed."""
+    """A trajectory of random weights; theta_0 and its initial weights are the same for every seed."""
     state = build(cell.network, shape, classes, seed=0).state_dict()
     dice = torch.Generator().manual_seed(stream("cost", seed))
     paths = [folder / f"{k}.safetensors" for k in reversed(range(cell.length))]
@@ -123,7 +123,11 @@ def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path,
             for name, tensor in state.items()
         }
         save_state(path, moved)
-    trajectory = Trajectory.from_checkpoints(paths, [cell.ratio**k for k in reversed(range(cell.length))])
+    scratch = folder / "scratch.safetensors"
+    save_state(scratch, build(cell.network, shape, classes, seed=1).state_dict())
+    references = {"scratch": {"file": scratch.name, "sha256": sha256_file(scratch)}}
+    fractions = tuple(cell.ratio**k for k in reversed(range(cell.length)))
+    trajectory = Trajectory(tuple(paths), fractions, {"references": references})
     trajectory.states  # noqa: B018  read now, so that the time leaves reading out
     return trajectory
 

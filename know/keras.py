@@ -1,7 +1,8 @@
-"""The authors' released weights: where their Keras files are, and reading them. Imports neither torch nor h5py.
+"""Networks from outside the project: where their files are, and reading those of Keras. Imports neither torch nor h5py.
 
-The files carry no licence, so they stay outside the project. `KNOW_REFERENCE` names a folder with them:
-KNOWN_{Conv,FC,Bias}.h5 (github.com/jjh6297/KNOW) and WNN_{Conv,FC,Bias}.h5 (github.com/jjh6297/WNN).
+`KNOW_REFERENCE` names a folder with the files: KNOWN_{Conv,FC,Bias}.h5 (github.com/jjh6297/KNOW) and
+WNN_{Conv,FC,Bias}.h5 (github.com/jjh6297/WNN), which carry no licence, and nino_mlp.pt, the file of WNN+ (MIT licence),
+which `know.nino` reads. None of them is part of the project.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from know.files import sha256_file
 LENGTH = 5
 """S of the paper and of the released networks: the snapshots that KNOWN takes."""
 MODELS = {"released": "KNOWN", "wnn": "WNN"}
-"""Name of a model here, and how the names of its files begin."""
+"""Name of a model of the authors here, and how the names of its Keras files begin."""
+OUTSIDE = (*MODELS, "wnn_plus")
+"""Every model from outside the project."""
+NINO = "nino_mlp.pt"
+"""The file of wnn_plus."""
 ROLES = {"conv": "Conv", "fc": "FC", "bias": "Bias"}
 """Role of a network, and how the name of its file ends."""
 _LAYERS = ("first", "squeeze", "shift", "amplitude", "rate", "last")
@@ -25,17 +30,18 @@ _NAMES = [*(f"{stream}.{layer}" for stream in ("values", "differences") for laye
 
 
 def files(folder: Path | str, model: str) -> dict[str, Path]:
-    """The files of a model in a folder, by role; whether they exist or not."""
+    """The Keras files of a model in a folder, by role; whether they exist or not."""
     return {role: Path(folder) / f"{MODELS[model]}_{ending}.h5" for role, ending in ROLES.items()}
 
 
 def paths(model: str) -> list[Path]:
-    """The files of a model in the folder that KNOW_REFERENCE names; whether they exist or not."""
-    return list(files(os.environ.get("KNOW_REFERENCE", ""), model).values())
+    """The files of a model of `OUTSIDE` in the folder that KNOW_REFERENCE names; whether they exist or not."""
+    folder = Path(os.environ.get("KNOW_REFERENCE", ""))
+    return list(files(folder, model).values()) if model in MODELS else [folder / NINO]
 
 
 def missing(model: str) -> str | None:
-    """Why the model "released" or "wnn" cannot be had here, in one sentence; None if it can."""
+    """Why a model of `OUTSIDE` cannot be had here, in one sentence; None if it can."""
     folder = os.environ.get("KNOW_REFERENCE")
     if not folder:
         return "KNOW_REFERENCE, the folder with the authors' weights, is not set"
@@ -45,7 +51,7 @@ def missing(model: str) -> str | None:
 
 def hashes() -> dict[str, str]:
     """sha256 of all files that are there, by name: runs that ask these models depend on them."""
-    there = [path for model in MODELS if missing(model) is None for path in paths(model)]
+    there = [path for model in OUTSIDE if missing(model) is None for path in paths(model)]
     return {path.name: sha256_file(path) for path in there}
 
 

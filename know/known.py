@@ -21,6 +21,7 @@ from know import keras
 from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError, as_path, unknown
 from know.files import PRETRAINED
+from know.nino import WnnPlus
 from know.roles import PREDICTED
 from know.trajectory import LARGE
 
@@ -172,7 +173,8 @@ class Models:
     """Meta-learned models by name, read when first asked for.
 
     known, scaled: `Known`, from `<name>.safetensors`. meta_linear: its coefficients, tensors by role. All from one
-    folder, by default the one that the package ships. released, wnn: the authors', from the folder in KNOW_REFERENCE.
+    folder, by default the one that the package ships. released, wnn: the authors', and wnn_plus: that of NiNo
+    (`know.nino.WnnPlus`), from the folder in KNOW_REFERENCE.
     shipped/GROUP/S: what the package ships, whatever the folder.
 
     given: a `Known` (then it is the only model), its file (the others are looked for beside it), a folder, which may
@@ -203,16 +205,18 @@ class Models:
         return self.models[name]
 
     def _read(self, name: str) -> Any:
-        if name in keras.MODELS:
+        if name in keras.OUTSIDE:
             if reason := keras.missing(name):
                 raise KnowError(f"the model {name!r} is not available: {reason}")
             self.files[name] = keras.paths(name)
+            if name not in keras.MODELS:
+                return WnnPlus.load(self.files[name][0])
             return Known.from_keras(self.files[name][0].parent, name)
         if name.startswith("shipped/"):
             _, group, length = name.split("/")
             return Known.pretrained(group, int(length))
         if name not in ("known", "scaled", "meta_linear"):
-            raise unknown("model", name, ("known", "scaled", "meta_linear", *keras.MODELS))
+            raise unknown("model", name, ("known", "scaled", "meta_linear", *keras.OUTSIDE))
         if self.folder is None:
             raise KnowError(f"no model {name!r} was given beside KNOWN; give the folder of a meta-training instead")
         path = self.folder / f"{name}.safetensors"

@@ -222,10 +222,24 @@ def _asked(
         moving = [name for name in tensors if trajectory.moves(name)]
         return torch.stack([differences_gram(trajectory.window(name)) for name in moving]).sum(0)
 
+    kept = functools.cache(trajectory.reference)  # read once for all tensors
+
+    def reference(name: str, weights: str) -> Tensor:
+        if weights not in trajectory.manifest.get("references", {}):
+            raise KnowError(
+                f"the trajectory keeps no reference {weights!r}; `know.forget` keeps it in a new folder where it is"
+                f" given as references={{{weights!r}: state_dict}}, and the prediction is then asked of that folder"
+            )
+        found, shape = kept(weights).get(name), tuple(meta[name].shape)
+        if found is None or tuple(found.shape) != shape:
+            what = "lacks this tensor" if found is None else f"has shape {tuple(found.shape)}"
+            raise KnowError(f"tensor {name!r}: theta_0 has shape {shape}, and the reference {weights!r} {what}")
+        return found.flatten().float()
+
     with contextlib.closing(_windows(trajectory, list(tensors), size, ahead=pieces)) as runs:
         for name, start, window in runs:
             facts = (name, tuple(meta[name].shape), tensors[name], trajectory.fractions)
-            yield TensorInfo(*facts, depth, models, seed, whole), start, window
+            yield TensorInfo(*facts, depth, models, seed, whole, functools.partial(reference, name)), start, window
 
 
 def _windows(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tiny import random_known, saved, setup
+from tiny import Mlp, random_known, random_wnn_plus, saved, setup
 
 import know
 from know.known import Known, Models
@@ -35,6 +35,13 @@ def trajectory(tmp_path_factory) -> Trajectory:
 
 
 @pytest.fixture(scope="session")
+def with_initial(tmp_path_factory) -> Trajectory:
+    """As `trajectory`, with the initial weights as its reference `scratch`, which the benchmark keeps too."""
+    out = tmp_path_factory.mktemp("forgetting") / "run"
+    return know.forget(*setup(), out=out, references={"scratch": Mlp().state_dict()})
+
+
+@pytest.fixture(scope="session")
 def hyper() -> Known:
     return random_known(3)
 
@@ -51,7 +58,7 @@ def overflowing() -> Known:
 
 @pytest.fixture(scope="session")
 def models(hyper) -> Models:
-    """Every model that a method may ask, with random weights; stand-ins for those of the authors too."""
+    """Every model that a method may ask, with random weights; stand-ins for those from outside too."""
     dice = torch.Generator().manual_seed(4)
     terms = {f"{role}{end}": 4 + bool(end) for role in PREDICTED for end in ("", ".theta_0")}
     return Models(
@@ -61,6 +68,7 @@ def models(hyper) -> Models:
             "meta_linear": {name: 0.5 * torch.randn(count, generator=dice) for name, count in terms.items()},
             "released": random_known(6, roles="released"),
             "wnn": random_known(7, scaling="wnn", roles="released"),
+            "wnn_plus": random_wnn_plus(8),
         }
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from know import cli
 from know.checkpoints import save_state
+from know.files import sha256_file
 from know.known import Known, KnownNet
+from know.nino import WnnPlus
 from know.roles import PREDICTED
 from know.trajectory import Trajectory
 
@@ -74,12 +78,36 @@ def random_known(seed: int, length: int = 5, **facts) -> Known:
     return Known(nets, {"trained": False, **facts})
 
 
+def random_wnn_plus(seed: int) -> WnnPlus:
+    """WNN+ with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WnnPlus()
+
+
 def saved(folder: Path, states, fractions=None) -> Trajectory:
-    """Write states, smallest subset first, to files in a folder; the trajectory of these files."""
+    """Write states, smallest subset first, to files in a folder; the trajectory of these files.
+
+    It keeps `initial` weights, as a trajectory of the benchmark does.
+    """
     paths = [folder / f"{k}.safetensors" for k in range(len(states))]
     for path, state in zip(paths, states, strict=True):
         save_state(path, state)
-    return Trajectory.from_checkpoints(paths, fractions or FRACTIONS[-len(states) :])
+    trajectory = Trajectory.from_checkpoints(paths, fractions or FRACTIONS[-len(states) :])
+    return with_scratch(trajectory, initial(states[0]))
+
+
+def initial(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stand-ins for initial weights: they differ from the state, and move with its rows and columns."""
+    return {name: tensor * -0.25 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def with_scratch(trajectory: Trajectory, weights: Mapping[str, torch.Tensor]) -> Trajectory:
+    """The trajectory with these weights as its reference `scratch`, in a file beside theta_0."""
+    path = trajectory.paths[-1].with_name("scratch.safetensors")
+    save_state(path, weights)
+    references = {"scratch": {"file": path.name, "sha256": sha256_file(path)}}
+    return replace(trajectory, manifest={**trajectory.manifest, "references": references})
 
 
 def call(*arguments: object) -> int:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from know.errors import KnowError, unknown
-from know.keras import LENGTH, MODELS
+from know.keras import LENGTH, OUTSIDE
 from know.keras import missing as missing_here
 from know.known import Known, Models
 from know.roles import Role
@@ -54,6 +54,9 @@ class TensorInfo:
     whole: Callable[[], Tensor]
     """Answers the Gram matrix, float64 (S - 1, S - 1), of the differences of the whole network, oldest first: the sum
     of `differences_gram` over all predicted tensors."""
+    reference: Callable[[str], Tensor]
+    """Answers the same tensor, float32 (N,), in further weights that are kept with the trajectory under a name, such as
+    "scratch". KnowError where there are none, or where the tensor has another shape in them."""
 
     def generator(self) -> torch.Generator:
         """Random numbers that belong to this tensor, the trajectory and the arm."""
@@ -104,7 +107,7 @@ class Method:
         model = self.needs or options.get("of")
         if length < self.least:
             return f"it takes at least {self.least} snapshots"
-        if model not in MODELS:
+        if model not in OUTSIDE:
             return None
         return missing_here(model) or (f"the released networks take {LENGTH} snapshots" if length != LENGTH else None)
 
@@ -126,7 +129,7 @@ def method(
     recursive: whether it answers one step back and is asked again for more (see the module's docstring).
     depths: recursions in a suite that takes all methods; () if the method has no depth, such as a limit.
     least: the fewest snapshots that it takes.
-    needs: the model from outside the project that it asks ("released", "wnn"), which may not be there.
+    needs: the model from outside the project that it asks ("released", "wnn", "wnn_plus"), which may not be there.
     elementwise: whether its answer to a weight depends on that weight's history alone. A large tensor is then asked
         about in pieces, in memory that does not grow with the model; otherwise the whole tensor is one window.
     """

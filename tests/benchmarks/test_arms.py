@@ -33,8 +33,8 @@ def start(name: str, trajectory, models, depth: int = 1, **options):
 
 
 def every_line():
-    """The lines of `methods: all`, and those that need the authors' networks."""
-    outside = Arms(references=["naive"], methods={"released": None, "wnn": None})
+    """The lines of `methods: all`, and those that need networks from outside."""
+    outside = Arms(references=["naive"], methods={"released": None, "wnn": None, "wnn_plus": None})
     return lines(Arms(references=["naive"])) + lines(outside)
 
 
@@ -48,7 +48,8 @@ def test_arms_are_references_and_every_method_at_its_depths():
     assert len(set(names)) == len(names)
     count = len(settings.references)
     assert names[:count] == settings.references
-    assert {arm.predictor for arm in arms[count:]} == {*methods.names(), *ARMS} - {"released", "wnn", "shipped"}
+    outside = {"released", "wnn", "wnn_plus", "shipped"}
+    assert {arm.predictor for arm in arms[count:]} == {*methods.names(), *ARMS} - outside
     assert {"known_x2", "known_x4", "known_x8", "shrink_x8", "rre", "rre_global", "meta_linear_theta0_x2"} <= set(names)
     options = {arm.name: arm.options for arm in arms}
     assert options["meta_linear_theta0_x2"]["theta_0"]
@@ -90,6 +91,7 @@ def test_the_suites_normalisation_is_that_of_all_arms_but_those_about_it(policy)
 OF_RELEASED = {
     "released": None,
     "wnn": None,
+    "wnn_plus": None,
     "shrink_released": LineOfArms(method="shrink", options={"of": "released"}),
     "known": None,
 }
@@ -99,16 +101,17 @@ def test_networks_that_are_not_here_are_arms_that_say_so(monkeypatch, tmp_path):
     settings = Arms(references=["naive"], methods=OF_RELEASED)
     monkeypatch.delenv("KNOW_REFERENCE", raising=False)
     for arm in arms_of(settings, CELL):
-        assert bool(arm.missing) == (arm.predictor in ("released", "wnn", "shrink"))
+        assert bool(arm.missing) == (arm.predictor in ("released", "wnn", "wnn_plus", "shrink"))
         assert not arm.missing or "KNOW_REFERENCE" in arm.missing
     monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
     for role in ("Conv", "FC", "Bias"):
         (tmp_path / f"KNOWN_{role}.h5").touch()
     assert {arm.predictor: arm.missing for arm in arms_of(settings, CELL) if arm.missing} == {
-        "wnn": "the folder in KNOW_REFERENCE lacks WNN_Conv.h5, WNN_FC.h5, WNN_Bias.h5"
+        "wnn": "the folder in KNOW_REFERENCE lacks WNN_Conv.h5, WNN_FC.h5, WNN_Bias.h5",
+        "wnn_plus": "the folder in KNOW_REFERENCE lacks nino_mlp.pt",
     }
     other_length = {arm.predictor: arm.missing for arm in arms_of(settings, replace(CELL, length=4)) if arm.missing}
-    assert other_length.keys() == {"released", "shrink", "wnn"}
+    assert other_length.keys() == {"released", "shrink", "wnn", "wnn_plus"}
     assert "5 snapshots" in other_length["released"]
     assert "5 snapshots" in other_length["shrink"]
 
@@ -211,12 +214,12 @@ def test_an_arm_may_be_measured_against_the_networks_of_the_authors(name, depth,
     assert not equal(authors.weights, ours.weights) or authors.rates != ours.rates
 
 
-def test_no_two_arms_have_the_same_weights_but_those_that_leave_them_unchanged(trajectory, models):
+def test_no_two_arms_have_the_same_weights_but_those_that_leave_them_unchanged(with_initial, models):
     """On a real trajectory, every method and arm at its declared depths and variants."""
     entries = {line.name: LineOfArms(method=line.entry.name, options=line.options) for line in every_line()}
     weights, expected = {}, {}
     for arm in arms_of(Arms(references=["naive"], methods=entries), CELL):
-        weights[arm.name] = arm.start(trajectory, models, 0).weights
+        weights[arm.name] = arm.start(with_initial, models, 0).weights
         same = UNCHANGED.get(arm.predictor)
         depth = re.search("_x[0-9]+$|$", arm.name).group()
         expected[arm.name] = f"{same}{depth if same != 'naive' else ''}" if same else arm.name

@@ -56,7 +56,7 @@ def test_every_arm_has_a_row_and_pays_for_the_history_that_it_looks_at(tmp_path,
     table = pd.read_csv(tmp_path / "cost.csv").set_index("arm")
     assert list(pd.read_csv(tmp_path / "cost.csv").columns) == COLUMNS == COST
     assert {"known_x2", "rre", "matched_rate_x8", "recalibrate", "compute_matched"} <= set(table.index)
-    alone = {"constant_x2", "constant_x8", "reset", "recalibrate", "shrink_and_perturb"}
+    alone = {"constant_x2", "constant_x8", "expo", "reset", "recalibrate", "shrink_and_perturb"}
     assert set(table.index[table["trained"] == 1]) == alone | {"naive"}
     assert table.loc["known_x2", "trained"] == table.loc["compute_matched", "trained"] > 1
     assert (table.loc[table.index.str.contains("_x"), "seconds"] > 0).all()

@@ -18,7 +18,7 @@ def table(path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def work(tmp_path, trajectory, models):
+def work(tmp_path, with_initial, models):
     """Function that makes a suite's folder of one real trajectory, and networks for S = `length`: both, by S."""
 
     def make(length: int):
@@ -26,7 +26,7 @@ def work(tmp_path, trajectory, models):
         origin = folder / "trajectories" / Cell("overflow", "digits", "mnist", "mlp", 1.0).origin.slug
         for name in ("p0", "t0"):
             (origin / name).mkdir(parents=True)
-            (origin / name / "overflow").symlink_to(trajectory.paths[0].parent)
+            (origin / name / "overflow").symlink_to(with_initial.paths[0].parent)
         torch.manual_seed(0)
         for name, scaling in (("known", "none"), ("scaled", "range")):
             known = Known({role: KnownNet(length) for role in PREDICTED}, {"scaling": scaling})
@@ -48,10 +48,10 @@ def test_inspecting_a_suite_covers_every_line_that_moves_weights(work, monkeypat
     depths: dict[str, set[str]] = {}
     for row in found["steps"]:
         depths.setdefault(row["predictor"], set()).add(row["depth"])
-    assert not depths.keys() & {"matched_rate", "recalibrate", "reset", "released", "wnn"}
+    assert not depths.keys() & {"matched_rate", "recalibrate", "reset", "released", "wnn", "wnn_plus"}
     assert {"known", "scaled_known", "meta_linear_theta0", "rre_global", "mixture"} <= depths.keys()
     assert depths["logfit"] == {"1", "2", "3"}
-    assert depths["rre"] == {"0"}
+    assert depths["rre"] == depths["expo"] == {"0"}
     keys = [tuple(row[column] for column in ("predictor", "depth", "role")) for row in found["steps"]]
     assert len(set(keys)) == len(keys)  # two targets of one source are one place
     assert {row["model"] for row in found["responses"]} == {"known, S = 5", "scaled, S = 5"}

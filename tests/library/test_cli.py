@@ -360,7 +360,15 @@ def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
     intact()
 
 
-@pytest.mark.parametrize("method", ["released", "wnn"])
+def test_a_folder_without_initial_weights_says_how_to_keep_them(place, fails, intact):
+    intact()
+    said = fails("predict", "run", "--method", "expo", "--out", "better")
+    for part in ("method expo", "weights before any training", "know.forget", "references="):
+        assert part in said
+    intact()
+
+
+@pytest.mark.parametrize("method", ["released", "wnn", "wnn_plus"])
 def test_a_model_that_is_not_here_is_named_with_the_reason(place, fails, intact, monkeypatch, method):
     intact()
     for folder in (None, "earlier"):

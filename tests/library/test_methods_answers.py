@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 import torch
-from tiny import FRACTIONS, equal
+from tiny import FRACTIONS, equal, with_scratch
 from walk import history, predicted_names
 
 from know import methods
 from know.errors import KnowError
 from know.known import Known, KnownNet, Models
 from know.methods import recurse
-from know.prediction import predict
+from know.prediction import predict, windows
 from know.roles import PREDICTED, roles
 from know.trajectory import Trajectory
 
@@ -278,9 +278,68 @@ def test_a_network_adds_the_residual_of_the_tensors_role(name, model, walk, mode
 
 def test_released_networks_that_are_not_here_are_named_with_the_reason(walk, hyper, monkeypatch):
     monkeypatch.delenv("KNOW_REFERENCE", raising=False)
-    for name, options in (("released", {}), ("wnn", {}), ("shrink", {"of": "released"})):
+    for name, options in (("released", {}), ("wnn", {}), ("wnn_plus", {}), ("shrink", {"of": "released"})):
         with pytest.raises(KnowError, match=r"not available: KNOW_REFERENCE, .* is not set"):
             predict(walk, name, known=hyper, **options)
+
+
+# a method that looks at the initial weights
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 0.0])
+def test_expo_goes_on_from_the_initial_weights_through_theta_0(alpha, with_initial):
+    initial, theta_0 = with_initial.reference("scratch"), with_initial.theta_0
+    options = {} if alpha == 0.3 else {"alpha": alpha}
+    for key, found in predict(with_initial, "expo", **options).items():
+        torch.testing.assert_close(found - initial[key], (1 + alpha) * (theta_0[key] - initial[key]))
+
+
+def test_expo_without_initial_weights_says_how_to_keep_them(trajectory, walk):
+    """Neither a folder of one's own nor single checkpoints have them; a folder made with them does."""
+    for missing in (trajectory, Trajectory.from_checkpoints(walk.paths, walk.fractions)):
+        with pytest.raises(KnowError) as caught:
+            predict(missing, "expo")
+        for part in ("expo", "weights before any training", "'scratch'", "know.forget", "references="):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda s: s.update({"3.weight": torch.zeros(8, 3)}),
+            r"'3\.weight'.* \(8, 12, 1, 1\).*scratch' has .*\(8, 3\)",
+        ),
+        (lambda s: s.pop("3.weight"), r"'3\.weight'.*'scratch' lacks"),
+    ],
+    ids=["another shape", "one tensor less"],
+)
+def test_initial_weights_of_another_network_are_named(change, said, write_trajectory):
+    states = history()
+    other = dict(states[0])
+    change(other)
+    with pytest.raises(KnowError, match=said):
+        predict(with_scratch(write_trajectory(states), other), "expo")
+
+
+def test_damaged_initial_weights_are_named(write_trajectory):
+    walk = write_trajectory(history())
+    path = walk.paths[-1].with_name("scratch.safetensors")
+    path.write_bytes(walk.paths[0].read_bytes())
+    with pytest.raises(KnowError, match=r"scratch\.safetensors.*hash"):
+        predict(walk, "expo")
+    path.unlink()
+    with pytest.raises(KnowError, match=r"scratch\.safetensors does not exist"):
+        predict(walk, "expo")
+    assert predict(walk, "linear")  # what does not look at them does not need them
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_method_sees_a_reference_as_it_sees_a_window(dtype, write_trajectory):
+    states = [{name: t.to(dtype) if t.is_floating_point() else t for name, t in s.items()} for s in history()]
+    walk = with_scratch(write_trajectory(states), states[0])
+    for info, window in windows(walk, 1, Models({}), 0):
+        assert torch.equal(info.reference("scratch"), window[:, 0])
 
 
 # controls

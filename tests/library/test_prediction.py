@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FRACTIONS, GIVEN, call, equal
+from tiny import FRACTIONS, GIVEN, call, equal, initial, with_scratch
 
 import know
 from know import methods, prediction
@@ -249,7 +249,8 @@ def test_the_card_says_how_much_bf16_lets_through(tmp_path):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_pieces_of_a_tensor_get_the_answers_of_the_whole(tmp_path, monkeypatch, models, name):
-    trajectory = written(tmp_path, snapshots(shapes={"conv.weight": (8, 5, 3, 3), "fc.weight": (30, 17), "b": (37,)}))
+    states = snapshots(shapes={"conv.weight": (8, 5, 3, 3), "fc.weight": (30, 17), "b": (37,)})
+    trajectory = with_scratch(written(tmp_path, states), initial(states[0]))
     whole = know.predict(trajectory, name, known=models)
     monkeypatch.setattr(prediction, "PIECE", 37)
     sizes = {len(piece.answer) for piece in prediction.pieces(trajectory, name, known=models)}
