@@ -11,7 +11,7 @@ from know.errors import KnowError
 
 COUNT = 3
 RATES = [1e-3, 2e-3, 5e-4]
-NETWORKS = ["mlp", "plaincnn", "normcnn", "resnet8", "vit_tiny"]
+NETWORKS = ["mlp", "plaincnn", "normcnn", "resnet8", "densenet", "shufflenet", "mobilenetv2", "vit_tiny"]
 
 
 def models(network="mlp"):
@@ -66,7 +66,8 @@ def assert_same(networks, trained, tolerance=1e-4):
 def test_networks_come_out_as_one_after_another(digits, members, network):
     plan = recipe(optimizer="sgd", steps=6, augment="shift")
     networks, _ = together(digits, members, plan, network)
-    assert_same(networks, alone(digits, members, plan, network))
+    # in densenet, normalisation over maps of one pixel makes rounding larger
+    assert_same(networks, alone(digits, members, plan, network), 1e-3 if network == "densenet" else 1e-4)
 
 
 @pytest.mark.parametrize("network", ["mlp", "plaincnn", "resnet8", "vit_tiny"])
