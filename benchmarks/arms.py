@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.references import REFERENCES
@@ -36,9 +36,16 @@ ARMS: dict[str, FineTuningArm] = {}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "meta_linear": {"_theta0": {"theta_0": True}},
     "mpe": {"_global": {"scope": "model"}},
+    "placebo": {"_shrink": {"method": "shrink"}, "_linear": {"method": "linear"}},
+    "random_step": {"_b": {}, "_c": {}},
     "rre": {"_global": {"scope": "model"}},
 }
-"""Further lines of a suite with `methods: all`: options by method and by the ending of the line's name."""
+"""Further lines of a suite with `methods: all`: options by method and by the ending of the line's name. An arm's random
+numbers are those of its name, so the three random steps differ; together they are the noise floor."""
+
+
+CHOICES = {"of": ("known", "released"), "method": ("known", "shrink", "linear")}
+"""Values that the options of arms may take."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class FineTuningArm:
     def check_options(self, given: dict[str, Any]) -> dict[str, Any]:
         from know.methods import check_options
 
-        return check_options(f"arm {self.name}", self.options, {"of": ("known", "released")}, given)
+        return check_options(f"arm {self.name}", self.options, CHOICES, given)
 
     def missing(self, options: dict[str, Any], length: int) -> str | None:
         """Why it cannot be asked here of a history of S = `length`; None if it can."""
@@ -156,6 +163,19 @@ def matched_rate(asked: Asked, *, of: Hyper = "known", power: float = 1.0) -> St
         if not 0 < factors[tensor.name] < math.inf:
             raise overflow("matched_rate", tensor, window)
     return asked.start(rates=factors)
+
+
+@arm(reference="control, this project", depths=(1, 3))
+def placebo(asked: Asked, *, method: str = "known", of: Hyper = "known") -> Start:
+    """Placebo: KNOWN, shrink or the linear step, asked about as many training steps in which nothing was removed.
+
+    What it gains is no forgetting. method: "known", "shrink" or "linear". of: the network that is asked, "known" (ours)
+    or "released".
+    """
+    beside = replace(asked, trajectory=asked.trajectory.placebo)
+    if method == "known":
+        return asked.start(beside.predict(of))
+    return asked.start(beside.predict(method, **({"of": of} if method == "shrink" else {})))
 
 
 @dataclass(frozen=True)

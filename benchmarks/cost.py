@@ -25,11 +25,11 @@ from benchmarks.settings import Cell
 from benchmarks.suite import Suite
 from benchmarks.training import train
 from know.checkpoints import save_state
-from know.files import read_json, sha256_file, write_csv
+from know.files import read_json, write_csv
 from know.known import Models
 from know.roles import only_predicted
 from know.seeds import stream
-from know.trajectory import Trajectory
+from know.trajectory import Trajectory, write_manifest
 
 COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
 COLUMNS += ["memory_mb"]
@@ -100,13 +100,13 @@ class _Counted:
         step = self.settings.forgetting.step
         return step.steps * step.batch_size if step.steps else step.epochs * shown
 
-    def pretrain(self, factor: int, *, same_steps: bool = False) -> float:
-        return self.theta_0 if same_steps else factor * self.settings.pretraining.epochs * self.size
+    def pretrain(self, factor: int, *, steps: int | None = None) -> float:
+        return (steps or factor) * self.settings.pretraining.epochs * self.size
 
     def average(self, kind: str) -> float:
         return self.theta_0
 
-    def train_on(self) -> float:
+    def train_on(self, factor: int = 1) -> float:
         return self.theta_0 + sum(self._step(self.size * self.cell.ratio**k) for k in range(1, self.cell.length))
 
 
@@ -114,21 +114,20 @@ def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path,
     """A trajectory of random weights; theta_0 and its initial weights are the same for every seed."""
     state = build(cell.network, shape, classes, seed=0).state_dict()
     dice = torch.Generator().manual_seed(stream("cost", seed))
-    paths = [folder / f"{k}.safetensors" for k in reversed(range(cell.length))]
-    for k, path in zip(reversed(range(cell.length)), paths, strict=True):
+    files = {f"{letter if k else 's'}{k}.safetensors": k for letter in "sp" for k in range(cell.length)}
+    for file, k in files.items():
         moved = {
             name: tensor + 0.01 * k * torch.randn(tensor.shape, generator=dice)
             if tensor.is_floating_point()
             else tensor
             for name, tensor in state.items()
         }
-        save_state(path, moved)
-    scratch = folder / "scratch.safetensors"
-    save_state(scratch, build(cell.network, shape, classes, seed=1).state_dict())
-    references = {"scratch": {"file": scratch.name, "sha256": sha256_file(scratch)}}
-    fractions = tuple(cell.ratio**k for k in reversed(range(cell.length)))
-    trajectory = Trajectory(tuple(paths), fractions, {"references": references})
-    trajectory.states  # noqa: B018  read now, so that the time leaves reading out
+        save_state(folder / file, moved, {"fraction": cell.ratio**k})
+    save_state(folder / "scratch.safetensors", build(cell.network, shape, classes, seed=1).state_dict())
+    own, beside = ([f"{letter}{k}.safetensors" for k in reversed(range(1, cell.length))] for letter in "sp")
+    write_manifest(folder, [*own, "s0.safetensors"], {"scratch": "scratch.safetensors"}, beside)
+    trajectory = Trajectory.load(folder)
+    _ = trajectory.states, trajectory.placebo.states  # read now, so that the time leaves reading out
     return trajectory
 
 

@@ -1,4 +1,4 @@
-"""The three tables of an inspection: they split the steps of methods into parts and describe trajectories."""
+"""The four tables of an inspection: they split the steps of methods into parts and describe trajectories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from tqdm import tqdm
 from benchmarks.arms import Asked, Line, lines
 from benchmarks.settings import LENGTH, Arms, Cell
 from know import keras
-from know.inspection import MOVEMENT, PARTS, RESPONSES, Parts, movement, responses, steps, write_table
+from know.inspection import (
+    MOVEMENT,
+    PARTS,
+    PLACEBO,
+    RESPONSES,
+    Parts,
+    beside_placebo,
+    movement,
+    responses,
+    steps,
+    write_table,
+)
 from know.known import Models
 from know.prediction import Overflow
 from know.seeds import stream
@@ -24,12 +35,12 @@ STEPS = [*PLACE, "predictor", "depth", *(part for part in PARTS if part not in (
 def inspect_suite(
     cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path, known: Mapping[int, Path]
 ) -> None:
-    """Write the three tables of a suite, `<work>/inspection/{steps,movement,responses}.csv`, by role.
+    """Write the four tables of a suite, `<work>/inspection/{steps,movement,placebo,responses}.csv`, by role.
 
     They cover every method of the suite's arms, at depths 1, 2 and 3 where it has a depth, on every evaluated
     trajectory. known: folders of the networks by S.
     """
-    every, taken, moved, networks = lines(arms), [], [], {}
+    every, taken, moved, beside, networks = lines(arms), [], [], [], {}
     # several targets or shares of one source have the same trajectories
     places = sorted({(cell.origin, cell.track, cell.length) for cell in cells})
     evaluated = [t for t in trajectories if not t.startswith("p")]
@@ -43,6 +54,7 @@ def inspect_suite(
             facts = (origin.source, origin.network, track, origin.ratio, length, trajectory)
             place = dict(zip(PLACE, facts, strict=True))
             moved += [{**place, **row} for row in movement(seen)]
+            beside += [{**place, **row} for row in beside_placebo(seen, seen.placebo)]
             for line in every:
                 bar.update()
                 for depth in (1, 2, 3) if line.entry.depths else (0,):
@@ -56,6 +68,7 @@ def inspect_suite(
     out = work / "inspection"
     write_table(out / "steps.csv", taken, STEPS)
     write_table(out / "movement.csv", moved, [*PLACE, *MOVEMENT])
+    write_table(out / "placebo.csv", beside, [*PLACE, *PLACEBO])
     write_table(out / "responses.csv", responses(networks), RESPONSES)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from know.checkpoints import State
 
+Average = Literal["tail", "ema", "decay"]
+"""Averages over a training run: of its tail, exponential, or with weights that decay towards its beginning."""
 REFERENCES: dict[str, Reference] = {}
 """Every reference by name; filled by the decorator `reference`."""
 
@@ -26,14 +28,15 @@ class SourceRun(Protocol):
     """The network's random initialisation."""
     theta_0: State
 
-    def pretrain(self, factor: int, *, same_steps: bool = False) -> State:
-        """The initialisation trained on `factor` times D0, for as many epochs as theta_0, or for as many steps."""
+    def pretrain(self, factor: int, *, steps: int | None = None) -> State:
+        """The initialisation trained on `factor` times D0, for as many epochs as theta_0 or `steps` times its steps."""
 
-    def average(self, kind: Literal["tail", "ema"]) -> State:
+    def average(self, kind: Average) -> State:
         """An average over the run that made theta_0."""
 
-    def train_on(self) -> State:
-        """theta_0 trained on D0, in the manner of the forgetting steps, for as many steps as all of them together."""
+    def train_on(self, factor: int = 1) -> State:
+        """theta_0 trained on `factor` times D0, in the manner of the forgetting steps, for as many steps as all of them
+        together."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,13 @@ def oracle(run: SourceRun) -> State:
 @reference("reference", overflow_only=True, factor=2)
 def oracle_steps(run: SourceRun) -> State:
     """Really trained on twice the source data, with as many steps as theta_0."""
-    return run.pretrain(2, same_steps=True)
+    return run.pretrain(2, steps=1)
+
+
+@reference("control, this project", group="control", overflow_only=True)
+def double_steps(run: SourceRun) -> State:
+    """Really trained on D0 alone with twice the steps of theta_0, which tells the oracle's steps from its data."""
+    return run.pretrain(1, steps=2)
 
 
 @reference("reference", overflow_only=True, factor=4)
@@ -122,7 +131,19 @@ def ema(run: SourceRun) -> State:
     return run.average("ema")
 
 
+@reference("Shamir & Zhang 2013, arXiv 1212.1824", group="average")
+def decay_average(run: SourceRun) -> State:
+    """Mean of the weights over the run that made theta_0, with weights that fall as the cube towards its beginning."""
+    return run.average("decay")
+
+
 @reference("control, this project", group="control")
 def compute_matched(run: SourceRun) -> State:
     """Naive, but theta_0 was trained on D0 for as many further steps as the forgetting trajectory took."""
     return run.train_on()
+
+
+@reference("reference", overflow_only=True, factor=2)
+def local_oracle(run: SourceRun) -> State:
+    """Compute-matched, on twice the data: what a step back of KNOWN claims to predict, really trained."""
+    return run.train_on(2)

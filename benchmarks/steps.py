@@ -26,7 +26,7 @@ from know.fingerprint import code_hash
 LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
 LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 """Files of a meta-training."""
-INSPECTED = ("steps", "movement", "responses")
+INSPECTED = ("steps", "movement", "placebo", "responses")
 """Tables of an inspection."""
 LONGEST = 300
 """Characters of a reason."""

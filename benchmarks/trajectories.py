@@ -4,7 +4,9 @@
 * retrodiction (where the truth exists): theta_{-1} is trained on the whole source training set, and theta_0 is
   theta_{-1} fine-tuned on D0.
 
-Both tracks start from one initialisation, and theta_{-1} of the second is the oracle of the first.
+Both tracks start from one initialisation, and theta_{-1} of the second is the oracle of the first. A run from an
+initialisation is kept in the store by content, so that all trajectories that need it, whatever their r, S or forgetting
+steps, share it: theta_0 on a half of the source is the fourfold oracle of theta_0 on an eighth.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +25,14 @@ from torch.utils.data import Subset
 from benchmarks.data import Dataset, Split, load
 from benchmarks.networks import build
 from benchmarks.progress import progress
-from benchmarks.references import REFERENCES
+from benchmarks.references import REFERENCES, Average
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
 from benchmarks.store import Store, computing, link_folder
 from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
 from benchmarks.workers import workers
-from know.checkpoints import State
+from know.checkpoints import State, load_state, save_state
 from know.errors import KnowError
-from know.files import digest, sha256_file, write_json
+from know.files import atomic, digest, sha256_file, write_json
 from know.fingerprint import code_hash
 from know.forgetting import forget
 from know.seeds import stream
@@ -38,26 +40,38 @@ from know.subsets import nested_subsets
 
 ENTRY = "benchmarks.trajectories:make_origin"
 """The function from which the fingerprint of a trajectory's code is made."""
-TAIL, MEMORY = 0.25, 0.1
-"""The tail average covers the last quarter of the steps. The time constant of the EMA is a tenth of the steps."""
+PRETRAINING = "benchmarks.trajectories:_pretrain"
+"""The same for a run from an initialisation."""
+TAIL, MEMORY, DECAY = 0.25, 0.1, 3
+"""The tail average covers the last quarter of the steps. The time constant of the EMA is a tenth of the steps. In the
+decaying average step t has a weight that rises as t to this power."""
 
 
 class _Fit:
-    """`train` as the function `forget` wants, with the optimiser's state carried from subset to subset if asked."""
+    """`train` as the function `forget` wants, with the optimiser's state carried from subset to subset if asked.
 
-    def __init__(self, dataset: Dataset, settings: Forgetting, seed: int):
-        self.dataset, self.settings, self.seed = dataset, settings, seed
-        self.fingerprint = digest([settings.model_dump(mode="json"), seed])  # the store's key has code and data
+    everything: make the placebo's steps, as many as on the subset, on all of the data.
+    """
+
+    def __init__(self, dataset: Dataset, settings: Forgetting, seed: int, *, everything: bool = False):
+        self.dataset, self.settings, self.seed, self.everything = dataset, settings, seed, everything
+        # the store's key has code and data
+        self.fingerprint = digest([settings.model_dump(mode="json"), seed, everything])
         self.calls, self.optimizer = 0, None
 
     def __call__(self, model: nn.Module, subset: Subset) -> None:
-        self.train(model, subset.dataset.take(subset.indices))
+        if self.everything:
+            self.train(model, subset.dataset, steps=_steps(self.settings.step, len(subset.indices)))
+        else:
+            self.train(model, subset.dataset.take(subset.indices))
 
-    def train(self, model: nn.Module, split: Split, after_step: Callable | None = None) -> None:
+    def train(
+        self, model: nn.Module, split: Split, after_step: Callable | None = None, steps: int | None = None
+    ) -> None:
         self.calls += 1
         state = self.optimizer if self.settings.carry_optimizer else None
-        seed = stream(self.seed, "forget", self.calls)
-        recipe = self.settings.step
+        seed = stream(self.seed, "placebo" if self.everything else "forget", self.calls)
+        recipe = self.settings.step if steps is None else self.settings.step.model_copy(update={"steps": steps})
         carried = {"optimizer_state": state, "after_step": after_step}
         outcome = train(model, self.dataset, split, recipe, seed=seed, **carried)
         _demand_finite(outcome, f"forgetting step {self.calls}")
@@ -71,19 +85,35 @@ class _Fit:
 
 
 class _Averages:
-    """Averages of weights and buffers over one training run: one over its tail, and an exponential one (EMA)."""
+    """Averages of weights and buffers over one training run, by their kind."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.tail, self.ema = model, None, None
+        self.model = model
+        self.averages: dict[Average, AveragedModel] = {}
 
     def after_step(self, step: int, steps: int) -> None:
-        if self.ema is None:
-            decay = max(0.0, 1 - 1 / (MEMORY * steps))
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self.ema.update_parameters(self.model)
-        if step > (1 - TAIL) * steps:
-            self.tail = self.tail or AveragedModel(self.model, use_buffers=True)
-            self.tail.update_parameters(self.model)
+        if not self.averages:
+            ema = get_ema_multi_avg_fn(max(0.0, 1 - 1 / (MEMORY * steps)))
+            for kind, function in (("ema", ema), ("decay", _decaying)):
+                self.averages[kind] = AveragedModel(self.model, multi_avg_fn=function, use_buffers=True)
+        if "tail" not in self.averages and step > (1 - TAIL) * steps:
+            self.averages["tail"] = AveragedModel(self.model, use_buffers=True)
+        for average in self.averages.values():
+            average.update_parameters(self.model)
+
+    def state(self, kind: Average) -> State:
+        return _copy(self.averages[kind].module)
+
+
+@torch.no_grad()
+def _decaying(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    """Update averages in which value t has a weight of about t^DECAY (Shamir & Zhang 2013), after `count` values."""
+    share = (1 + DECAY) / (float(count) + 1 + DECAY)
+    for average, value in zip(averages, values, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, share)
+        else:
+            average.copy_(value)
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
@@ -150,8 +180,7 @@ def _one_trajectory(
 
     @functools.cache
     def pretrained() -> _Pretraining:
-        what = f"{origin.slug}, {trajectory}"
-        return _Pretraining(origin, dataset, pretraining, settings, seed, what, device)
+        return _Pretraining(store, origin, trajectory, dataset, pretraining, settings, seed, device)
 
     def make(track: Track, out: Path) -> None:
         run = _SourceRun(pretrained(), track)
@@ -161,6 +190,7 @@ def _one_trajectory(
             run.model,
             pretrained().subset(1),
             run.fit,
+            placebo=run.placebo,
             ratio=settings.ratio,
             length=settings.length,
             seed=stream(seed, "subsets"),
@@ -178,16 +208,25 @@ def _one_trajectory(
 
 
 class _Pretraining:
-    """Runs from one initialisation on D0 and on larger subsets; each is trained once, when it is first needed."""
+    """Runs from one initialisation on D0 and on larger subsets, each of which is trained once."""
 
     def __init__(
-        self, origin: Origin, dataset: Dataset, recipe: Recipe, settings: Forgetting, seed: int, what: str, device: str
+        self,
+        store: Store,
+        origin: Origin,
+        trajectory: str,
+        dataset: Dataset,
+        recipe: Recipe,
+        settings: Forgetting,
+        seed: int,
+        device: str,
     ):
-        self.dataset, self.recipe, self.settings, self.seed, self.what = dataset, recipe, settings, seed, what
+        self.store, self.dataset, self.recipe, self.settings, self.seed = store, dataset, recipe, settings, seed
+        self.place = {"source": origin.source, "network": origin.network, "trajectory": trajectory}
+        self.device, self.what = device, f"pretraining of {origin.slug}, {trajectory}"
         fresh = build(origin.network, dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))
         self.initial = _copy(fresh)
         self.model = fresh.to(device)
-        self.run = functools.cache(self._run)
 
     def subset(self, factor: int) -> Split:
         """D0, or the subset of the source that contains D0 and is `factor` times as large."""
@@ -197,22 +236,53 @@ class _Pretraining:
         (index,) = nested_subsets(count, seed=stream(self.seed, "D0"), fractions=[fraction])
         return self.dataset.train.take(index)
 
-    def _run(self, factor: int, same_steps: bool) -> tuple[State, dict | None]:
-        recipe = self.recipe
-        if same_steps:
-            steps = recipe.epochs * steps_per_epoch(len(self.subset(1)), recipe.batch_size)
-            recipe = recipe.model_copy(update={"steps": steps})
-        return self.train(self.model, self.subset(factor), recipe)
+    def run(self, factor: int, steps: int | None = None) -> Path:
+        """The folder of a finished run: weights, averages and the optimiser's state (`_KEPT`).
 
-    def train(
-        self, model: nn.Module, split: Split, recipe: Recipe, after_step: Callable | None = None
-    ) -> tuple[State, dict | None]:
-        """Train a model of this network from the initialisation; returns its weights and the optimiser's state."""
-        model.load_state_dict(self.initial)
-        seed = stream(self.seed, "pretraining")
-        outcome = train(model, self.dataset, split, recipe, seed=seed, after_step=after_step)
-        _demand_finite(outcome, f"pretraining of {self.what}")
-        return _copy(model), outcome.optimizer
+        factor: how many times D0 it is trained on. steps: how many times the steps of theta_0 it makes; by default it
+        makes as many epochs.
+        """
+        recipe = self.recipe
+        if steps:
+            recipe = recipe.model_copy(update={"steps": steps * _steps(recipe, len(self.subset(1)))})
+        about = {**self.place, "data": self.dataset.sha256, "recipe": recipe.model_dump(mode="json")}
+        about |= {"fraction": factor * self.settings.d0, **computing(code_hash(PRETRAINING), self.device)}
+        make = functools.partial(
+            _pretrain, self.model, self.initial, self.dataset, self.subset(factor), recipe, self.seed, self.what
+        )
+        return self.store.folder("pretrained", about, _KEPT[-1], make)
+
+
+_KEPT = ("tail.safetensors", "ema.safetensors", "decay.safetensors", "optimizer.pt", "weights.safetensors")
+"""Files of a finished run; the last is written last."""
+
+
+def _pretrain(
+    model: nn.Module,
+    initial: State,
+    dataset: Dataset,
+    split: Split,
+    recipe: Recipe,
+    seed: int,
+    what: str,
+    out: Path,
+) -> None:
+    """Train `model` from its initialisation and keep what became of it in the folder `out`."""
+    model.load_state_dict(initial)
+    averages = _Averages(model)
+    own = stream(seed, "pretraining")
+    outcome = train(model, dataset, split, recipe, seed=own, after_step=averages.after_step)
+    _demand_finite(outcome, what)
+    for kind in get_args(Average):
+        save_state(out / f"{kind}.safetensors", averages.state(kind))
+    with atomic(out / "optimizer.pt") as temporary:
+        torch.save(outcome.optimizer, temporary)
+    save_state(out / _KEPT[-1], _copy(model))
+
+
+def _steps(recipe: Recipe, images: int) -> int:
+    """Number of steps of a run on that many images."""
+    return recipe.steps or recipe.epochs * steps_per_epoch(images, recipe.batch_size)
 
 
 class _SourceRun:
@@ -224,33 +294,33 @@ class _SourceRun:
         self.seed = stream(pretraining.seed, track)
         self.fit = _Fit(self.dataset, self.settings, self.seed)
         self.model = copy.deepcopy(pretraining.model)
-        self.averages = _Averages(self.model)
-        if track == "overflow":
-            after_step = self.averages.after_step
-            _, self.fit.optimizer = pretraining.train(self.model, self.d0, pretraining.recipe, after_step)
-        else:
-            oracle, self.fit.optimizer = pretraining.run(2, False)
-            self.model.load_state_dict(oracle)
-            # theta_0 is theta_{-1} after the first forgetting step
+        self.averages: _Averages | None = None
+        self.made = pretraining.run(1 if track == "overflow" else 2)
+        self.model.load_state_dict(load_state(self.made / _KEPT[-1]))
+        self.fit.optimizer = torch.load(self.made / "optimizer.pt", weights_only=True, map_location=pretraining.device)
+        if track == "retrodiction":  # theta_0 is theta_{-1} after the first forgetting step
+            self.averages = _Averages(self.model)
             self.fit.train(self.model, self.d0, self.averages.after_step)
+        self.placebo = _Fit(self.dataset, self.settings, self.seed, everything=True)
+        self.placebo.optimizer = self.fit.optimizer
         self.start = copy.deepcopy(self.model)
         self.theta_0 = _copy(self.start)
 
-    def pretrain(self, factor: int, *, same_steps: bool = False) -> State:
-        return self.pretraining.run(factor, same_steps)[0]
+    def pretrain(self, factor: int, *, steps: int | None = None) -> State:
+        return load_state(self.pretraining.run(factor, steps) / _KEPT[-1])
 
-    def average(self, kind: Literal["tail", "ema"]) -> State:
-        return _copy((self.averages.tail if kind == "tail" else self.averages.ema).module)
+    def average(self, kind: Average) -> State:
+        return self.averages.state(kind) if self.averages else load_state(self.made / f"{kind}.safetensors")
 
-    def train_on(self) -> State:
-        """Train theta_0 further on D0, (r + ... + r^(S-1)) times the epochs of a step: 0.94 at r = 0.5, S = 5."""
-        step, settings = self.settings.step, self.settings
+    def train_on(self, factor: int = 1) -> State:
+        """Train theta_0 further, (r + ... + r^(S-1)) times the epochs of a step on D0: 0.94 at r = 0.5, S = 5."""
+        settings, split = self.settings, self.pretraining.subset(factor)
         sizes = [round(len(self.d0) * settings.ratio**k) for k in range(1, settings.length)]
-        steps = sum(step.steps or step.epochs * steps_per_epoch(size, step.batch_size) for size in sizes)
+        recipe = settings.step.model_copy(update={"steps": sum(_steps(settings.step, size) for size in sizes)})
         model, state = copy.deepcopy(self.start), self.fit.optimizer if settings.carry_optimizer else None
-        recipe, seed = step.model_copy(update={"steps": steps}), stream(self.seed, "compute_matched")
-        outcome = train(model, self.dataset, self.d0, recipe, seed=seed, optimizer_state=state)
-        _demand_finite(outcome, "further training of theta_0 (compute_matched)")
+        seed = stream(self.seed, "compute_matched" if factor == 1 else "local_oracle")
+        outcome = train(model, self.dataset, split, recipe, seed=seed, optimizer_state=state)
+        _demand_finite(outcome, f"further training of theta_0 on {factor} times D0")
         return _copy(model)
 
     def describe(self, model: nn.Module, index: list[int]) -> dict[str, float]:

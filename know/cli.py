@@ -143,15 +143,21 @@ def forget(
         know forget my_training.py:setup --out run/
 
     `setup()` returns what know.forget takes: the pretrained model, the dataset that it was trained on, and
-    fit(model, subset), your training function. The same command resumes an interrupted run, if setup() returns the
-    same weights again.
+    fit(model, subset), your training function. A fourth function, placebo(model, subset), may train on all of the data
+    for as many steps; `know inspect` then says how much of the movement is forgetting. The same command resumes an
+    interrupted run, if setup() returns the same weights again.
     """
     from know import forgetting, scripts
 
     _threads(threads)
     chosen = _numbers(fractions, "--fractions") if fractions is not None else None
     settings = {"ratio": ratio, "length": length, "fractions": chosen, "seed": seed, "out": out}
-    made = scripts.call(lambda: forgetting.forget(*scripts.setup_of(script), **settings), script, "SCRIPT")
+
+    def make() -> Any:
+        model, dataset, fit, placebo = scripts.setup_of(script)
+        return forgetting.forget(model, dataset, fit, placebo=placebo, **settings)
+
+    made = scripts.call(make, script, "SCRIPT")
     print(f"{out}: a trajectory of {len(made.paths)} snapshots; next: know predict {out} --out BETTER")
 
 
@@ -312,6 +318,10 @@ def inspect_(
     skip: Skip = None,
     key: Key = None,
     strip: Strip = None,
+    placebo: Annotated[
+        Path | None,
+        typer.Option(help="Trajectory folder of as many steps with nothing removed; default: the one in the folder."),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and a figure; must not exist.")] = None,
     threads: Threads = 0,
@@ -321,8 +331,9 @@ def inspect_(
         know inspect run/ --method known --depth 3 --out inspected/
 
     Prints, per tensor and role, the step relative to theta_0 and the shares of its square along -theta_0 (shrink),
-    along theta_0 - theta_1 (linear) and in neither; then how straight the trajectory itself is. --out adds csv files,
-    the response curves of the network that is asked, and a figure.
+    along theta_0 - theta_1 (linear) and in neither; then how straight the trajectory itself is; then, where there is a
+    placebo, how much of the movement is forgetting. --out adds csv files, the response curves of the network that is
+    asked, and a figure.
     """
     from know import inspection
 
@@ -330,7 +341,8 @@ def inspect_(
     _threads(threads)
     trajectory, options = _trajectory(inputs, fractions, key, strip), dict(_option(text) for text in option or [])
     roles = _roles(role)
-    asked = {"known": known, "seed": seed, "scale": scale, "roles": roles, "out": out, **options}
+    beside = inspection.placebo_of(trajectory, placebo)
+    asked = {"known": known, "seed": seed, "scale": scale, "roles": roles, "placebo": beside, "out": out, **options}
     rows = inspection.inspect_trajectory(trajectory, method, depth, **asked)
     print(f"{'tensor':32} {'role':5} {'weights':>9} {'step':>7} {'shrink':>7} {'linear':>7} {'neither':>7}")
     for row in rows:
@@ -340,6 +352,13 @@ def inspect_(
     print("\ncosine of each difference theta_k - theta_{k+1} with the one before it, all tensors:")
     cosines = {r["difference"]: r["cosine"] for r in inspection.movement(trajectory, roles) if r["role"] == "all"}
     print(", ".join(f"k = {k}: {cosine:.2f}" for k, cosine in cosines.items() if cosine is not None) or "only one")
+    if beside:
+        print("\ntheta_k beside the placebo p_k, which made as many steps on all of the data, all tensors:")
+        print(f"{'k':>3} {'|theta_k - theta_0|':>20} {'|p_k - theta_0|':>16} {'|theta_k - p_k|':>16} {'cosine':>7}")
+        for row in inspection.beside_placebo(trajectory, beside, roles):
+            if row["role"] == "all":
+                print("{snapshot:3} {moved:20.4f} {placebo_moved:16.4f} {apart:16.4f} {cosine:7.2f}".format(**row))
+        print("lengths by |theta_0|; cosine: of theta_k - p_k with theta_k - theta_0, 1 where all of it is forgetting")
     if out:
         from know.drawing import draw_inspection
 

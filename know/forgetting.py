@@ -36,6 +36,7 @@ def forget(
     fractions: Sequence[float] | None = None,
     seed: int = 0,
     out: Path | str,
+    placebo: Callable[[nn.Module, Any], object] | None = None,
     describe: Callable[[nn.Module, list[int]], Mapping[str, Any]] | None = None,
     references: Mapping[str, Mapping[str, Tensor]] | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -51,12 +52,15 @@ def forget(
     out: the folder to make. An interrupted call is resumed if weights, size of the data, settings and `fit` are the
         same. A finished folder of the same settings is returned as it is;
         any other folder is an error. Two calls never write into one folder.
+    placebo: `placebo(model, subset)`, like `fit`, but it trains on all of the data, for as many steps as `fit` makes on
+        that subset. Its snapshots, from the same theta_0, are kept beside the others (`Trajectory.placebo`): what
+        happens to them too is no forgetting.
     describe: further facts about a snapshot, from (model, indices of the subset); the manifest keeps them with `facts`.
     references: further weights to keep in the folder, by name.
 
     Returns the finished trajectory, smallest subset first.
     """
-    _check_arguments(model, dataset, fit)
+    _check_arguments(model, dataset, fit, placebo)
     if describe is not None and not callable(describe):
         raise KnowError(f"describe must be a function of model and indices, got a {type(describe).__name__}")
     for name, value in (("references", references), ("facts", facts)):
@@ -64,10 +68,12 @@ def forget(
             raise KnowError(f"{name} must be a mapping, got a {type(value).__name__}")
     out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
     subsets = nested_subsets(len(dataset), seed=seed, fractions=fractions)
-    what, unknown = getattr(fit, "fingerprint", None), []
-    if not isinstance(what, str):
-        what, unknown = identity(fit, {"the model": model, "the plain model": inner(model), "the dataset": dataset})
+    at_hand = {"the model": model, "the plain model": inner(model), "the dataset": dataset}
+    what, unknown = _what(fit, at_hand)
     settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": what, **(facts or {})}
+    if placebo is not None:
+        settings["placebo"], more = _what(placebo, at_hand)
+        unknown = [*unknown, *more]
     code = code_hash("know.forgetting:forget")
     try:
         fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})
@@ -81,38 +87,62 @@ def forget(
         load_into(model, load_state(trajectory.paths[0]))
         return trajectory
     _refuse_other_content(out)
-    stateful = hasattr(fit, "state_dict") and hasattr(fit, "load_state_dict")
     theta_0 = copy.deepcopy(state_of(model))
     with _restored(model, theta_0), resumable_folder(out, fingerprint) as folder:
-        recorder = Recorder(folder, fractions)
+        recorder, beside = Recorder(folder, fractions), Recorder(folder, fractions, "p")
         if fractions[-1] in recorder:
             _say_unknown(unknown, folder)
-        for k, (fraction, index) in enumerate(zip(reversed(fractions), reversed(subsets), strict=True)):
-            extra = folder / f"fit-{k}.pt"
-            if fraction in recorder:  # written by an interrupted call
-                load_into(model, recorder.state(fraction))
-                if stateful:
-                    fit.load_state_dict(torch.load(extra, weights_only=True))
-                continue
-            if k > 0:
-                fit(model, Subset(dataset, index))
-                _check_step(recorder.state(fractions[-k]), model, fraction)
-            if stateful:
-                buffer = io.BytesIO()  # torch's own writer raises no OSError where the disk is full
-                torch.save(fit.state_dict(), buffer)
-                with atomic(extra) as temporary:
-                    temporary.write_bytes(buffer.getbuffer())
-            recorder.add(model, fraction, images=len(index), **(describe(model, index) if describe else {}))
+        _walk(model, dataset, fit, recorder, subsets, describe)
+        if placebo is not None:
+            load_into(model, recorder.state(fractions[-1]))
+            _walk(model, dataset, placebo, beside, subsets, describe)
+            load_into(model, recorder.state(fractions[0]))
         for name, state in (references or {}).items():
             save_state(folder / f"{name}.safetensors", state)
         for extra in folder.glob("fit-*.pt"):
             extra.unlink()
         kept = {name: f"{name}.safetensors" for name in references or {}}
-        recorder.finish(kept, fingerprint=fingerprint, seed=seed, **(facts or {}))
+        others = beside.files[:-1] if placebo is not None else []
+        recorder.finish(kept, others, fingerprint=fingerprint, seed=seed, **(facts or {}))
     return Trajectory.load(out)
 
 
-def _check_arguments(model: Any, dataset: Any, fit: Any) -> None:
+def _walk(
+    model: nn.Module,
+    dataset: Any,
+    fit: Callable[[nn.Module, Any], object],
+    recorder: Recorder,
+    subsets: Sequence[list[int]],
+    describe: Callable[[nn.Module, list[int]], Mapping[str, Any]] | None,
+) -> None:
+    """Make the snapshots of one trajectory that are not recorded yet, from theta_0 on, which `model` is."""
+    stateful = hasattr(fit, "state_dict") and hasattr(fit, "load_state_dict")
+    fractions = recorder.fractions
+    for k, (fraction, index) in enumerate(zip(reversed(fractions), reversed(subsets), strict=True)):
+        extra = recorder.folder / f"fit-{recorder.letter}{k}.pt"
+        if fraction in recorder and (extra.is_file() or not stateful):  # written by an interrupted call
+            load_into(model, recorder.state(fraction))
+            if stateful:
+                fit.load_state_dict(torch.load(extra, weights_only=True))
+            continue
+        if k > 0:
+            fit(model, Subset(dataset, index))
+            _check_step(recorder.state(fractions[-k]), model, fraction)
+        if stateful:
+            buffer = io.BytesIO()  # torch's own writer raises no OSError where the disk is full
+            torch.save(fit.state_dict(), buffer)
+            with atomic(extra) as temporary:
+                temporary.write_bytes(buffer.getbuffer())
+        recorder.add(model, fraction, images=len(index), **(describe(model, index) if describe else {}))
+
+
+def _what(fit: Any, at_hand: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What a training function is, and the parts of it that could not be compared."""
+    named = getattr(fit, "fingerprint", None)
+    return (named, []) if isinstance(named, str) else identity(fit, at_hand)
+
+
+def _check_arguments(model: Any, dataset: Any, fit: Any, placebo: Any) -> None:
     """KnowError that names the argument which is not what `forget` takes."""
     if not hasattr(model, "state_dict") or not hasattr(model, "load_state_dict"):
         raise KnowError(f"model must be a torch module, got a {type(model).__name__}")
@@ -128,6 +158,8 @@ def _check_arguments(model: Any, dataset: Any, fit: Any) -> None:
             raise KnowError(f"model has the tensor {name!r}, which is {what}; no snapshot can keep it")
     if not callable(fit):
         raise KnowError(f"fit must be a function fit(model, subset), got a {type(fit).__name__}")
+    if placebo is not None and not callable(placebo):
+        raise KnowError(f"placebo must be a function placebo(model, subset), got a {type(placebo).__name__}")
 
 
 def _check_step(before: Mapping[str, Tensor], model: nn.Module, fraction: float) -> None:

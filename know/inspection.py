@@ -1,7 +1,8 @@
 """What a prediction does to the weights: how much of its step shrinks, how much extrapolates, how much does neither.
 
-There are three tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything
-to extrapolate?), and the answers of the networks to histories made by hand.
+There are four tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything
+to extrapolate?), the same beside a placebo (is it forgetting?), and the answers of the networks to histories made by
+hand.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from know.checkpoints import State
+from know.errors import KnowError
 from know.files import new_folder, write_csv
 from know.keras import LENGTH
 from know.known import Known, Models
@@ -26,6 +28,7 @@ from know.trajectory import Trajectory
 
 PARTS = ["tensor", "role", "weights", "step", "shrink", "linear", "neither", "shrink_by", "linear_by"]
 MOVEMENT = ["role", "difference", "size", "cosine"]
+PLACEBO = ["role", "snapshot", "moved", "placebo_moved", "apart", "cosine", "placebo_cosine"]
 RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
 AMPLITUDES = 33
 REACH = 0.5
@@ -120,6 +123,63 @@ def movement(trajectory: Trajectory, roles: Mapping[str, str] | None = None) -> 
     return rows
 
 
+def placebo_of(trajectory: Trajectory, folder: Path | None = None) -> Trajectory | None:
+    """The placebo in a folder of its own, or the one that the trajectory keeps; None if there is none.
+
+    KnowError if its length or its theta_0 is another.
+    """
+    if folder is None:
+        return trajectory.placebo if trajectory.manifest.get("placebo") else None
+    placebo = Trajectory.load(folder)
+    if len(placebo.paths) != len(trajectory.paths):
+        raise KnowError(f"{folder} has {len(placebo.paths)} snapshots, the trajectory has {len(trajectory.paths)}")
+    one, other = trajectory.theta_0, placebo.theta_0
+    if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
+        raise KnowError(f"{folder} is no placebo of this trajectory: it starts from another theta_0")
+    return placebo
+
+
+def beside_placebo(
+    trajectory: Trajectory, placebo: Trajectory, roles: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """How much of the movement is forgetting: one row per role and snapshot theta_k, k = 1 ... S - 1.
+
+    p_k, the placebo's snapshot, made as many steps from the same theta_0 with nothing removed.
+
+    moved, placebo_moved, apart: |theta_k - theta_0|, |p_k - theta_0| and |theta_k - p_k|, relative to |theta_0|.
+    cosine: of theta_k - p_k with theta_k - theta_0. It is 1 where the placebo stands still, so that all of the movement
+    is forgetting. Two runs of a placebo lie apart too, by the order of their batches; so 0.7, which is the cosine of
+    two that move equally far in directions of their own, says nothing.
+    placebo_cosine: of p_k - theta_0 with theta_k - theta_0, which says how much of a direction both share.
+    """
+    role_of, rows = _moving(trajectory, roles), []
+    last = len(trajectory.paths) - 1
+    for role in (*PREDICTED, "all"):
+        names = [name for name, own in role_of.items() if role in (own, "all")]
+        if not names:
+            continue
+        for k in range(1, last + 1):
+            gram, size = torch.zeros(2, 2, dtype=torch.float64), 0.0
+            for name in names:
+                theta_0 = trajectory.theta_0[name].double().flatten()
+                snapshots = (seen.states[last - k][name].double().flatten() for seen in (trajectory, placebo))
+                moves = torch.stack([snapshot - theta_0 for snapshot in snapshots])  # (2, N)
+                gram += moves @ moves.T
+                size += float(theta_0 @ theta_0)
+            (own, product), (_, other) = gram.tolist()
+            apart = max(0.0, own - 2 * product + other)
+            lengths = [(square / size) ** 0.5 if size else None for square in (own, other, apart)]
+            row = dict(zip(("moved", "placebo_moved", "apart"), lengths, strict=True))
+            cosines = {"cosine": _cosine(own - product, own, apart), "placebo_cosine": _cosine(product, own, other)}
+            rows.append({"role": role, "snapshot": k, **row, **cosines})
+    return rows
+
+
+def _cosine(product: float, one: float, other: float) -> float:
+    """The cosine of two vectors from their inner product and their squared lengths; 0 where one has no length."""
+    return product / (one * other) ** 0.5 if one and other else 0.0
+
+
 def histories(theta_0: Tensor, length: int = LENGTH) -> dict[str, Tensor]:
     """Histories made by hand that end at theta_0 (A,): name to (draws, A, S).
 
@@ -157,12 +217,15 @@ def inspect_trajectory(
     seed: int = 0,
     scale: float = 1.0,
     roles: Mapping[str, str] | None = None,
+    placebo: Trajectory | None = None,
     out: Path | None = None,
     **options: Any,
 ) -> list[Parts]:
     """Take the step of one prediction apart, tensor by tensor; arguments as `know.predict`.
 
-    out: folder for steps.csv, movement.csv and responses.csv (of the KNOWN that is asked); it must not exist.
+    placebo: a trajectory from the same theta_0 with nothing removed (`placebo_of`).
+    out: folder for steps.csv, movement.csv, responses.csv (of the KNOWN that is asked) and, where there is a placebo,
+        placebo.csv; it must not exist.
     """
     models = Models(known)
     weights = predict(trajectory, method, depth, known=models, seed=seed, scale=scale, roles=roles, **options)
@@ -172,6 +235,8 @@ def inspect_trajectory(
             with new_folder(out) as folder:
                 write_table(folder / "steps.csv", map(asdict, rows), PARTS)
                 write_table(folder / "movement.csv", movement(trajectory, roles), MOVEMENT)
+                if placebo:
+                    write_table(folder / "placebo.csv", beside_placebo(trajectory, placebo, roles), PLACEBO)
                 model = method if method in ("released", "wnn") else "known"
                 write_table(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
     return rows

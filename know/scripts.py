@@ -32,23 +32,27 @@ def function_of(spec: str, option: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any]]:
-    """What the user's function for `know forget` returns: model, dataset and fit; KnowError if it returns no such."""
+def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any] | None]:
+    """What the user's function for `know forget` returns: model, dataset, fit, and placebo or None.
+
+    KnowError if it returns no such.
+    """
     answer = call(function_of(spec, "SCRIPT"), spec, "SCRIPT")
-    if not isinstance(answer, tuple | list) or len(answer) != 3:
+    if not isinstance(answer, tuple | list) or len(answer) not in (3, 4):
         count = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
         raise KnowError(f"SCRIPT {spec!r}: the function must return model, dataset, fit; it returned {count}")
     for value, name, needed in zip(
         answer,
-        ("model", "dataset", "fit"),
-        (("state_dict", "load_state_dict"), ("__len__", "__getitem__"), ("__call__",)),
-        strict=True,
+        ("model", "dataset", "fit", "placebo"),
+        (("state_dict", "load_state_dict"), ("__len__", "__getitem__"), ("__call__",), ("__call__",)),
+        strict=False,  # there may be no placebo
     ):
         lacking = [attribute for attribute in needed if not hasattr(value, attribute)]
         if lacking:
             kind = type(value).__name__
             raise KnowError(f"SCRIPT {spec!r}: {name}, a {kind}, has no {lacking[0]}; return model, dataset, fit")
-    return tuple(answer)
+    model, dataset, fit, *placebo = answer
+    return model, dataset, fit, placebo[0] if placebo else None
 
 
 def call(function: Callable[..., Any], spec: str, option: str, *arguments: Any) -> Any:

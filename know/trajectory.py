@@ -81,6 +81,7 @@ class Trajectory:
             snapshots = [(s["file"], float(s["fraction"]), s["sha256"]) for s in manifest["snapshots"]]
             frozenset(manifest.get("buffers", ()))
             files = [file for file, _, _ in snapshots] + [r["file"] for r in manifest.get("references", {}).values()]
+            files += [entry["file"] for entry in manifest.get("placebo", ())]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise KnowError(f"{folder / 'manifest.json'} is no trajectory manifest ({error!r})") from error
         paths = tuple(inside(folder, file) for file in files)[: len(snapshots)]
@@ -254,10 +255,25 @@ class Trajectory:
         if number("length", length, whole=True, least=1) > count:
             raise KnowError(f"the trajectory has {count} snapshots, {length} are wanted")
         kept = dict(self.manifest)
-        if "snapshots" in kept:
-            kept["snapshots"] = kept["snapshots"][count - length :]
+        for key in kept.keys() & {"snapshots", "placebo"}:  # both lists begin with the smallest subset
+            kept[key] = kept[key][count - length :]
         own = self.paths[count - length :], self.fractions[count - length :]
         return replace(self, paths=own[0], fractions=own[1], manifest=kept)
+
+    @functools.cached_property
+    def placebo(self) -> Trajectory:
+        """The placebo that `know.forget` has kept beside it: as many training steps at every stage, from the same
+        theta_0, with nothing removed. KnowError if there is none.
+        """
+        entries = self.manifest.get("placebo")
+        if not entries:
+            raise KnowError(
+                f"{self.paths[-1].parent} keeps no placebo; `know.forget` makes one in a new folder where it is given"
+                " the function `placebo`"
+            )
+        paths = (*(self.paths[-1].with_name(entry["file"]) for entry in entries), self.paths[-1])
+        kept = {key: value for key, value in self.manifest.items() if key != "placebo"}
+        return Trajectory(paths, self.fractions, {**kept, "snapshots": [*entries, self.manifest["snapshots"][-1]]})
 
     def window(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """History of the tensor `name`, or of its values start to stop: float32 (numel, S), smallest subset first.
@@ -304,8 +320,9 @@ class Trajectory:
 class Recorder:
     """Snapshots of a trajectory in the making, one file each; see `Trajectory.record`."""
 
-    def __init__(self, folder: Path, fractions: Sequence[float]):
-        self.folder, self.fractions = folder, check_fractions(fractions)
+    def __init__(self, folder: Path, fractions: Sequence[float], letter: str = "s"):
+        """letter: begins the names of all files but that of theta_0, which a trajectory and its placebo share."""
+        self.folder, self.fractions, self.letter = folder, check_fractions(fractions), letter
         self.buffers: list[str] = []
 
     def start(self, model: nn.Module) -> None:
@@ -354,21 +371,28 @@ class Recorder:
         """The recorded snapshot of that fraction."""
         return load_state(self._path(fraction))
 
-    def finish(self, references: Mapping[str, str] | None = None, **facts: Any) -> None:
-        """Write the manifest; KnowError if a snapshot is missing. references: name to file, of further weights."""
+    @property
+    def files(self) -> list[str]:
+        """Names of the files of all snapshots, smallest subset first."""
+        return [self._path(fraction).name for fraction in self.fractions]
+
+    def finish(self, references: Mapping[str, str] | None = None, placebo: Sequence[str] = (), **facts: Any) -> None:
+        """Write the manifest; KnowError if a snapshot is missing.
+
+        references: name to file, of further weights. placebo: files of the placebo's snapshots, smallest subset first.
+        """
         missing = [fraction for fraction in reversed(self.fractions) if fraction not in self]
         if missing:
             shown = ", ".join(f"{fraction:g}" for fraction in missing)
             raise KnowError(f"the trajectory is not finished: no snapshot of fraction {shown}; run it again to go on")
         buffers = {"buffers": self.buffers} if self.buffers else {}
-        files = [self._path(fraction).name for fraction in self.fractions]
-        write_manifest(self.folder, files, references or {}, **buffers, **facts)
+        write_manifest(self.folder, self.files, references or {}, placebo, **buffers, **facts)
 
     def _path(self, fraction: float) -> Path:
         """s0 is theta_0, s1 the snapshot of the next smaller subset, as the paper counts."""
         for k, one in enumerate(reversed(self.fractions)):
             if math.isclose(one, fraction, rel_tol=1e-9):
-                return self.folder / f"s{k}.safetensors"
+                return self.folder / f"{self.letter if k else 's'}{k}.safetensors"
         shown = ", ".join(f"{f:g}" for f in self.fractions)
         raise KnowError(f"fraction {fraction:g} is not one of this trajectory's ({shown})")
 
@@ -380,7 +404,9 @@ class Recorder:
         self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
 
 
-def write_manifest(folder: Path, files: Sequence[str], references: Mapping[str, str], **facts: Any) -> None:
+def write_manifest(
+    folder: Path, files: Sequence[str], references: Mapping[str, str], placebo: Sequence[str] = (), **facts: Any
+) -> None:
     """Write `manifest.json` of the snapshots `files`, smallest subset first, each with its own recorded facts."""
 
     def entry(file: str) -> dict[str, Any]:
@@ -389,6 +415,8 @@ def write_manifest(folder: Path, files: Sequence[str], references: Mapping[str, 
     manifest = {"format": 1, "torch": torch.__version__, **facts}
     manifest["snapshots"] = [entry(file) for file in files]
     manifest["references"] = {name: entry(file) for name, file in sorted(references.items())}
+    if placebo:
+        manifest["placebo"] = [entry(file) for file in placebo]
     write_json(folder / "manifest.json", manifest)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tiny import Mlp, random_known, random_wnn_plus, saved, setup
+from tiny import Mlp, placebo, random_known, random_wnn_plus, saved, setup
 
 import know
 from know.known import Known, Models
@@ -36,9 +36,9 @@ def trajectory(tmp_path_factory) -> Trajectory:
 
 @pytest.fixture(scope="session")
 def with_initial(tmp_path_factory) -> Trajectory:
-    """As `trajectory`, with the initial weights as its reference `scratch`, which the benchmark keeps too."""
+    """As `trajectory`, with what the benchmark keeps too: a placebo, and the initial weights as reference `scratch`."""
     out = tmp_path_factory.mktemp("forgetting") / "run"
-    return know.forget(*setup(), out=out, references={"scratch": Mlp().state_dict()})
+    return know.forget(*setup(), placebo=placebo, out=out, references={"scratch": Mlp().state_dict()})
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ FIGURES = sorted({path.stem for path in (TINY.parents[2] / "paper_figures").glob
 PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
 MOVEMENT = [*PLACE, "role", "difference", "size", "cosine"]
+PLACEBO = [*PLACE, "role", "snapshot", "moved", "placebo_moved", "apart", "cosine", "placebo_cosine"]
 RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
 
 
@@ -178,6 +179,7 @@ def write_results(
     lines = list(dict.fromkeys((parse(arm["name"])[0], arm["depth"] > 0) for arm in about if arm["predictor"]))
     write_csv(folder / "steps.csv", [{**at, **row} for at in own for row in _steps(lines, at["trajectory"])], STEPS)
     write_csv(folder / "movement.csv", [{**at, **row} for at in own for row in _movement(at["length"])], MOVEMENT)
+    write_csv(folder / "placebo.csv", [{**at, **row} for at in own for row in _placebo(at["length"])], PLACEBO)
     lengths = sorted({length for *_, length in places})
     write_csv(folder / "responses.csv", _responses(lengths, [line for line, _ in lines]), RESPONSES)
     for name, make in (("metatraining", _history), ("meta_linear", _meta_linear), ("held_out", _held_out)):
@@ -248,6 +250,15 @@ def _movement(length: int) -> list[dict]:
     return [
         {"role": role, "difference": k, "size": 0.02 * (k + 1), "cosine": 0.1 if k else ""}
         for role, k in itertools.product(("fc", "bias", "all"), range(length - 1))
+    ]
+
+
+def _placebo(length: int) -> list[dict]:
+    sizes = {"moved": 0.05, "placebo_moved": 0.04, "apart": 0.03, "cosine": 0.6, "placebo_cosine": 0.8}
+    places = itertools.product(("fc", "bias", "all"), range(1, length))
+    return [
+        {"role": role, "snapshot": k, **{name: round(k * size, 4) for name, size in sizes.items()}}
+        for role, k in places
     ]
 
 

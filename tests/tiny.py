@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from know import cli
 from know.checkpoints import save_state
@@ -57,6 +57,12 @@ def fit(model: nn.Module, subset) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.1 * parameter.grad
+
+
+def placebo(model: nn.Module, subset) -> None:
+    """As many items as `fit` shows, drawn from all of them."""
+    order = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(len(subset)))
+    fit(model, Subset(subset.dataset, order[: len(subset)].tolist()))
 
 
 def setup() -> tuple:

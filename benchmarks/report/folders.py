@@ -26,6 +26,7 @@ TABLES = {
     "trajectories": SNAPSHOT_COLUMNS,
     "steps": [*PLACE, "predictor", "depth", "role", "step", "shrink", "linear", "neither"],
     "movement": [*PLACE, "role", "difference", "size", "cosine"],
+    "placebo": [*PLACE, "role", "snapshot", "moved", "placebo_moved", "apart", "cosine", "placebo_cosine"],
     "held_out": ["length", "run", "role", "model", "loss", "no_change_loss", "linear_loss", "step"],
     "meta_linear": ["length", "model", "role", "term", "value"],
     "cost_by_arm": COST,
@@ -75,9 +76,9 @@ class Published:
         return {} if table is None else dict(table[TABLES["failed"]].to_numpy())
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """`<name>.csv`, or None where only this table may be absent; KnowError where it is damaged."""
+        """`<name>.csv`, or None where this table may be absent; KnowError where it is damaged."""
         path = self.folder / f"{name}.csv"
-        if name in ("failed", "cost", "cost_by_arm") and not path.is_file():
+        if name in ("failed", "cost", "cost_by_arm", "placebo") and not path.is_file():
             return None
         return load_table(path, TABLES[name])
 

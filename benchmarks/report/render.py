@@ -35,6 +35,7 @@ def suite_page(published: Published) -> str:
         described=tables.described(settings),
         steps=tables.steps(published) if inspected else None,
         movement=tables.movement(published) if inspected else None,
+        placebo=tables.placebo(published) if inspected else None,
         held_out=tables.held_out(published),
         meta_linear=tables.meta_linear(published),
     )

@@ -177,6 +177,20 @@ def movement(published: Published) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["trajectories", *(f"theta_{k} - theta_{k + 1}" for k in numbers)])
 
 
+def placebo(published: Published) -> pd.DataFrame | None:
+    """The trajectory beside its placebo, a row per place and snapshot: means over trajectories; None where none is."""
+    table = published.table("placebo")
+    if table is None:
+        return None
+    table = table[table["role"] == "all"]
+    rows = []
+    for _, own in table.groupby(["track", "source", "network", "rate", "length"], sort=True):
+        for k, means in own.groupby("snapshot")[["moved", "placebo_moved", "apart", "cosine"]].mean().iterrows():
+            rows.append([place_of(own.iloc[0]), f"theta_{k}", *(f"{v:.3f}" for v in means[:3]), f"{means.iloc[3]:.2f}"])
+    head = ["trajectories", "snapshot", "moved", "placebo moved", "apart", "cosine"]
+    return pd.DataFrame(rows, columns=head)
+
+
 def held_out(published: Published) -> pd.DataFrame:
     """Errors of the meta-trained networks on trajectories that they have not seen, as shares of no change."""
     errors = published.table("held_out")

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.inspection import inspect_suite
 from benchmarks.settings import Arms, Cell, LineOfArms
+from benchmarks.steps import INSPECTED
 from know.checkpoints import save_state
 from know.known import Known, KnownNet
 from know.roles import PREDICTED
@@ -43,8 +44,8 @@ def test_inspecting_a_suite_covers_every_line_that_moves_weights(work, monkeypat
     cells = [Cell("overflow", "digits", target, "mlp", 1.0, length=5) for target in ("mnist", "cifar10")]
     folder = work(5)
     inspect_suite(cells, ["p0", "t0"], Arms(references=["naive"]), *folder)
-    found = {name: table(folder[0] / "inspection" / f"{name}.csv") for name in ("steps", "movement", "responses")}
-    assert {row["trajectory"] for row in found["steps"] + found["movement"]} == {"t0"}  # no pilot
+    found = {name: table(folder[0] / "inspection" / f"{name}.csv") for name in INSPECTED}
+    assert {row["trajectory"] for row in found["steps"] + found["movement"] + found["placebo"]} == {"t0"}  # no pilot
     depths: dict[str, set[str]] = {}
     for row in found["steps"]:
         depths.setdefault(row["predictor"], set()).add(row["depth"])

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import know
+from benchmarks.steps import INSPECTED
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -343,7 +344,7 @@ def test_the_versioned_stages_track_what_the_workflow_publishes():
     committed = {path: options for path, options in tracked.items() if path.startswith("results/")}
     assert all(options["cache"] is False for options in committed.values())
     published = {"runs", "pilots", "trajectories", "metatraining", "meta_linear", "landscape"}
-    published |= {"steps", "movement", "responses"}
+    published |= set(INSPECTED)
     assert {f"results/smoke/{table}.csv" for table in published} <= committed.keys()
     assert {
         f"results/smoke/{name}" for name in ("README.md", "suite.json", "metrics.json", "figures")

@@ -92,12 +92,15 @@ def test_both_tracks_share_initialisation_and_oracle(runs):
 def test_pretraining_starts_anew_each_time_and_the_oracles_have_twice_the_updates_or_the_same(made, runs):
     images = len(load("digits:0-4").train)
     calls = that_starts(made[1], runs["overflow"].reference("scratch"))
-    (theta_0,) = [call for call in calls if call.images == round(images / 2)]
+    (theta_0,) = [call for call in calls if call.images == round(images / 2) and call.recipe.steps is None]
+    (double_steps,) = [call for call in calls if call.images == round(images / 2) and call.recipe.steps]
     (oracle,) = [call for call in calls if call.images == images and call.recipe.steps is None]
     (oracle_steps,) = [call for call in calls if call.images == images and call.recipe.steps]
-    assert len(calls) == 3
+    assert len(calls) == 4
     assert theta_0.images % BATCH == 1
     assert len(oracle_steps.states) == len(theta_0.states)
+    assert len(double_steps.states) == 2 * len(theta_0.states)
+    assert equal(double_steps.states[-1], runs["overflow"].reference("double_steps"))
     assert len(oracle.states) == pytest.approx(2 * len(theta_0.states), rel=0.05)
     assert equal(oracle.states[-1], runs["overflow"].reference("oracle"))
     assert equal(oracle_steps.states[-1], runs["overflow"].reference("oracle_steps"))
@@ -129,8 +132,9 @@ def test_an_eighth_of_the_source_has_oracles_of_its_multiples_on_nested_subsets(
 
 
 def test_all_references_exist_on_both_tracks_and_differ(runs):
-    both = {"scratch", "oracle", "tail_average", "ema", "compute_matched"}
-    for track, expected in (("overflow", both | {"oracle_steps"}), ("retrodiction", both)):
+    both = {"scratch", "oracle", "tail_average", "ema", "decay_average", "compute_matched"}
+    alone = {"oracle_steps", "double_steps", "local_oracle"}
+    for track, expected in (("overflow", both | alone), ("retrodiction", both)):
         own = runs[track]
         assert own.manifest["references"].keys() == expected
         states = [own.theta_0, *(own.reference(name) for name in sorted(expected))]
@@ -142,7 +146,7 @@ def plain_averages(states: list[dict]) -> dict[str, dict]:
     """Of the weights after each step: the mean over the last quarter, and the exponential average, in loops."""
     steps = len(states)
     tail, decay = states[-math.ceil(steps / 4) :], max(0.0, 1 - 1 / (0.1 * steps))
-    averages = {"tail_average": {}, "ema": {}}
+    averages = {"tail_average": {}, "ema": {}, "decay_average": {}}
     for name in states[0]:
         values = [state[name].double() for state in states]
         averages["tail_average"][name] = sum(state[name].double() for state in tail) / len(tail)
@@ -150,6 +154,8 @@ def plain_averages(states: list[dict]) -> dict[str, dict]:
         for value in values[1:]:
             average = decay * average + (1 - decay) * value
         averages["ema"][name] = average
+        weights = [math.prod(range(t, t + 3)) for t in range(1, steps + 1)]  # t (t + 1) (t + 2), about t cubed
+        averages["decay_average"][name] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
     return averages
 
 
@@ -176,11 +182,23 @@ def test_compute_matched_goes_on_from_theta_0_for_as_many_steps_as_forgetting_to
         out, calls = make(["p0"], tmp_path, settings=FORGETTING.model_copy(update={"step": step}))
     for track in TRACKS:
         own = Trajectory.load(out / "p0" / track)
-        (matched,) = [call for call in that_starts(calls, own.theta_0) if call.recipe.steps]
-        steps = []
-        for state in reversed(own.states[1:]):  # theta_0 first
+        half = round(len(load("digits:0-4").train) / 2)
+        further = [call for call in that_starts(calls, own.theta_0) if call.recipe.steps]
+        steps, beside = [], []
+        for state, other in zip(
+            reversed(own.states[1:]), reversed(own.placebo.states[1:]), strict=True
+        ):  # theta_0 first
             (call,) = that_starts(calls, state, steps=None)
             steps.append(call)
+            number = len(call.states)
+            beside += [c for c in that_starts(calls, other, steps=number) if c.images == half and number < 2 * half]
+        (matched,) = [c for c in further if c.images == half and len(c.states) == sum(len(s.states) for s in steps)]
+        assert [len(call.states) for call in beside] == [len(call.states) for call in steps]  # the placebo's
+        assert equal(beside[-1].states[-1], own.placebo.states[0])
+        if track == "overflow":
+            (local,) = [call for call in further if call.images > half]
+            assert len(local.states) == len(matched.states)
+            assert equal(local.states[-1], own.reference("local_oracle"))
         assert [call.images for call in steps] == [round(matched.images / 2**k) for k in (1, 2, 3, 4)]
         assert len(matched.states) == sum(len(call.states) for call in steps)
         assert equal(matched.states[-1], own.reference("compute_matched"))
