@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.report.pretrained import relative_loss
-from benchmarks.report.statistics import fieller, holm, paired_t, pooled_t, summarise, two_sample_limit
+from benchmarks.report.statistics import fieller, forgetting, holm, paired_t, pooled_t, summarise, two_sample_limit
 
 ARMS = ("naive", "known_x2", "oracle")
 
@@ -251,6 +251,64 @@ def test_two_runs_of_the_same_thing_are_rarely_further_apart_than_the_limit(comp
         apart.append(any(abs(x.mean() - y.mean()) > limit for x, y, limit in zip(a, b, limits, strict=True)))
     assert 0.01 < np.mean(apart) < 0.09
     assert 0 < two_sample_limit(np.ones(5), np.ones(5), comparisons=comparisons) < 0.05  # no less than a grain
+
+
+# forgetting beyond what all images lose
+
+
+def accuracies(n: int = 8, seed: int = 0) -> list[np.ndarray]:
+    """Left-out and test accuracy, each before and after a step, on n trajectories."""
+    return list(np.random.default_rng(seed).uniform(0.2, 0.6, (4, n)))
+
+
+def limits(interval) -> tuple[float, float, float]:
+    return interval.mean, interval.low, interval.high
+
+
+def test_what_changes_all_images_of_a_trajectory_alike_is_no_forgetting():
+    left_before, left_after, test_before, test_after = accuracies()
+    found = limits(forgetting(left_before, left_after, test_before, test_after))
+    for seed in range(5):
+        by, at_first = np.random.default_rng(seed).normal(0, 0.1, (2, 8))
+        changed = forgetting(left_before + at_first, left_after + by, test_before + at_first, test_after + by)
+        assert limits(changed) == pytest.approx(found)
+        easier = forgetting(left_before + by, left_after + by, test_before, test_after)  # nor are easier images
+        assert limits(easier) == pytest.approx(found)
+
+
+def test_forgetting_is_above_0_where_left_out_images_lose_more_and_has_the_unit_of_the_accuracies():
+    before = np.full(6, 0.5)
+    lost = np.array([0.04, 0.05, 0.06, 0.05, 0.04, 0.06])
+    found = forgetting(before, before - lost, before - 0.2, before - 0.2 - lost / 5)
+    assert found.mean == pytest.approx(0.04)
+    assert found.low > 0
+    points = forgetting(*(100 * each for each in (before, before - lost, before - 0.2, before - 0.2 - lost / 5)))
+    assert limits(points) == pytest.approx([100 * value for value in limits(found)])
+    gained = forgetting(before, before + lost, before, before)
+    assert gained.high < 0
+    exchanged = forgetting(before - 0.2, before - 0.2 - lost / 5, before, before - lost)
+    assert limits(exchanged) == pytest.approx((-found.mean, -found.high, -found.low))
+
+
+def test_the_interval_of_forgetting_covers_what_it_says_and_is_paired():
+    """The drops of a trajectory vary far more than their difference does."""
+    rng, intervals = np.random.default_rng(100), []
+    for _ in range(EXPERIMENTS):
+        start, drop = rng.uniform(0.2, 0.6, 5), rng.normal(0.05, 0.05, 5)
+        own = rng.normal(0.03, 0.01, 5)
+        intervals.append(forgetting(start + 0.05, start + 0.05 - drop - own, start, start - drop))
+    check_coverage(intervals, 0.03, "normal")
+    assert np.median([interval.high - interval.low for interval in intervals]) < 0.04
+
+
+def test_a_trajectory_without_an_accuracy_is_left_out_of_forgetting_and_lengths_must_agree():
+    whole = accuracies()
+    part = [each.copy() for each in whole]
+    part[2][3] = np.nan
+    assert limits(forgetting(*part)) == limits(forgetting(*(np.delete(each, 3) for each in whole)))
+    assert forgetting(*part).n == 7
+    with pytest.raises(ValueError, match="same shape"):
+        forgetting(*whole[:3], whole[3][:1])
 
 
 # tables
