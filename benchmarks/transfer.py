@@ -49,12 +49,14 @@ Evaluate = Callable[[list[Task]], list[Result]]
 def choose_rates(
     arms: list[Arm], pilots: list[str], settings: Transfer, evaluate: Evaluate
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Choose each arm's learning rate: the one with the best mean validation accuracy over the pilots, from one grid.
+    """Choose each arm's learning rate by `know.rates`: near the point of one grid with the best mean validation
+    accuracy over the pilots, where the curve through that point and its neighbours is highest.
 
-    While some arm's best rate lies on an edge, the grid grows by one point there, for ALL arms, up to
+    While some arm's best point lies on an edge, the grid grows by one point there, for ALL arms, up to
     `settings.extensions` points. In a tie the lower validation loss decides, then the lower rate.
 
-    Returns the choice (grid; each arm's rate and whether it is still on an edge) and all pilot runs (PilotRecord).
+    Returns the choice (grid; each arm's rate, its best point, and whether that is still on an edge) and all pilot runs
+    (PilotRecord).
     """
     runs: dict[tuple, Result] = {}
 
@@ -64,17 +66,21 @@ def choose_rates(
         for (trajectory, arm, repeat, rate), run in zip(tasks, evaluate(tasks), strict=True):
             runs[trajectory, arm.name, repeat, rate] = run
 
-    def score(name: str, rate: float) -> tuple[float, float, float]:
+    def score(name: str, rate: float) -> tuple[float, float]:
         at_rate = [run for key, run in runs.items() if key[1] == name and key[3] == rate]
         losses = [math.inf if run.validation_loss is None else run.validation_loss for run in at_rate]
-        return -sum(run.validation_accuracy for run in at_rate) / len(at_rate), sum(losses) / len(at_rate), rate
+        return -sum(run.validation_accuracy for run in at_rate) / len(at_rate), sum(losses) / len(at_rate)
 
     grid, chosen = choose([arm.name for arm in arms], settings.grid, cover, score, extensions=settings.extensions)
     choice = {
         "grid": grid,
         "pilots": pilots,
-        "rule": "highest mean validation accuracy over the pilots, then lowest validation loss, then lowest rate",
-        "arms": {name: {"learning_rate": r, "on_edge": r in (grid[0], grid[-1])} for name, r in chosen.items()},
+        "rule": "point: highest mean validation accuracy over the pilots, then lowest validation loss, then lowest "
+        "rate; learning_rate: the top of the curve through that point and its neighbours (know/rates.py)",
+        "arms": {
+            name: {"learning_rate": each.rate, "point": each.point, "on_edge": each.on_edge}
+            for name, each in chosen.items()
+        },
     }
     columns = ("trajectory", "arm", "fine_tune", "learning_rate")
     outcome = ("status", "validation_accuracy", "validation_loss")

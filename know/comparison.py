@@ -1,7 +1,7 @@
 """Does a prediction help on the user's own task? theta_0 and the candidates, each at today's rate and at its own best.
 
 The protocol is that of the benchmark: one grid of learning rates for all candidates, each one's rate chosen on pilot
-seeds, then frozen, and differences to theta_0 paired over other seeds. Needs scipy and matplotlib.
+seeds by `know.rates`, then frozen, and differences to theta_0 paired over other seeds. Needs scipy and matplotlib.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate under one policy. difference, low, high: to theta_0, paired over seeds."""
+    """One candidate under one policy. difference, low, high: to theta_0, paired over seeds. on_edge: whether the best
+    of the rates that were tried is the first or the last of them.
+    """
 
     candidate: str
     policy: str
@@ -88,7 +90,8 @@ def compare(
     task: `fine_tune(checkpoint: Path, learning_rate: float, seed: int) -> float | tuple[float, float]`, the validation
         score, or validation and test score, the higher the better; or "SCRIPT.py:function". A run that raises or
         answers no finite number is lost, and shown.
-    rates: learning rates to try for every candidate, the one of today first.
+    rates: learning rates to try for every candidate, the one of today first. The rate of a candidate may lie between
+        two of them, where the curve through its best rate and the neighbours is best (`know.rates`).
     seeds, pilots: how many seeds are evaluated, and on how many others the rates are chosen.
     methods: further candidates, as NAME or NAME:depth; by default KNOWN at depth 1 and 3, and shrink matched to the
         latter. A trajectory with a reference `continuation` or `compute_matched` has that as a candidate too.
@@ -330,14 +333,14 @@ def _protocol(
     def cover(points: Sequence[float]) -> None:
         searched.update(work("pilot", itertools.product(names, points, pilots)))
 
-    def score(name: str, rate: float) -> tuple[float, float]:
+    def score(name: str, rate: float) -> tuple[float]:
         scores = [searched[name, rate, seed]["validation"] for seed in pilots]
-        return (math.inf if None in scores else -means.fmean(scores)), rate
+        return (math.inf if None in scores else -means.fmean(scores),)
 
-    grid, chosen = choose_rates(names, sorted(rates), cover, score)
+    _, chosen = choose_rates(names, sorted(rates), cover, score)
     if not any(run["status"] == "ok" for run in searched.values()):
         raise KnowError(f"no fine-tune gave a score; the first one ended with {next(iter(searched.values()))['error']}")
-    rate_of = {"today": dict.fromkeys(names, rates[0]), "tuned": chosen}
+    rate_of = {"today": dict.fromkeys(names, rates[0]), "tuned": {name: each.rate for name, each in chosen.items()}}
     rows, others = [], max(1, len(names) - 1)
     keys = [(name, rate_of[p][name], seed) for name, p, seed in itertools.product(names, POLICIES, seeds)]
     found = work("evaluation", keys)
@@ -345,7 +348,7 @@ def _protocol(
         own, base = ([_score(found[each, rate_of[policy][each], seed]) for seed in seeds] for each in (name, THETA_0))
         scores = [value for value in own if math.isfinite(value)]
         gain = paired_t([a - b for a, b in zip(own, base, strict=True)], comparisons=others)
-        rate, edge = rate_of[policy][name], policy == "tuned" and rate_of[policy][name] in (grid[0], grid[-1])
+        rate, edge = rate_of[policy][name], policy == "tuned" and chosen[name].on_edge
         mean = means.fmean(scores) if scores else math.nan
         numbers = (gain.mean, gain.low, gain.high, gain.n)
         rows.append(Row(name, policy, rate, edge, mean, *numbers, len(own) - len(scores)))

@@ -38,7 +38,9 @@ PILOTS = ["p0", "p1"]
 
 
 def search(score, *, extensions: int = 2, fine_tunes: int = 1, loss=lambda *_: 1.0):
-    """The choice where `score(arm, log2(rate / first rate))` is the validation accuracy; and all that was run."""
+    """The choice where `score(arm, log2(rate / first rate))` is the validation accuracy; the places of the best points;
+    and all that was run.
+    """
     calls = []
 
     def one(trajectory, arm, repeat, rate):
@@ -48,7 +50,11 @@ def search(score, *, extensions: int = 2, fine_tunes: int = 1, loss=lambda *_: 1
 
     settings = SETTINGS.model_copy(update={"extensions": extensions, "fine_tunes": fine_tunes})
     choice, runs = choose_rates(ARMS, PILOTS, settings, lambda tasks: [one(*task) for task in tasks])
-    chosen = {n: round(math.log2(found["learning_rate"] / GRID[0])) for n, found in choice["arms"].items()}
+    chosen = {n: round(math.log2(found["point"] / GRID[0])) for n, found in choice["arms"].items()}
+    for found in choice["arms"].values():
+        assert 0.5 < found["learning_rate"] / found["point"] < 2
+        assert found["on_edge"] == (found["point"] in (choice["grid"][0], choice["grid"][-1]))
+        assert choice["grid"][0] <= found["learning_rate"] <= choice["grid"][-1]
     keys = [
         (run["trajectory"], run["arm"], run["fine_tune"], round(math.log2(run["learning_rate"] / GRID[0])))
         for run in runs
@@ -104,6 +110,17 @@ def test_the_mean_over_pilots_and_fine_tunes_decides():
         return [Result("ok", accuracy[trajectory].get(place, 0.1), 1.0, None) for trajectory, place in places]
 
     choice, _ = choose_rates(ARMS, PILOTS, SETTINGS, evaluate)
+    assert choice["arms"]["naive"]["point"] == GRID[3]
+    assert GRID[2] < choice["arms"]["naive"]["learning_rate"] < GRID[3]  # the neighbour below is the better one
+
+
+def test_a_neighbour_where_a_pilot_diverged_does_not_move_the_rate():
+    def accuracy(arm, place):
+        return [0.5, 0.7, 0.78, 0.8, 0.6, 0.4][place]
+
+    choice, _, _ = search(accuracy, extensions=0)
+    assert choice["arms"]["naive"]["learning_rate"] < GRID[3]
+    choice, _, _ = search(accuracy, extensions=0, loss=lambda arm, place: None if place > 3 else 1.0)
     assert choice["arms"]["naive"]["learning_rate"] == GRID[3]
 
 

@@ -17,7 +17,6 @@ import know
 from know import comparison
 from know.comparison import compare, verdict
 from know.errors import KnowError
-from know.rates import choose_rates
 
 RATES = [3e-4, 1e-4, 1e-3, 3e-3]
 TASK = """
@@ -97,7 +96,23 @@ def test_each_candidate_is_evaluated_on_other_seeds_than_those_that_chose_its_ra
     tried = {(run["candidate"], run["learning_rate"]) for run in runs if run["stage"] == "pilot"}
     assert len(tried) == 4 * len(RATES)
     assert {row.learning_rate for row in rows if row.policy == "today"} == {RATES[0]}
-    assert {row.learning_rate for row in rows if row.policy == "tuned"} == {1e-3}
+    stage, tuned = "evaluation", {row.candidate: row for row in rows if row.policy == "tuned"}
+    for name, row in tuned.items():  # between the neighbours of the best rate; only the chosen rate is evaluated
+        assert 3e-4 < row.learning_rate < 3e-3
+        assert not row.on_edge
+        evaluated = {float(run["learning_rate"]) for run in runs if (run["stage"], run["candidate"]) == (stage, name)}
+        assert evaluated == {RATES[0], row.learning_rate}
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_said_and_no_rate_beyond_it_is_tried(run):
+    rows = compare(run, "task.py:fine_tune", [3e-4, 1e-4], out="compared")
+    assert {row.learning_rate for row in rows} == {3e-4}
+    assert all(row.on_edge == (row.policy == "tuned") for row in rows)
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert "The best rate of known_x2, known_x8, shrink_x8, theta_0 lies on an edge of the grid" in page
+    assert (
+        Path("compared/runs.csv").read_text().count("evaluation,") == 4 * 4
+    )  # at today's rate, which is the chosen one
 
 
 def test_a_lost_fine_tune_costs_itself_alone_and_is_shown(run):
@@ -181,14 +196,3 @@ def test_wrong_arguments_are_refused_before_any_work(run, change, said):
     with pytest.raises(KnowError, match=said):
         compare(**{"trajectory": run, "task": "task.py:fine_tune", "rates": RATES, "out": "compared", **change})
     assert sorted(Path().iterdir()) == before
-
-
-def test_the_grid_grows_at_its_edges_for_all_names_alike():
-    asked = []
-    best = {"one": 8.0, "other": 1.0}
-    grid, chosen = choose_rates(
-        list(best), [2.0, 4.0], asked.extend, lambda name, rate: abs(rate - best[name]), extensions=3
-    )
-    assert grid == [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert sorted(asked) == grid
-    assert chosen == best
