@@ -301,9 +301,9 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
     run_steps(steps(settings, work), execute, work, print, device)
     publish_run(settings, name, work, results, device=device)
     for cell, arms in metrics(read_records([results / name / "runs.csv"], RunRecord)).items():
-        print(f"\n{cell}: mean test accuracy, %\n{'arm':28}{'published':>10}{'tuned':>8}")
+        print(f"\n{cell}: mean test accuracy, %\n{'arm':28}{'short':>8}{'tuned':>8}")
         for arm, accuracy in arms.items():
-            print(f"{arm:28}{accuracy['published']:10.2f}{accuracy['tuned']:8.2f}")
+            print(f"{arm:28}{accuracy['short']:8.2f}{accuracy['tuned']:8.2f}")
     print(f"\ntables: {results / name / 'README.md'}")
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.data import Dataset
 from benchmarks.networks import build, has_running_statistics, head_name, normalisation
@@ -77,9 +76,9 @@ def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transf
     asked = {"learning_rate": request.learning_rate, "rate_factors": rates}
     outcome = train(model, target, target.train.take(images), settings.recipe, seed=order, **asked)
     held_out = target.train.take(validation)
-    loss = float(F.cross_entropy(logits(model, target, held_out), held_out.labels))
+    (share,), (loss,) = scored(logits(model, target, held_out)[None], held_out.labels)
     tested = accuracy(model, target, target.test) if request.test else None
-    return _result(outcome.status, accuracy(model, target, held_out), loss, tested)
+    return _result(outcome.status, share, loss, tested)
 
 
 def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, settings: Transfer) -> list[Result]:

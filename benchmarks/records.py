@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchmarks.settings import Policy
 from know.errors import KnowError
 from know.files import write_csv
 
@@ -42,8 +43,8 @@ class RunRecord(BaseModel):
     """The method with its options; empty for references."""
     depth: Annotated[int, Field(ge=0)]
     """Number of recursions of the method; 0 for references and methods without depth."""
-    recipe: Literal["published", "tuned"]
-    """The rate policy; the column keeps this name for older readers."""
+    policy: Policy
+    """The rate policy."""
     fine_tune: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     on_edge: bool

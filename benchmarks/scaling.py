@@ -92,7 +92,7 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
         files += 3  # manifest, log, time
     for cell in suite.cells:
         arms = len(arms_of(suite.arms, cell))
-        runs = arms * transfer.fine_tunes * (suite.pilots * (len(transfer.grid) + transfer.extensions))
+        runs = arms * transfer.pilot_fine_tunes * suite.pilots * (len(transfer.grid) + transfer.extensions)
         runs += arms * transfer.fine_tunes * suite.trajectories * 2
         each = (transfer.recipe.head_epochs + transfer.recipe.epochs) * transfer.images * cell.share
         source, target = clock.data(cell.source), clock.data(cell.target)

@@ -23,6 +23,9 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Track = Literal["overflow", "retrodiction"]
 Normalisation = Literal["carry", "reset", "recalibrate"]
+Policy = Literal["short", "paper", "tuned"]
+"""A rate policy: all arms at the paper's learning rate on the suite's short schedule, at that rate for as long as in
+the paper, or each arm at its own tuned rate on the short schedule."""
 RATIO = 0.5
 """r of the paper's main experiments; their S is LENGTH. Names of cells mention r and S only where they differ."""
 
@@ -155,6 +158,15 @@ class Group(Settings):
     """Values of S for which networks are trained."""
 
 
+class PaperPolicy(Settings):
+    """Fine-tuning as long as in the paper, which is affordable for some arms only."""
+
+    arms: list[str] = Field(min_length=1)
+    """Names of the arms, as in the tables."""
+    epochs: Positive = 100
+    head_epochs: Annotated[int, Field(ge=0)] = 10
+
+
 class Transfer(Settings):
     """Fine-tuning on the target: the same function and the same search for every arm."""
 
@@ -165,6 +177,11 @@ class Transfer(Settings):
     """Number of other target-training images, disjoint from `images`; only they decide the learning rate."""
     shares: list[Share] = [1.0]
     fine_tunes: Positive = 1
+    """Fine-tunes of every evaluated trajectory at every policy, which differ in images, head and batches."""
+    pilot_fine_tunes: Positive = 1
+    """The same of every pilot trajectory at every rate of the search."""
+    paper: PaperPolicy | None = None
+    """Arms that are also fine-tuned at the policy `paper`; without it there is none."""
     grid: list[Rate] = Field(min_length=6)
     """Learning rates of the search: each is twice the one before, and the published one is among them."""
     extensions: Annotated[int, Field(ge=0)] = 2
@@ -183,6 +200,17 @@ class Transfer(Settings):
         if self.recipe.learning_rate not in self.grid:
             raise ValueError(f"grid must contain recipe.learning_rate {self.recipe.learning_rate:g}")
         return self
+
+    def policies(self, arm: str) -> list[Policy]:
+        """The rate policies at which an arm is evaluated."""
+        return ["short", *(["paper"] if self.paper and arm in self.paper.arms else []), "tuned"]
+
+    def at(self, policy: Policy) -> Transfer:
+        """The settings with the recipe of that policy."""
+        if policy != "paper":
+            return self
+        longer = {"epochs": self.paper.epochs, "head_epochs": self.paper.head_epochs}
+        return self.model_copy(update={"recipe": self.recipe.model_copy(update=longer)})
 
 
 class LineOfArms(Settings):
@@ -274,8 +302,13 @@ class Pair(Settings):
 
 def family(dataset: str) -> str:
     """The family of a dataset, whose members count as the same data: all parts of CIFAR-10 and CIFAR-100 are one."""
-    name = dataset.partition(":")[0]
+    name = plain_name(dataset)
     return "cifar" if name.startswith("cifar") else name
+
+
+def plain_name(dataset: str) -> str:
+    """The name of a dataset without a choice of its classes, or another side of its images."""
+    return re.split("[@:]", dataset)[0]
 
 
 @dataclass(frozen=True, order=True)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,11 +22,12 @@ from benchmarks.data import load
 from benchmarks.finetune import FineTune, Result, fine_tune, fine_tune_stacked, source_accuracy, target_split
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
-from benchmarks.settings import Arms, Cell, Transfer
+from benchmarks.settings import Arms, Cell, Policy, Transfer
 from benchmarks.store import Store, computing
 from benchmarks.workers import workers
 from know import keras as released
 from know.checkpoints import State
+from know.errors import KnowError
 from know.files import digest, resumable_folder, sha256_file, write_json
 from know.fingerprint import code_hash
 from know.known import Models
@@ -38,11 +39,18 @@ from know.trajectory import Trajectory
 
 ENTRY = "benchmarks.transfer:run_cell"
 """The function from which the fingerprint of a cell's code is made."""
-POLICIES = ("published", "tuned")
-"""Rate policies: all arms use the published learning rate, or each arm uses the one that the search has chosen. Their
-column in runs.csv is called recipe."""
-Task = tuple[str, Arm, int, float]
-"""One fine-tune: trajectory, arm, number of the fine-tune, learning rate."""
+
+
+class Task(NamedTuple):
+    """One fine-tune. fine_tune: its number among those of the trajectory."""
+
+    trajectory: str
+    arm: Arm
+    fine_tune: int
+    learning_rate: float
+    policy: Policy = "tuned"
+
+
 Evaluate = Callable[[list[Task]], list[Result]]
 
 
@@ -61,10 +69,10 @@ def choose_rates(
     runs: dict[tuple, Result] = {}
 
     def cover(points: list[float]) -> None:
-        repeats = range(settings.fine_tunes)
-        tasks = [(t, arm, repeat, rate) for t, arm, rate, repeat in itertools.product(pilots, arms, points, repeats)]
-        for (trajectory, arm, repeat, rate), run in zip(tasks, evaluate(tasks), strict=True):
-            runs[trajectory, arm.name, repeat, rate] = run
+        repeats = range(settings.pilot_fine_tunes)
+        tasks = [Task(t, arm, f, rate) for t, arm, rate, f in itertools.product(pilots, arms, points, repeats)]
+        for task, run in zip(tasks, evaluate(tasks), strict=True):
+            runs[task.trajectory, task.arm.name, task.fine_tune, task.learning_rate] = run
 
     def score(name: str, rate: float) -> tuple[float, float]:
         at_rate = [run for key, run in runs.items() if key[1] == name and key[3] == rate]
@@ -122,8 +130,15 @@ def run_cell(
     described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), computing(code, device)]
     inputs = [here.target.sha256, here.source.sha256, released.hashes()]
     inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
+    if unknown_arms := sorted(set(settings.paper.arms if settings.paper else ()) - {arm.name for arm in every}):
+        raise KnowError(f"transfer.paper.arms: {cell.slug} has no arm {', '.join(unknown_arms)}")
+    rows = [
+        (trajectory, arm, policy, repeat)
+        for trajectory, arm in itertools.product(evaluated, chosen)
+        for policy, repeat in itertools.product(settings.policies(arm.name), range(settings.fine_tunes))
+    ]
     # this total leaves out the points by which the grid may grow
-    total = len(chosen) * settings.fine_tunes * (len(settings.grid) * len(pilots) + 2 * len(evaluated))
+    total = len(chosen) * settings.pilot_fine_tunes * len(settings.grid) * len(pilots) + len(rows)
     bar = progress(desc=cell.slug, total=total, unit="run")
     with bar, workers(processes) as each, resumable_folder(out, digest([described, inputs]), replace=True) as folder:
         facts: dict[tuple[str, str], dict] = {}
@@ -146,8 +161,8 @@ def run_cell(
             tuned = choice["arms"][arm.name]["learning_rate"]
             return tuned if policy == "tuned" else settings.recipe.learning_rate
 
-        rows = list(itertools.product(evaluated, chosen, POLICIES, range(settings.fine_tunes)))
-        results = evaluate([(trajectory, arm, repeat, rate(policy, arm)) for trajectory, arm, policy, repeat in rows])
+        tasks = [Task(trajectory, arm, repeat, rate(policy, arm), policy) for trajectory, arm, policy, repeat in rows]
+        results = evaluate(tasks)
         records = [
             RunRecord(
                 cell=cell.slug,
@@ -156,7 +171,7 @@ def run_cell(
                 arm=arm.name,
                 predictor=arm.predictor,
                 depth=arm.depth,
-                recipe=policy,
+                policy=policy,
                 fine_tune=repeat,
                 learning_rate=rate(policy, arm),
                 on_edge=policy == "tuned" and choice["arms"][arm.name]["on_edge"],
@@ -209,19 +224,24 @@ class _Worker:
             prepared += fine_tunes
             if not trajectory.startswith("p"):
                 facts[trajectory, group[0][1].name] = about
-        made = [entry for entry in prepared if entry]
-        together = self.bench.settings.together
-        portions = [made] if together > 1 and made else [[entry] for entry in made]
+        results: dict[int, Result] = {}
+        together = self.bench.settings.together > 1
+        made = [(place, task.policy == "paper") for place, task in enumerate(tasks) if prepared[place]]
         # a portion is computed as a whole, since the rounding of a stacked fine-tune may depend on its neighbours
-        results = iter([result for portion in portions for result in self._results(portion, together > 1)])
+        portions = [[place] for place, _ in made]
+        if together:
+            portions = [[place for place, own in made if own == longer] for longer in (False, True)]
+        for portion in filter(None, portions):
+            found = self._results([prepared[place] for place in portion], tasks[portion[0]].policy, stacked=together)
+            results |= dict(zip(portion, found, strict=True))
         return [
-            next(results) if entry else dataclasses.replace(lost, accuracy=None if task[0].startswith("p") else 0.0)
-            for entry, task in zip(prepared, tasks, strict=True)
+            results.get(place) or dataclasses.replace(lost, accuracy=None if task.trajectory.startswith("p") else 0.0)
+            for place, task in enumerate(tasks)
         ], facts
 
     def _prepare(self, tasks: list[Task]) -> tuple[dict[str, Any], list[tuple[FineTune, list[Any]] | None]]:
         """For one arm on one trajectory: what its record says, and each fine-tune with its key in the store."""
-        (trajectory, arm, *_), cell, settings = tasks[0], self.bench.cell, self.bench.settings
+        (trajectory, arm, *_), cell = tasks[0], self.bench.cell
         seen, pilot = self.trajectory(trajectory), trajectory.startswith("p")
         source_seed = seen.manifest["source_seed"]
         try:
@@ -229,15 +249,13 @@ class _Worker:
         except Overflow:
             nothing = {"step": None, "weight_error": None, "source_accuracy": 0.0, "source_accuracy_recalibrated": 0.0}
             return nothing, [None] * len(tasks)
-        fingerprint, stacked = start.fingerprint(), settings.together > 1
-        recipe = settings.model_dump(
-            exclude={"grid", "extensions", "fine_tunes", "normalisation", "shares", "together"}
-        )
+        fingerprint, stacked = start.fingerprint(), self.bench.settings.together > 1
         prepared = []
-        for _, _, repeat, learning_rate in tasks:
-            seed = stream(source_seed, "target", cell.target, repeat)
-            facts = {"share": cell.share, "learning_rate": learning_rate, "seed": seed, "test": not pilot}
-            key = [fingerprint, cell.network, self.target.sha256, cell.share, recipe, facts, stacked]
+        for task in tasks:
+            seed = stream(source_seed, "target", cell.target, task.fine_tune)
+            facts = {"share": cell.share, "learning_rate": task.learning_rate, "seed": seed, "test": not pilot}
+            how = self.bench.settings.at(task.policy).model_dump(include={"recipe", "images", "validation"})
+            key = [fingerprint, cell.network, self.target.sha256, cell.share, how, facts, stacked]
             prepared.append((FineTune(start, **facts), key))
         if pilot:
             return {}, prepared
@@ -247,9 +265,9 @@ class _Worker:
         )
         return describe(start.weights, seen, cell.track) | accuracies, prepared
 
-    def _results(self, portion: list[tuple[FineTune, list[Any]]], stacked: bool) -> list[Result]:
+    def _results(self, portion: list[tuple[FineTune, list[Any]]], policy: Policy, *, stacked: bool) -> list[Result]:
         """Results, from the store or computed, of one fine-tune or of many stacked ones (equal ones only once)."""
-        place = (self.bench.cell.network, self.target, self.bench.settings)
+        place = (self.bench.cell.network, self.target, self.bench.settings.at(policy))
         unique = {digest(key): (request, key) for request, key in portion}
         requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
 
@@ -267,7 +285,7 @@ class _Worker:
 
 def _by_start(tasks: list[Task]) -> Iterator[tuple[tuple[str, str], list[Task]]]:
     """Consecutive tasks with the same initial weights (one arm, one trajectory), which need only one prediction."""
-    for key, group in itertools.groupby(tasks, lambda task: (task[0], task[1].name)):
+    for key, group in itertools.groupby(tasks, lambda task: (task.trajectory, task.arm.name)):
         yield key, list(group)
 
 

@@ -20,7 +20,7 @@ def main(folder: Path, out: Path | None = None) -> None:
     for name in suite["figures"]:
         save(importlib.import_module(name).draw(folder), out or folder / "figures", name)
         print(f"{name}: {out or folder / 'figures'}/{name}.svg")
-    if suite["name"] in CLAIMS.main_suites:
+    if suite["name"] in CLAIMS.core:
         results = folder.parents[suite["name"].count("/")]
         save(importlib.import_module("_evidence").draw(results), out or results / "figures", "evidence")
 

@@ -18,13 +18,21 @@ from benchmarks.report.claims import CLAIMS
 from benchmarks.report.statistics import summarise
 from know.files import read_json
 
-BESIDE = {"oracle", "oracle_steps", "matched_rate_x8", "matched_rate_released_x8", "renorm_x8", "renorm_released_x8"}
+BESIDE = {
+    "oracle",
+    "oracle_steps",
+    "local_oracle",
+    "matched_rate_x8",
+    "matched_rate_released_x8",
+    "renorm_x8",
+    "renorm_released_x8",
+}
 """Arms to show beside those of the primary contrasts and all depths of KNOWN."""
 
 
 def published(results: Path) -> list[Path]:
     """The folders of the suites that the primary contrasts are read in, as far as they have been run."""
-    return [results / name for name in CLAIMS.main_suites if (results / name / "suite.json").is_file()]
+    return [results / name for name in CLAIMS.core if (results / name / "suite.json").is_file()]
 
 
 def draw(results: Path) -> Figure:
@@ -32,7 +40,7 @@ def draw(results: Path) -> Figure:
     height = 0.75 + style.ROW * max(len(rows) for *_, rows in panels)
     figure, axes = style.panels(len(panels), columns=2, height=height)
     for place, (axis, (name, part, unavailable, rows)) in enumerate(zip(axes, panels, strict=True)):
-        levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.POLICIES)
+        levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.policies_of(part))
         style.title(axis, f"{name}, {style.counted(part['n'])}\nnaive {levels}", beside=1.45)
         draw_cell(axis, part, rows, unavailable)
         if place % 2 and rows["label"].tolist() == panels[place - 1][-1]["label"].tolist():
@@ -44,7 +52,7 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         f"{style.interval_note(n)} Points: percentage points of target test accuracy. Above: the accuracy of naive, "
-        "published / tuned rate. Arrows: what lies beyond the axis; a number beside one is the mean. Yellow: oracles, "
+        "by rate policy. Arrows: what lies beyond the axis; a number beside one is the mean. Yellow: oracles, "
         f"really trained on twice the data.{style.dagger_note(labels)}",
     )
     return figure
@@ -54,13 +62,13 @@ def cells(folder: Path) -> list[tuple[str, pd.DataFrame, dict[str, str], pd.Data
     """Of every cell of a suite: its name, the summary by (policy, arm), what is not available, and the rows to show."""
     runs, every = style.load_runs(folder), style.arms_of(folder)
     unavailable = read_json(folder / "suite.json")["unavailable"]
-    chosen = every[every.index.isin(CLAIMS.core | BESIDE) | (every["group"] == "known")].drop("naive")
+    chosen = every[every.index.isin(CLAIMS.primary_arms | BESIDE) | (every["group"] == "known")].drop("naive")
     summary = summarise(runs)
     return [
         (
             name,
             summary[(summary["cell"] == cell) & summary["arm"].isin(["naive", *chosen.index])].set_index(
-                ["recipe", "arm"]
+                ["policy", "arm"]
             ),
             unavailable.get(cell, {}),
             style.rows_of(chosen, runs, unavailable, cell),

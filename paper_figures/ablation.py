@@ -66,7 +66,7 @@ def table_of(runs: pd.DataFrame, arms: pd.DataFrame, cells: pd.DataFrame, varied
 
     The depth is that of the records: the factor in an arm's name depends on r, and so may stand for several depths.
     """
-    table = summarise(runs[runs["cell"].isin(cells["cell"]) & (runs["recipe"] == "tuned")])
+    table = summarise(runs[runs["cell"].isin(cells["cell"]) & (runs["policy"] == "tuned")])
     table = table[~table["arm"].isin(LEFT_OUT)]
     table = table.merge(cells[["cell", varied]], on="cell").rename(columns={varied: "value"})
     table = table.join(arms[["family", "colour", "marker"]], on="arm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import style
 from matplotlib.axes import Axes
@@ -23,8 +24,8 @@ def draw(results: Path) -> Figure:
     height = 0.75 + style.ROW * max(map(len, shown.values()))
     figure, axes = style.panels(len(cells), columns=columns, height=height)
     for place, (axis, (cell, name)) in enumerate(zip(axes, cells.items(), strict=True)):
-        part = summary[summary["cell"] == cell].set_index(["recipe", "arm"])
-        levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.POLICIES)
+        part = summary[summary["cell"] == cell].set_index(["policy", "arm"])
+        levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.policies_of(part))
         style.title(axis, f"{name}, {style.counted(part['n'])}\nnaive {levels}", beside=1.45)
         draw_cell(axis, part, shown[cell], unavailable.get(cell, {}))
         if place % columns and shown[cell].equals(shown[list(cells)[place - 1]]):
@@ -35,22 +36,24 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         f"{style.interval_note(summary['n'])} Points: percentage points of target test accuracy. An arrow "
-        "points to what lies beyond the axis; a number beside it is the mean. Above: the accuracy of naive, published "
-        "/ tuned rate. Yellow: oracles, really trained on more data."
+        "points to what lies beyond the axis; a number beside it is the mean. Above: the accuracy of naive, by rate "
+        "policy. Yellow: oracles, really trained on more data."
         f"{style.dagger_note(pd.concat(shown.values())['label'])}",
     )
     return figure
 
 
 def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: dict[str, str]) -> None:
-    """Both rate policies of the rows of `rows_of`; part: the summary of one cell by (policy, arm)."""
+    """The rate policies of the rows of `rows_of`; part: the summary of one cell by (policy, arm)."""
     axis.set_xlim(style.limits(part))
     axis.axvline(0, color="black", linewidth=0.6, zorder=1)
     style.draw_rows(axis, rows)
     for place, arm in enumerate(rows["arm"]):
         if arm in part.index.get_level_values("arm"):
-            for side, (policy, look) in zip((-0.22, 0.22), style.POLICIES.items(), strict=True):
-                style.draw_bar(axis, place + side, part.loc[(policy, arm)], look)
+            policies = style.policies_of(part)
+            for side, policy in zip(np.linspace(-0.22, 0.22, len(policies)), policies, strict=True):
+                if (policy, arm) in part.index:
+                    style.draw_bar(axis, place + side, part.loc[(policy, arm)], style.POLICIES[policy])
         elif arm:
             text = "not available" if arm in unavailable else "not run"
             axis.text(0, place, f" {text}", va="center", color="#777777", size=6)

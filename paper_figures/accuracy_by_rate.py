@@ -40,7 +40,7 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         "Mean over n pilot trajectories, which choose the rates and are never evaluated; no interval, since they serve "
-        "no comparison. Marker: the tuned rate of an arm. Vertical line: the published rate. Naive and the oracle are "
+        "no comparison. Marker: the tuned rate of an arm. Vertical line: the paper's rate. Naive and the oracle are "
         "in every panel. The scale is stretched towards 100 %.",
     )
     return figure
@@ -49,19 +49,20 @@ def draw(results: Path) -> Figure:
 def draw_panel(axis: Axes, pilots: pd.DataFrame, runs: pd.DataFrame, arms: pd.DataFrame, lines: dict[int, str]) -> None:
     """One line per arm of `arms`, KNOWN and naive on top; pilots and runs are those of one cell."""
     mean = 100 * pilots.groupby(["arm", "learning_rate"])["validation_accuracy"].mean()
-    tuned = runs[runs["recipe"] == "tuned"].groupby("arm")["learning_rate"].first()
+    tuned = runs[runs["policy"] == "tuned"].groupby("arm")["learning_rate"].first()
     for arm in (arm for arm in arms.itertuples() if arm.Index in mean):
         look = {"color": arm.colour, "zorder": {"known": 4, "naive": 3}.get(arm.family, 2)}
         width = {"naive": 1.4, "oracle": 1.4}.get(arm.family, 0.8)
         curve = mean[arm.Index]
         axis.plot(curve.index, curve, style.dashed(arm.family, lines[arm.depth]), linewidth=width, **look)
-        if tuned.get(arm.Index) in curve.index:
+        if arm.Index in tuned:  # it may lie between two points
             best = tuned[arm.Index]
-            axis.plot(best, curve[best], arm.marker, markersize=3, **look)
+            height = np.interp(np.log(best), np.log(curve.index.to_numpy()), curve.to_numpy())
+            axis.plot(best, height, arm.marker, markersize=3, **look)
     axis.set_xscale("log", base=2)
-    published = runs.loc[runs["recipe"] == "published", "learning_rate"].unique()
-    label_rates(axis, sorted(pilots["learning_rate"].unique()), published)
-    for rate in published:
+    papers = runs.loc[runs["policy"] == "short", "learning_rate"].unique()
+    label_rates(axis, sorted(pilots["learning_rate"].unique()), papers)
+    for rate in papers:
         axis.axvline(rate, color="#555555", linewidth=0.8, linestyle=(0, (1, 1)), zorder=1)
 
 

@@ -26,7 +26,7 @@ def draw(results: Path) -> Figure:
         return style.only_words("No predictor was run at more than one depth.")
     blocks = blocks_with_known(arms)
     arms = pd.concat([arms, ran[ran["family"] == "oracle"]])
-    summary = summarise(runs[runs["recipe"] == "tuned"])
+    summary = summarise(runs[runs["policy"] == "tuned"])
     figure, rows = style.block_panels(len(cells), blocks, arms, height=1.9)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = summary[summary["cell"] == cell].set_index("arm")
@@ -42,7 +42,7 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         f"{style.interval_note(summary['n'])} Gain: accuracy minus naive, in percentage points, each arm at its tuned "
-        "rate (the published rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel. Right of "
+        "rate (at the paper's rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel. Right of "
         "the scale: the oracle, really trained on more data. A triangle on the edge: the mean lies beyond it.",
     )
     return figure

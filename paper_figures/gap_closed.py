@@ -27,7 +27,7 @@ LOW = 0.8
 def draw(results: Path) -> Figure:
     runs, unavailable = style.load_runs(results), read_json(results / "suite.json")["unavailable"]
     every, cells = style.arms_of(results), style.cells_of(runs)
-    tuned = summarise(runs[runs["recipe"] == "tuned"])
+    tuned = summarise(runs[runs["policy"] == "tuned"])
     defined = set(tuned.loc[tuned["share"].notna(), "cell"])
     chosen = style.main_arms(every).drop(["naive", "oracle"], errors="ignore")
     shown = {cell: style.rows_of(chosen if cell in defined else chosen[:0], runs, unavailable, cell) for cell in cells}

@@ -61,6 +61,8 @@ FAMILIES = {
     "scratch": ("from scratch", "#7F7F7F", "v"),
     "oracle": ("oracle", "#E69F00", "*"),
     "oracle_steps": ("oracle, same steps", "#E69F00", "P"),
+    "double_steps": ("twice the steps", "#E69F00", "H"),
+    "local_oracle": ("local oracle", "#B8860B", "*"),
     "oracle_x4": ("oracle ×4", "#E69F00", "d"),
     "oracle_x8": ("oracle ×8", "#E69F00", "p"),
     "known": ("KNOWN", "#0072B2", "o"),
@@ -79,7 +81,7 @@ PALETTE = ["#56B4E9", "#999933", "#661100", "#AA4499", "#44AA99", "#882255", "#3
 MARKERS = ["o", "v", "X", "<", "h", ">", "d", "p", "8"]
 """Colours and markers of the other families, in turn; the same in two panels mean nothing."""
 
-WORDS = {word.lower(): word for word in ("DMD", "EMA", "KNOWN", "LogFit", "MPE", "RRE", "TSV", "WNN")}
+WORDS = {word.lower(): word for word in ("DMD", "EMA", "ExPO", "KNOWN", "LogFit", "MPE", "RRE", "TSV", "WNN")}
 """Words in names of families that are no plain words; `theta0` as a word is θ₀."""
 
 BLOCKS = (("reference", "known"), ("prediction", "average"), ("control",))
@@ -91,8 +93,12 @@ MOST = 8
 LINES = [":", "--", "-"]
 """Line styles of the depths of a predictor, deepest solid."""
 
-POLICIES = {"published": ("published rate", "#858585", "o"), "tuned": ("tuned rate", "#332288", "D")}
-"""Label, colour and marker; the colours belong to no family."""
+POLICIES = {
+    "short": ("paper's rate, short", "#858585", "o"),
+    "paper": ("paper's rate and length", "#C77C2A", "s"),
+    "tuned": ("tuned rate", "#332288", "D"),
+}
+"""Label, colour and marker of the rate policies; the colours belong to no family."""
 
 ROW = 0.15
 """Height in inches of a row of an arm."""
@@ -147,6 +153,11 @@ def line_styles(depths: Iterable[int]) -> dict[int, str]:
     """Depth to line style; the depth 0 of references and of predictors without depth is solid."""
     deep = sorted(set(depths) - {0})
     return {0: "-", **{depth: LINES[max(-len(LINES), place - len(deep))] for place, depth in enumerate(deep)}}
+
+
+def policies_of(summary: pd.DataFrame) -> list[str]:
+    """The rate policies of a summary whose index is (policy, arm), in their order."""
+    return [policy for policy in POLICIES if policy in summary.index.get_level_values("policy")]
 
 
 def name_of(arms: pd.DataFrame, family: str) -> str:

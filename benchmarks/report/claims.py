@@ -8,10 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from benchmarks.settings import LENGTH
+from benchmarks.settings import LENGTH, Policy
 
-Policy = Literal["published", "tuned"]
-"""A rate policy: every arm at the published learning rate, or every arm at its own tuned rate."""
 LineName = Literal["pretrained", "authors"]
 """The two KNOWNs: the networks that this project pretrained, and the authors' networks."""
 
@@ -50,20 +48,25 @@ class Contrast(Data):
 
 
 class Every(Data):
-    """One arm against each arm of a group."""
+    """One arm against each arm of a group, but for those of some lines."""
 
     arm: str
     group: str
+    but: tuple[str, ...] = ()
 
 
 class Claim(Data):
     """A sentence of the paper, and the contrasts that it is judged by: those listed, or those of `every`."""
 
     name: str
+    asked: str
     contrasts: tuple[Contrast, ...] = ()
     every: Every | None = None
-    suites: Literal["main", "all"] = "main"
+    suites: Literal["core", "all"] = "core"
+    everywhere: bool = False
     controls_of: LineName | None = None
+    presupposes: Contrast | None = None
+    ceiling: Contrast | None = None
 
 
 class Primary(Data):
@@ -108,12 +111,14 @@ class Paper(Data):
 class Claims(Data):
     """Everything in claims.yaml, where a comment explains each key."""
 
-    main_suites: tuple[str, ...]
+    core: tuple[str, ...]
     margin: float
+    margin_of_gap: float
     significance: float
     cheap: float
+    cost_of: tuple[str, ...]
     still: float
-    shown_by_network: int
+    shown_by_place: int
     primary: Primary
     paper: Paper
     lines: dict[LineName, Line]
@@ -121,7 +126,7 @@ class Claims(Data):
     claims: tuple[Claim, ...]
 
     @property
-    def core(self) -> frozenset[str]:
+    def primary_arms(self) -> frozenset[str]:
         """The arms of the primary contrasts."""
         return frozenset(side.arm for pair in self.primary.contrasts for side in (pair.better, pair.worse))
 

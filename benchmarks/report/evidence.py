@@ -1,8 +1,8 @@
 """What the records say about the paper's claims: gates, marks, pooled estimates, Holm's correction and verdicts.
 
-One contrast has one verdict at a rate policy, wherever it is printed: that of `Evidence.judge`. docs/RULES.md holds the
-rules, claims.yaml the contrasts and the thresholds. Only suites whose `evidence` is true count, and no cell that fails
-a gate. Needs neither torch nor data.
+One contrast has one verdict in a place (a suite's source, target and network) at a rate policy, and one pooled over
+places, wherever they are printed: those of `Evidence`. docs/RULES.md holds the rules, claims.yaml the contrasts and the
+thresholds. Only suites whose `evidence` is true count, and no cell that fails a gate. Needs neither torch nor data.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchmarks.report.claims import CLAIMS, Claim, Contrast, Policy
+from benchmarks.report.claims import CLAIMS, Claim, Contrast
 from benchmarks.report.folders import COST, Published
-from benchmarks.report.statistics import Interval, compare, holm, paired_t, pooled_t, trajectory_means
-from benchmarks.settings import LENGTH, RATIO
+from benchmarks.report.statistics import Interval, compare, forgetting, holm, paired_t, pooled_t, trajectory_means
+from benchmarks.settings import RATIO, Policy, plain_name
 
 POLICIES: tuple[Policy, ...] = typing.get_args(Policy)
 DAGGER = "\N{DAGGER}"
@@ -30,30 +30,49 @@ SEEN_NOTE = (
     f"{DAGGER} In-distribution: the authors' KNOWN was meta-trained on MNIST, Fashion-MNIST and CIFAR-10; source or "
     "target is among them."
 )
+LOCAL = "local data gap: local_oracle > compute_matched"
+"""The gate that says whether a cell can see a step as small as a prediction's."""
+DATA = "oracle_steps", "oracle"
+"""References whose difference to naive is the data gap, the first that was run; the second has more steps too."""
 
 
 class Verdict(StrEnum):
-    """What the records say of a contrast or of a claim."""
+    """What the records say of a contrast or of a claim; only claims have the third and the sixth."""
 
-    REPRODUCED = "reproduced"
-    SMALLER = "positive, smaller than the paper"
-    INCONCLUSIVE = "inconclusive"
-    NOT_REPRODUCED = "not reproduced"
+    HOLDS = "holds"
+    SMALLER = "holds, smaller than in the paper"
+    AT_PAPERS_RATE = "holds at the paper's rate only"
+    EXCLUDED = "excluded"
+    CANNOT = "cannot be told"
+    NOT_TESTABLE = "not testable here"
     OPEN = "open"
 
+    @property
+    def positive(self) -> bool:
+        return self in (Verdict.HOLDS, Verdict.SMALLER)
 
-def verdict(estimate: Interval, paper: float | None = None, corrected: float = math.nan) -> Verdict:
+
+def verdict(
+    estimate: Interval,
+    *,
+    paper: float | None = None,
+    corrected: float = math.nan,
+    gap: float = math.nan,
+    sees: bool = True,
+) -> Verdict:
     """The rule for one contrast, from its interval in points.
 
     paper: the paper's number. corrected: the p value after Holm's correction, nan where the contrast is not primary.
+    gap: the data gap, in points. sees: whether the cells can see small steps; where they cannot, nothing is excluded.
     """
     if not math.isfinite(estimate.low):
         return Verdict.OPEN
     if estimate.low > 0:
         if corrected >= CLAIMS.significance:
-            return Verdict.INCONCLUSIVE
-        return Verdict.SMALLER if paper is not None and estimate.high < paper else Verdict.REPRODUCED
-    return Verdict.NOT_REPRODUCED if estimate.high < CLAIMS.margin else Verdict.INCONCLUSIVE
+            return Verdict.CANNOT
+        return Verdict.SMALLER if paper is not None and estimate.high < paper else Verdict.HOLDS
+    margin = min(CLAIMS.margin, math.inf if math.isnan(gap) else CLAIMS.margin_of_gap * gap)
+    return Verdict.EXCLUDED if sees and estimate.high < margin else Verdict.CANNOT
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
@@ -61,31 +80,50 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
     verdicts = set(verdicts)
     if not verdicts:
         return Verdict.OPEN
-    worst_first = (Verdict.OPEN, Verdict.NOT_REPRODUCED, Verdict.INCONCLUSIVE, Verdict.SMALLER, Verdict.REPRODUCED)
+    worst_first = (Verdict.OPEN, Verdict.EXCLUDED, Verdict.CANNOT, Verdict.SMALLER, Verdict.HOLDS)
     return next(one for one in worst_first if one in verdicts)
 
 
-def gates(published: Published, cell: str) -> dict[str, Interval]:
-    """What must hold for a cell to be informative, in points at tuned rates: each interval has to lie above 0."""
+def gates(published: Published, cell: str, policy: Policy) -> dict[str, Interval]:
+    """What must hold for a cell to be informative at a rate policy, in points: each interval has to lie above 0.
+
+    A gate whose arms were not run is left out, but for the one on small steps (`LOCAL`), which then has no interval.
+    """
     runs = published.cells[cell]
-    means = 100 * trajectory_means(runs[runs["recipe"] == "tuned"])
-    intervals = {}
-    for better, worse in (("oracle", "naive"), ("naive", "scratch")):
-        if better in means and worse in means:
-            intervals[f"{better} > {worse}"] = paired_t(compare(means, better, worse))
-    first = runs.iloc[0]
+    means, first = 100 * trajectory_means(runs[runs["policy"] == policy]), runs.iloc[0]
+    nothing = Interval(math.nan, math.nan, math.nan, 0)
+
+    def above(better: str, worse: str) -> Interval:
+        return paired_t(compare(means, better, worse)) if {better, worse} <= set(means) else nothing
+
+    oracle = next((name for name in DATA if name in means), DATA[0])
+    intervals = {
+        f"data gap: {oracle} > naive": above(oracle, "naive"),
+        "naive > scratch": above("naive", "scratch"),
+    }
+    intervals = {name: interval for name, interval in intervals.items() if interval.n}
+    intervals[LOCAL] = above("local_oracle", "compute_matched")
+    return intervals | {"forgetting: left-out images lose more than test images": _forgetting(published, runs, first)}
+
+
+def _forgetting(published: Published, runs: pd.DataFrame, first: pd.Series) -> Interval:
+    """What the first forgetting step takes from the images that it leaves out beyond what it takes from test images."""
     own = published.snapshots[published.snapshots["trajectory"].isin(set(runs["trajectory"]))]
     for column in ("source", "network", "rate", "track"):
         own = own[own[column] == first[column]]
-    last = own[own["snapshot"] == first["length"] - 1]
-    forgotten = 100 * (last["left_out_accuracy_theta_0"] - last["left_out_accuracy"])
-    intervals["forgetting: theta_0 > last snapshot on the images left out"] = paired_t(forgotten.to_numpy())
-    return intervals
+    before, after = (own[own["snapshot"] == k].set_index("trajectory").sort_index() for k in (0, 1))
+    columns = (after["left_out_accuracy_theta_0"], after["left_out_accuracy"], before["test_accuracy"])
+    return forgetting(*((100 * column).to_numpy() for column in (*columns, after["test_accuracy"])))
 
 
 def informative(intervals: Mapping[str, Interval]) -> bool:
-    """Whether a cell passes all of its `gates`."""
-    return all(gate.low > 0 for gate in intervals.values())
+    """Whether a cell passes its `gates`, but for the one on small steps."""
+    return all(gate.low > 0 for name, gate in intervals.items() if name != LOCAL)
+
+
+def sees_small_steps(intervals: Mapping[str, Interval]) -> bool:
+    """Whether a gain by a step as small as a prediction's could be seen in a cell."""
+    return informative(intervals) and intervals[LOCAL].low > 0
 
 
 def in_distribution(arm: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
@@ -94,7 +132,7 @@ def in_distribution(arm: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
     arm: an entry of `described` in suite.json. cell: anything with source and target.
     """
     asked = "released" in (arm["predictor"], arm["options"].get("of"))
-    names = [dataset.partition(":")[0] for dataset in (cell["source"], cell["target"])]
+    names = [plain_name(dataset) for dataset in (cell["source"], cell["target"])]
     return asked and any(name == seen or name.startswith(f"{seen}_") for name in names for seen in SEEN_BY_AUTHORS)
 
 
@@ -102,6 +140,32 @@ def marked(published: Published, cell: str) -> set[str]:
     """The arms of a cell that carry the dagger."""
     first = published.cells[cell].iloc[0]
     return {arm["name"] for arm in published.settings["described"] if in_distribution(arm, first)}
+
+
+class Place(NamedTuple):
+    """Where a contrast is read: the cells of a suite that differ in share and S alone."""
+
+    suite: str
+    source: str
+    target: str
+    network: str
+    track: str
+    rate: float
+
+    @property
+    def core(self) -> bool:
+        """Whether it enters the pooled estimates."""
+        return self.suite in CLAIMS.core and self.usual
+
+    @property
+    def usual(self) -> bool:
+        """Whether track and r are those of the paper."""
+        return self.track == "overflow" and self.rate == RATIO
+
+    @property
+    def papers(self) -> bool:
+        """Whether source and target are those of the paper's numbers."""
+        return self.source == "cifar100" and plain_name(self.target).startswith("cifar10")
 
 
 @dataclass(frozen=True)
@@ -124,6 +188,17 @@ class Judged:
         return (self.interval.low > 0) - (self.interval.high < 0)
 
 
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on a whole claim. explained: controls that gain as much, where it holds at the paper's rate only.
+    because: why it is not testable.
+    """
+
+    verdict: Verdict
+    explained: tuple[str, ...] = ()
+    because: str = ""
+
+
 class Evidence:
     """The records of all suites that count as evidence, and the judgements on them."""
 
@@ -131,156 +206,187 @@ class Evidence:
         """published: all suites; those that are no evidence are left out, and so are cells that fail a gate."""
         kept = []
         self.suites: set[str] = set()
-        self.informative: dict[tuple[str, str], bool] = {}
-        """Whether each cell passes its gates, by suite and cell."""
+        self.gates: dict[tuple[str, str, Policy], dict[str, Interval]] = {}
+        """The gates of each cell, by suite, cell and policy."""
         self.group_of: dict[str, str] = {}
         self.marked: set[str] = set()
         """Arms that are in-distribution in some cell."""
-        self.settings: dict[str, Any] = {}
-        """How each suite trains, forgets and fine-tunes."""
         for one in (one for one in published if one.settings["evidence"]):
             self.suites.add(one.name)
-            self.settings[one.name] = _training_settings(one.settings)
             self.group_of |= {arm["name"]: arm["group"] for arm in one.settings["described"]}
             for cell, runs in one.cells.items():
                 self.marked |= marked(one, cell)
-                self.informative[one.name, cell] = informative(gates(one, cell))
-                if self.informative[one.name, cell]:
-                    kept.append(runs.assign(suite=one.name))
+                for policy, own in runs.groupby("policy", sort=True):
+                    passed = self.gates[one.name, cell, policy] = gates(one, cell, policy)
+                    if informative(passed):
+                        kept.append(own.assign(suite=one.name, sees=sees_small_steps(passed)))
         self.runs = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
-        self.judge, self.by_cell = cache(self._judge), cache(self._by_cell)
-        self._differences = cache(self._differences)
+        self.judge, self.by_place, self.differences = map(cache, (self._judge, self._by_place, self._differences))
 
     def contrasts(self, claim: Claim) -> tuple[Contrast, ...]:
         """The contrasts of a claim; where it is about every arm of a group, in alphabetical order."""
         if not claim.every:
             return claim.contrasts
         others = sorted(arm for arm, group in self.group_of.items() if group == claim.every.group)
+        others = [arm for arm in others if arm.partition("_x")[0] not in claim.every.but]
         return tuple(Contrast(better=claim.every.arm, worse=other) for other in others)
 
-    def claim(self, claim: Claim, policy: Policy) -> Verdict:
-        """The verdict of a whole claim."""
-        return together(self.judge(contrast, policy, claim.suites).verdict for contrast in self.contrasts(claim))
+    def waits_for(self, scope: str = "core") -> list[str]:
+        """Which of the suites that a verdict needs have not been run; scope: "core", or "all", which needs none."""
+        return sorted(set(CLAIMS.core) - self.suites) if scope == "core" else []
 
-    def waits_for(self, scope: str = "main") -> list[str]:
-        """Which of the suites that a verdict needs have not been run; scope: "main", or "all", which needs none."""
-        return sorted(set(CLAIMS.main_suites) - self.suites) if scope == "main" else []
+    def claim(self, claim: Claim) -> Finding:
+        """The verdict of a whole claim, from its contrasts at all rate policies."""
+        contrasts = self.contrasts(claim)
+        said = {policy: self._every(claim, contrasts, policy) for policy in POLICIES}
+        if said["tuned"] is Verdict.OPEN:
+            return Finding(Verdict.OPEN)
+        if claim.presupposes and not any(
+            self.judge(claim.presupposes, policy, claim.suites).verdict.positive for policy in POLICIES
+        ):
+            return Finding(Verdict.NOT_TESTABLE, because=f"it presupposes that {claim.presupposes} is above 0")
+        if claim.ceiling and not self.judge(claim.ceiling, "tuned", claim.suites).interval.low > 0:
+            return Finding(Verdict.NOT_TESTABLE, because=f"even {claim.ceiling} is not above 0")
+        if said["tuned"].positive:
+            return Finding(said["tuned"])
+        fixed = [policy for policy in ("paper", "short") if said[policy].positive]
+        if fixed:
+            return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, fixed[0])))
+        return Finding(said["tuned"])
 
-    def _judge(self, contrast: Contrast, policy: Policy, scope: str = "main") -> Judged:
+    def _every(self, claim: Claim, contrasts: Iterable[Contrast], policy: Policy) -> Verdict:
+        if not claim.everywhere:
+            return together(self.judge(contrast, policy, claim.suites).verdict for contrast in contrasts)
+        if self.waits_for(claim.suites):
+            return Verdict.OPEN
+        places = (self.by_place(contrast, policy).items() for contrast in contrasts)
+        return together(judged.verdict for found in places for place, judged in found if place.core)
+
+    def _explanations(self, claim: Claim, policy: Policy) -> Iterable[str]:
+        """Texts of the controls that gain at a policy, and beyond which KNOWN gains nothing."""
+        line = CLAIMS.lines.get(claim.controls_of)
+        for control in CLAIMS.controls if line else ():
+            arm = control.arms[claim.controls_of]
+            own = self.judge(Contrast(better=arm, worse="naive"), policy, claim.suites)
+            beyond = self.judge(Contrast(better=line.deepest, worse=arm), policy, claim.suites)
+            if own.interval.low > 0 and not beyond.interval.low > 0:
+                yield control.text
+
+    def _judge(self, contrast: Contrast, policy: Policy, scope: str = "core") -> Judged:
         """Pooled over sources and networks, each of which counts once. Open until the suites that it needs were run.
 
-        scope: "main" for the main suites, "all" for all. At tuned rates in the main suites the verdict on a primary
+        scope: "core" for the core suites, "all" for all. At tuned rates in the core suites the verdict on a primary
         contrast takes Holm's correction into account.
         """
-        interval, p = pooled_t(list(self._differences(contrast, policy, scope).values()))
-        primary = policy == CLAIMS.primary.policy and scope == "main"
+        interval, p = pooled_t(self._samples(contrast, policy, scope))
+        primary = policy == CLAIMS.primary.policy and scope == "core"
         corrected = self.corrected.get(contrast, math.nan) if primary else math.nan
-        said = verdict(interval, CLAIMS.paper_gain(contrast), corrected)
-        return Judged(interval, Verdict.OPEN if self.waits_for(scope) else said, p, corrected)
+        gap, _ = pooled_t(self._samples(self._data_gap(policy), policy, scope))
+        sees = all(self._sees(place, policy) for place in self._places(contrast, policy, scope))
+        facts = {"paper": CLAIMS.paper_gain(contrast), "corrected": corrected, "gap": gap.mean, "sees": sees}
+        said = Verdict.OPEN if self.waits_for(scope) else verdict(interval, **facts)
+        return Judged(interval, said, p, corrected)
 
     @cached_property
     def corrected(self) -> dict[Contrast, float]:
-        """The p values of the primary contrasts after Holm's correction over those that were run."""
-        samples = [self._differences(c, CLAIMS.primary.policy, "main").values() for c in CLAIMS.primary.contrasts]
-        corrected = holm([pooled_t(list(each))[1] for each in samples])
-        return dict(zip(CLAIMS.primary.contrasts, corrected, strict=True))
+        """The p values of the pooled primary contrasts after Holm's correction over those that were run."""
+        samples = [self._samples(c, CLAIMS.primary.policy, "core") for c in CLAIMS.primary.contrasts]
+        return dict(zip(CLAIMS.primary.contrasts, holm([pooled_t(each)[1] for each in samples]), strict=True))
 
-    def by_network(self, claim: Claim, policy: Policy) -> dict[str, dict[Contrast, Judged]]:
-        """A claim's contrasts on the trajectories of each source and network alone; exploratory, without correction.
-
-        Empty where it would repeat the pooled table, where the claim has many contrasts, and where its suites are not
-        all there.
+    def _by_place(self, contrast: Contrast, policy: Policy) -> dict[Place, Judged]:
+        """The contrast in every place; the verdict on a primary contrast takes Holm's correction over those of the same
+        place into account.
         """
-        contrasts = self.contrasts(claim)
-        if self.waits_for(claim.suites) or len(contrasts) > CLAIMS.shown_by_network:
-            return {}
-        judged: dict[str, dict[Contrast, Judged]] = {}
-        for contrast in contrasts:
-            for (source, network), values in self._differences(contrast, policy, claim.suites).items():
-                alone = _alone(values, CLAIMS.paper_gain(contrast))
-                judged.setdefault(f"{network} ({source})", {})[contrast] = alone
-        return judged if len(judged) > 1 else {}
-
-    def _by_cell(self, contrast: Contrast, policy: Policy) -> dict[tuple[bool, str], Judged]:
-        """The contrast in every informative cell, at its own share, r and S: by (whether the cell counts, its name).
-
-        Those cells count that differ from the main comparison in networks and data alone, each once, since a suite may
-        repeat the cell that its ablation starts from. The others are ablations.
-        """
-        judged, counted = {}, set()
-        main = [name for name in CLAIMS.main_suites if name in self.settings]
-        usual = next((self.settings[name] for name in (*main, *sorted(self.settings))), None)
-        places = list(self.runs.groupby(["suite", "cell"])) if len(self.runs) else []
-        for place, runs in sorted(places, key=lambda one: (one[0][0] not in main, one[0])):
-            suite, first = place[0], runs.iloc[0]
-            means = 100 * trajectory_means(runs[runs["recipe"] == policy])
-            if not {contrast.better.arm, contrast.worse.arm} <= set(means):
-                continue
-            own = (first["share"], first["length"], first["rate"], first["track"]) == (1, LENGTH, RATIO, "overflow")
-            key = (first["source"], first["target"], first["network"])
-            counts = own and self.settings[suite] == usual
-            if not counts or key not in counted:
-                values = compare(means, contrast.better.arm, contrast.worse.arm)
-                paper = CLAIMS.paper_gain(contrast) if own and suite in main else None  # it is about the main cells
-                judged[counts, ": ".join(place)] = _alone(values, paper)
-            if counts:
-                counted.add(key)
+        judged = {}
+        for place, values in self.differences(contrast, policy).items():
+            interval, p = pooled_t([values])
+            primary = policy == CLAIMS.primary.policy
+            corrected = self._corrections[place].get(contrast, math.nan) if primary else math.nan
+            gap = self.differences(self._data_gap(policy), policy).get(place)
+            facts = {
+                "paper": CLAIMS.paper_gain(contrast) if place.papers and place.usual else None,
+                "corrected": corrected,
+                "gap": math.nan if gap is None else float(gap.mean()),
+                "sees": self._sees(place, policy),
+            }
+            judged[place] = Judged(interval, verdict(interval, **facts), p, corrected)
         return judged
 
-    def _differences(self, contrast: Contrast, policy: Policy, scope: str) -> dict[tuple[str, str], pd.Series]:
-        """Paired differences in points, one per trajectory, by (source, network).
+    @cached_property
+    def places(self) -> list[Place]:
+        """Every place with an informative cell, those that enter the pooled estimates first."""
+        if self.runs.empty:
+            return []
+        rows = self.runs[list(Place._fields)].drop_duplicates().itertuples(index=False, name=None)
+        return sorted((Place(*row) for row in rows), key=lambda place: (not place.core, place))
+
+    @cached_property
+    def _corrections(self) -> dict[Place, dict[Contrast, float]]:
+        contrasts = CLAIMS.primary.contrasts
+        values = [self.differences(contrast, CLAIMS.primary.policy) for contrast in contrasts]
+        return {
+            place: dict(zip(contrasts, holm([pooled_t([own.get(place, [])])[1] for own in values]), strict=True))
+            for place in self.places
+        }
+
+    def _sees(self, place: Place, policy: Policy) -> bool:
+        runs = self.runs[self.runs["policy"] == policy]
+        for name, value in place._asdict().items():
+            runs = runs[runs[name] == value]
+        return bool(runs["sees"].all())
+
+    def _data_gap(self, policy: Policy) -> Contrast:
+        run = {arm for kind, arm, *_ in self._accuracies if kind == policy}
+        return Contrast(better=next((name for name in DATA if name in run), DATA[0]), worse="naive")
+
+    def _places(self, contrast: Contrast, policy: Policy, scope: str) -> list[Place]:
+        counts = {"core": lambda place: place.core, "all": lambda place: place.usual}[scope]
+        return [place for place in self.differences(contrast, policy) if counts(place)]
+
+    def _samples(self, contrast: Contrast, policy: Policy, scope: str) -> list[pd.Series]:
+        """Differences in points by source and network, one per trajectory.
 
         A trajectory that stands in several suites or with several targets counts once, with the mean over them.
         """
+        pools: dict[tuple[str, str], list[pd.Series]] = {}
+        for place in self._places(contrast, policy, scope):
+            pools.setdefault((place.source, place.network), []).append(self.differences(contrast, policy)[place])
+        return [pd.concat(own).groupby(level="trajectory").mean() for _, own in sorted(pools.items())]
+
+    def _differences(self, contrast: Contrast, policy: Policy) -> dict[Place, pd.Series]:
+        """Paired differences in points by place; the index of each is the trajectory."""
         sides = (contrast.better, contrast.worse)
         better, worse = (self._accuracies.get((policy, side.arm, side.share, side.length)) for side in sides)
         if better is None or worse is None:
             return {}
         paired = (100 * (better - worse)).dropna()
-        if scope == "main":
-            paired = paired[paired.index.isin(CLAIMS.main_suites, level="suite")]
-        levels = ["source", "network", "trajectory"]
-        return dict(iter(paired.groupby(level=levels).mean().groupby(level=levels[:2])))
+        levels = list(Place._fields)
+        return {Place(*place): own.droplevel(levels) for place, own in paired.groupby(level=levels)}
 
     @cached_property
-    def _accuracies(self) -> dict[tuple[str, str, float, int], pd.Series]:
-        """Accuracies by (policy, arm, share, length), of the overflow track at the paper's r, averaged over fine-tunes.
-
-        Index of each: source, network, trajectory, target, suite.
+    def _accuracies(self) -> dict[tuple[Policy, str, float, int], pd.Series]:
+        """Accuracies by (policy, arm, share, length), averaged over fine-tunes; index: the fields of a place and the
+        trajectory.
         """
         if self.runs.empty:
             return {}
-        runs = self.runs[(self.runs["track"] == "overflow") & (self.runs["rate"] == RATIO)]
-        side, levels = ["recipe", "arm", "share", "length"], ["source", "network", "trajectory", "target", "suite"]
-        means = runs.groupby([*side, *levels])["accuracy"].mean()
+        side, levels = ["policy", "arm", "share", "length"], [*Place._fields, "trajectory"]
+        means = self.runs.groupby([*side, *levels])["accuracy"].mean()
         return {key: part.droplevel(side) for key, part in means.groupby(level=side)}
 
 
-def _alone(differences: Any, paper: float | None) -> Judged:
-    """A contrast on the trajectories of one network or one cell, without correction; paper: the paper's number."""
-    interval = paired_t(differences)
-    return Judged(interval, verdict(interval, paper))
-
-
-def _training_settings(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two suites comparable, from suite.json."""
-    forgetting = {key: value for key, value in suite["forgetting"].items() if (key, value) != ("d0", 0.5)}
-    transfer = {key: suite["transfer"].get(key) for key in ("recipe", "images", "normalisation")}
-    return {"pretraining": suite["pretraining"], "forgetting": forgetting, **transfer}
-
-
 def costs(published: Sequence[Published]) -> pd.DataFrame:
-    """What the two KNOWNs cost in the main suites: rows of cost_by_arm.csv, possibly none."""
+    """What the two KNOWNs cost in the core suites: rows of cost_by_arm.csv, possibly none."""
     by_name = {one.name: one for one in published}
     arms = [f"{line.arm}_{factor}" for line in CLAIMS.lines.values() for factor in ("x2", "x8")]
-    tables = [by_name[name].table("cost_by_arm") for name in CLAIMS.main_suites if name in by_name]
+    tables = [by_name[name].table("cost_by_arm") for name in CLAIMS.core if name in by_name]
     rows = [table[table["arm"].isin(arms)] for table in tables if table is not None]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COST)
 
 
 def cost_verdict(rows: pd.DataFrame) -> Verdict:
-    """Reproduced where every prediction in `costs` is cheap; open until there are costs of each main network."""
-    if rows.empty or rows["network"].nunique() < len(CLAIMS.main_suites):
+    """Holds where every prediction in `costs` is cheap; open until there are costs of each network of `cost_of`."""
+    if not set(CLAIMS.cost_of) <= set(rows["network"]):
         return Verdict.OPEN
     cheap = (rows["seconds"] < CLAIMS.cheap * rows["theta_0_seconds"]).all()
-    return Verdict.REPRODUCED if cheap else Verdict.NOT_REPRODUCED
+    return Verdict.HOLDS if cheap else Verdict.EXCLUDED

@@ -15,6 +15,8 @@ from benchmarks.suite import Suite
 from know.errors import KnowError
 from know.files import read_json
 
+FIRST = "first"
+"""The folder, in that of all results, of the first comparison."""
 PLACE = ["source", "network", "track", "rate", "length"]
 """Columns that a trajectory belongs to; `rate` is r, the ratio of consecutive subsets."""
 SNAPSHOT_COLUMNS = [
@@ -106,8 +108,12 @@ def load_all(results: Path) -> list[Published]:
 
 
 def suites(results: Path) -> list[Path]:
-    """The folders of all suites below `results`; KnowError where there is none."""
-    folders = sorted(path.parent for path in results.rglob("suite.json"))
+    """The folders of all suites below `results`; KnowError where there is none.
+
+    The records of the first comparison (`FIRST`) have a format of their own and stay as they are.
+    """
+    found = (path.parent for path in results.rglob("suite.json"))
+    folders = sorted(folder for folder in found if folder.relative_to(results).parts[:1] != (FIRST,))
     if not folders:
         raise KnowError(f"{results} holds no results; run `make results` first")
     return folders

@@ -236,7 +236,7 @@ def _compare_page(path: Path, expected: str) -> None:
 def metrics(runs: pd.DataFrame) -> dict:
     """Mean accuracy in percent by cell, arm and rate policy, for `dvc metrics`."""
     accuracies: dict = {}
-    for (cell, policy), means in (100 * trajectory_means(runs)).groupby(level=["cell", "recipe"]):
+    for (cell, policy), means in (100 * trajectory_means(runs)).groupby(level=["cell", "policy"]):
         for arm in means.columns[means.notna().any()]:
             accuracies.setdefault(cell, {}).setdefault(arm, {})[policy] = round(float(means[arm].mean()), 4)
     return accuracies

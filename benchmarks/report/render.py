@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.report import tables
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.evidence import SEEN_NOTE, Evidence, cost_verdict, costs, gates, informative
+from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, cost_verdict, costs, gates
 from benchmarks.report.folders import Published
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.template import fill
@@ -45,13 +45,13 @@ def _cell(published: Published, cell: str) -> dict:
     reasons: dict[str, list[str]] = {}
     for arm, reason in published.settings["unavailable"].get(cell, {}).items():
         reasons.setdefault(reason, []).append(arm)
-    passed = gates(published, cell)
+    runs = published.cells[cell]
+    passed = {policy: gates(published, cell, policy) for policy in POLICIES if policy in set(runs["policy"])}
     return {
-        "title": tables.cell_title(published.cells[cell].iloc[0]),
+        "title": tables.cell_title(runs.iloc[0]),
         "table": tables.arms_of_cell(published, cell),
         "unavailable": reasons,
-        "gates": {name: (tables.signed(gate), gate.low > 0) for name, gate in passed.items()},
-        "informative": informative(passed),
+        "gates": tables.gates_of_cell(passed),
     }
 
 
@@ -70,7 +70,9 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
     overviews = {}
     for one in results:
         arms = one.settings["described"]
-        shown = {arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.core}
+        shown = {
+            arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.primary_arms
+        }
         overviews[one.name] = tables.overview(one, shown)
     return fill("front.md.j2", **COMMON, verdicts=tables.front(evidence, cost), suites=results, overviews=overviews)
 
@@ -79,26 +81,31 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
     """CLAIMS.md: what every claim is judged by. cost: from `costs`."""
     claims = []
     for claim in CLAIMS.claims:
-        contrasts = evidence.contrasts(claim)
+        contrasts, finding = evidence.contrasts(claim), evidence.claim(claim)
+        at_rate = finding.verdict is Verdict.AT_PAPERS_RATE
         claims.append(
             {
                 "name": claim.name,
+                "asked": claim.asked,
                 "table": tables.contrasts(evidence, claim) if contrasts else None,
-                "verdicts": {policy: evidence.claim(claim, policy) for policy in tables.POLICIES},
+                "said": tables.said(finding),
                 "in_distribution": any(contrast.better.arm in evidence.marked for contrast in contrasts),
-                "by_network": tables.by_network(evidence, claim),
-                "controls": tables.controls(evidence, claim) if claim.controls_of else None,
+                "controls": {
+                    policy: tables.controls(evidence, claim, policy)
+                    for policy in (("short", "paper", "tuned") if at_rate else ("tuned",))
+                }
+                if claim.controls_of
+                else None,
             }
         )
     return fill(
         "claims.md.j2",
         rules=CLAIMS,
-        cells=evidence.informative,
+        cells=tables.cells(evidence),
         waiting=evidence.waits_for(),
         primary=tables.primary(evidence),
         claims=claims,
-        by_cell=tables.by_cell(evidence),
-        across={line.arm: tables.across(evidence, line.deepest) for line in CLAIMS.lines.values()},
+        ablations=tables.ablations(evidence),
         costs=tables.costs_of_known(cost),
         cost_verdict=cost_verdict(cost),
         planned={name: title for name, title in _titles(SUITES.resolve()).items() if name not in evidence.suites},

@@ -16,6 +16,8 @@ from scipy import stats
 from know.statistics import CONFIDENCE, Interval, paired_t
 
 GRAIN = 0.01
+SHARES = [f"{kind}{end}" for kind in ("share", "local_share") for end in ("", "_low", "_high")]
+"""Columns of `summarise` for the shares of the two data gaps, with their intervals."""
 FEW = 5
 """With fewer trajectories than this a result is called preliminary."""
 
@@ -111,9 +113,9 @@ def forgetting(
 def trajectory_means(runs: pd.DataFrame) -> pd.DataFrame:
     """The accuracy per (cell, rate policy, arm, trajectory): the mean over fine-tunes. Arms are the columns.
 
-    Index: cell, recipe (the rate policy), trajectory.
+    Index: cell, policy, trajectory.
     """
-    return runs.pivot_table(index=["cell", "recipe", "trajectory"], columns="arm", values="accuracy", aggfunc="mean")
+    return runs.pivot_table(index=["cell", "policy", "trajectory"], columns="arm", values="accuracy", aggfunc="mean")
 
 
 def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarray:
@@ -121,16 +123,28 @@ def compare(means: pd.DataFrame, arm: str, baseline: str = "naive") -> np.ndarra
     return (means[arm] - means[baseline]).to_numpy()
 
 
+def data_gaps(means: pd.DataFrame) -> dict[str, tuple[str, str] | None]:
+    """The arms whose difference is the data gap (`share`) and the local data gap (`local_share`), as far as they are
+    columns of a table of means and have values.
+    """
+    run = set(means.columns[means.notna().any()])
+    oracle = next((name for name in ("oracle_steps", "oracle") if name in run), None)
+    local = ("local_oracle", "compute_matched")
+    return {"share": (oracle, "naive") if oracle else None, "local_share": local if set(local) <= run else None}
+
+
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per (cell, rate policy, arm), in percentage points.
 
-    Columns: cell, recipe (the rate policy), arm, depth, n (trajectories), accuracy (mean); difference with low and high
-    (paired with naive); share with share_low and share_high (of the gap naive to oracle; nan where undefined);
+    Columns: cell, policy, arm, depth, n (trajectories), accuracy (mean); difference with low and high
+    (paired with naive); share with share_low and share_high (of the data gap, oracle_steps - naive, or oracle - naive
+    where there is no such arm), local_share likewise (of the local data gap, local_oracle - compute_matched); nan where
+    undefined;
     learning_rate, on_edge, failed (runs that diverged); step, source_accuracy (and _recalibrated) and weight_error
     (means, before fine-tuning).
     """
     means = 100 * trajectory_means(runs)
-    facts = runs.groupby(["cell", "recipe", "arm"]).agg(
+    facts = runs.groupby(["cell", "policy", "arm"]).agg(
         depth=("depth", "first"),
         learning_rate=("learning_rate", "first"),
         on_edge=("on_edge", "first"),
@@ -141,25 +155,29 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         weight_error=("weight_error", lambda values: pd.to_numeric(values).mean()),
     )
     rows = []
-    for (cell, policy), table in means.groupby(level=["cell", "recipe"]):
+    for (cell, policy), table in means.groupby(level=["cell", "policy"]):
+        gaps = {kind: pair for kind, pair in data_gaps(table).items() if pair}
         for arm in table.columns[table.notna().any()]:
             difference = paired_t(compare(table, arm))
-            share = None
-            if "oracle" in table and arm != "naive" and np.nanmean(compare(table, "oracle")) > 0:  # there is a gap
-                share = fieller(compare(table, arm), compare(table, "oracle"))
+            shares = {}
+            for kind, (better, worse) in gaps.items():
+                share = None
+                if arm != "naive" and np.nanmean(compare(table, better, worse)) > 0:  # there is a gap
+                    share = fieller(compare(table, arm), compare(table, better, worse))
+                found = (share.mean, share.low, share.high) if share else (math.nan,) * 3
+                shares |= dict(zip((kind, f"{kind}_low", f"{kind}_high"), found, strict=True))
             rows.append(
                 {
                     "cell": cell,
-                    "recipe": policy,
+                    "policy": policy,
                     "arm": arm,
                     "n": int(table[arm].notna().sum()),
                     "accuracy": table[arm].mean(),
                     "difference": difference.mean,
                     "low": difference.low,
                     "high": difference.high,
-                    "share": share.mean if share else math.nan,
-                    "share_low": share.low if share else math.nan,
-                    "share_high": share.high if share else math.nan,
+                    **dict.fromkeys(SHARES, math.nan),
+                    **shares,
                     **facts.loc[(cell, policy, arm)].to_dict(),
                 }
             )

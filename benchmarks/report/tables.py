@@ -11,18 +11,21 @@ import pandas as pd
 from benchmarks.report.claims import CLAIMS, Claim, Contrast
 from benchmarks.report.evidence import (
     DAGGER,
+    LOCAL,
     POLICIES,
     Evidence,
-    Judged,
+    Finding,
+    Place,
+    Verdict,
     cost_verdict,
     gates,
     informative,
     marked,
-    together,
+    sees_small_steps,
 )
 from benchmarks.report.folders import GROUPS, PLACE, Published
 from benchmarks.report.statistics import Interval, fieller
-from benchmarks.settings import LENGTH, RATIO
+from benchmarks.settings import LENGTH, RATIO, Policy
 
 # texts
 
@@ -75,11 +78,12 @@ def _p_value(p: float) -> str:
 
 
 def overview(published: Published, shown: Container[str] | None = None) -> pd.DataFrame:
-    """The tuned difference to naive: arms as rows, cells as columns; first the accuracy of naive, last the gates.
+    """The tuned difference to naive: arms as rows; of each cell the difference and, beside it, the recalibrated source
+    accuracy. First the accuracy of naive, last the gates.
 
     shown: the arms to show; by default all.
     """
-    tuned = published.summary[published.summary["recipe"] == "tuned"].set_index(["cell", "arm"])
+    tuned = published.summary[published.summary["policy"] == "tuned"].set_index(["cell", "arm"])
     unavailable = published.settings["unavailable"]
     columns: dict[str, list[str]] = {"arm": ["naive"]}
     columns["arm"] += [arm for arm in published.order if arm != "naive" and (shown is None or arm in shown)]
@@ -91,8 +95,10 @@ def overview(published: Published, shown: Container[str] | None = None) -> pd.Da
                 entries.append(_difference(tuned.loc[(cell, arm)]) + (f" {DAGGER}" if arm in marks else ""))
             else:
                 entries.append("not available" if arm in unavailable.get(cell, {}) else "")
-        passed = informative(gates(published, cell))
-        columns[_head_of(runs.iloc[0])] = [*entries, "passed" if passed else "uninformative"]
+        columns[_head_of(runs.iloc[0])] = [*entries, passed_in_words(gates(published, cell, "tuned"))]
+        found = [tuned.loc[(cell, arm)] if (cell, arm) in tuned.index else None for arm in columns["arm"]]
+        source = ["" if row is None else f"{row['source_accuracy_recalibrated']:.2f} %" for row in found]
+        columns[f"source<br>{_head_of(runs.iloc[0])}"] = [*source, ""]
     for job in (job for job in published.lost if job.startswith("transfer/")):  # a cell without records
         head = job.removeprefix("transfer/").replace(".", "<br>")
         columns[head] = ["missing"] * (len(columns["arm"]) + 1)
@@ -100,14 +106,22 @@ def overview(published: Published, shown: Container[str] | None = None) -> pd.Da
     return pd.DataFrame(columns)
 
 
+def passed_in_words(intervals: Mapping[str, Interval]) -> str:
+    """What the gates of a cell say, in short."""
+    if not informative(intervals):
+        return "uninformative"
+    return "passed" if sees_small_steps(intervals) else "passed; cannot see small steps"
+
+
 def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
-    """Every arm of a cell at both rate policies, with its share of the gap, rate, step and source accuracy."""
+    """Every arm of a cell at its rate policies, with its shares of the data gaps, rate, step and source accuracy."""
     rows = published.summary[published.summary["cell"] == cell]
     unavailable, marks = published.settings["unavailable"].get(cell, {}), marked(published, cell)
     retrodiction = rows["weight_error"].notna().any()
-    head = ["arm", "published", "difference", "tuned", "difference", "gap closed", "rate", "step"]
-    head += ["source", "recalibrated", *(["weight error"] if retrodiction else [])]
-    at = rows.set_index(["recipe", "arm"])
+    policies = [policy for policy in POLICIES if policy in set(rows["policy"])]
+    head = ["arm", *(name for policy in policies for name in (policy, "difference")), "data gap", "local data gap"]
+    head += ["rate", "step", "source", "recalibrated", *(["weight error"] if retrodiction else [])]
+    at = rows.set_index(["policy", "arm"])
     table = []
     for arm in sorted({*rows["arm"], *unavailable}, key=published.order.__getitem__):
         if arm in unavailable:
@@ -115,12 +129,17 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
             continue
         tuned = at.loc[("tuned", arm)]
         entries = [f"{arm} {DAGGER}" if arm in marks else arm]
-        for row in (at.loc[("published", arm)], tuned):
-            failed = f" ({row['failed']} diverged)" if row["failed"] else ""
-            entries += [f"{row['accuracy']:.2f}{failed}", "" if arm == "naive" else _difference(row)]
-        share, low, high = (round(tuned[key], 2) + 0.0 for key in ("share", "share_low", "share_high"))
+        for policy in policies:
+            row = at.loc[(policy, arm)] if (policy, arm) in at.index else None
+            failed = f" ({row['failed']} diverged)" if row is not None and row["failed"] else ""
+            entries += ["", ""] if row is None else [f"{row['accuracy']:.2f}{failed}", _difference(row)]
+        if arm == "naive":
+            entries[2::2] = [""] * len(policies)
+        for kind in ("share", "local_share"):
+            share, low, high = (round(tuned[kind + end], 2) + 0.0 for end in ("", "_low", "_high"))
+            shown = "-" if math.isnan(share) else f"{share:.2f} [{low:.2f}, {high:.2f}]"
+            entries.append("" if arm == "naive" else shown)
         entries += [
-            "" if arm == "naive" else "-" if math.isnan(share) else f"{share:.2f} [{low:.2f}, {high:.2f}]",
             f"{tuned['learning_rate']:g}{'*' if tuned['on_edge'] else ''}",
             _number(tuned["step"], 3),
             f"{tuned['source_accuracy']:.2f}",
@@ -128,6 +147,20 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
         ]
         table.append(entries + ([_number(tuned["weight_error"], 2)] if retrodiction else []))
     return pd.DataFrame(table, columns=head)
+
+
+def gates_of_cell(passed: Mapping[Policy, Mapping[str, Interval]]) -> pd.DataFrame:
+    """The gates of a cell, in points, at each rate policy; the last row says what they say together."""
+    names = list(dict.fromkeys(name for gates in passed.values() for name in gates))
+    rows = [[name, *(_gate(gates.get(name)) for gates in passed.values())] for name in names]
+    rows.append(["together", *map(passed_in_words, passed.values())])
+    return pd.DataFrame(rows, columns=["gate", *map(_rate, passed)])
+
+
+def _gate(gate: Interval | None) -> str:
+    if gate is None or not gate.n:
+        return "not measured"
+    return f"{signed(gate)}, {'passed' if gate.low > 0 else 'failed'}"
 
 
 def described(settings: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -262,67 +295,84 @@ def costs_of_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
-    """Every claim with its verdict at both rate policies."""
+    """Every claim with its verdict and the pooled estimates of its last contrast; those that hold come first."""
     rows = []
     for claim in CLAIMS.claims:
-        rows.append([claim.name, *(evidence.claim(claim, policy) for policy in POLICIES)])
-        alone = [evidence.by_network(claim, policy) for policy in POLICIES]
-        for network in alone[-1]:
-            said = (together(one.verdict for one in judged[network].values()) for judged in alone)
-            rows.append([f"- on {network} alone", *said])
-    for line in CLAIMS.lines.values():
-        said = across(evidence, line.deepest)
-        rows.append([f"{line.label} beats naive in every cell that was run (networks, datasets)", *said.values()])
-    rows.append(["predicting is cheap beside training", *[cost_verdict(costs)] * 2])
-    return pd.DataFrame(rows, columns=["claim of the paper", "published rate", "tuned rates"])
+        finding, contrasts = evidence.claim(claim), evidence.contrasts(claim)
+        last = [_shown(evidence.judge(contrasts[-1], p, claim.suites).interval) if contrasts else "-" for p in POLICIES]
+        rows.append([claim.name, said(finding), *last, list(Verdict).index(finding.verdict)])
+    verdict = cost_verdict(costs)
+    rows.append(["predicting is cheap beside training", verdict, *["-"] * len(POLICIES), list(Verdict).index(verdict)])
+    rows.sort(key=lambda row: row[-1])
+    return pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *map(_rate, POLICIES)])
 
 
-def primary(evidence: Evidence) -> pd.DataFrame:
-    """The primary contrasts, with p values after Holm's correction over those that were run."""
-    rows = []
-    for contrast in CLAIMS.primary.contrasts:
-        judged = evidence.judge(contrast, CLAIMS.primary.policy)
-        interval = judged.interval
-        rows.append([contrast, _shown(interval), interval.n, _p_value(judged.corrected), judged.verdict])
-    return pd.DataFrame(rows, columns=["contrast", "difference", "n", "p (Holm)", "verdict"]).astype(str)
+def said(finding: Finding) -> str:
+    """A finding in words."""
+    if finding.explained:
+        return f"{finding.verdict}, explained by {' or '.join(finding.explained)}"
+    return f"{finding.verdict}: {finding.because}" if finding.because else str(finding.verdict)
+
+
+def _rate(policy: Policy) -> str:
+    return {"short": "paper's rate, short", "paper": "paper's rate and length", "tuned": "tuned rate"}[policy]
+
+
+def primary(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """The primary contrasts by heading: pooled, then in each place, with p values after Holm's correction in each."""
+    policy = CLAIMS.primary.policy
+    tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in CLAIMS.primary.contrasts}}
+    for place in evidence.places:
+        tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in CLAIMS.primary.contrasts}
+    made = {}
+    for heading, found in tables.items():
+        rows = [
+            [contrast, _shown(one.interval), one.interval.n, _p_value(one.corrected), one.verdict]
+            for contrast, one in found.items()
+            if one and one.interval.n
+        ]
+        if rows:
+            made[heading] = pd.DataFrame(rows, columns=["contrast", "difference", "n", "p (Holm)", "verdict"]).astype(
+                str
+            )
+    return made
+
+
+def title_of(place: Place) -> str:
+    """A place in words."""
+    axes = "" if place.usual else f", {place.track}, r = {place.rate:g}"
+    return f"{place.suite}: {place.source} to {place.target}, {place.network}{axes}"
 
 
 def contrasts(evidence: Evidence, claim: Claim) -> pd.DataFrame:
-    """The contrasts of a claim, with the paper's number, at both rate policies."""
-    head = ["contrast", "paper", "published rate", "n", "verdict", "tuned rate", "n", "verdict"]
-    rows = []
-    for contrast in evidence.contrasts(claim):
-        paper = CLAIMS.paper_gain(contrast)
-        row = [contrast, "" if paper is None else f"{paper:+.2f}"]
-        for policy in POLICIES:
-            judged = evidence.judge(contrast, policy, claim.suites)
-            row += [_shown(judged.interval), judged.interval.n, judged.verdict]
-        rows.append(row)
+    """The contrasts of a claim at every rate policy, with the paper's number: by network and pair, pooled last."""
+    head = ["contrast", "network", "source to target", "paper", *map(_rate, POLICIES), "n", "verdict (tuned)"]
+    every, rows = evidence.contrasts(claim), []
+    for contrast in every:
+        at = {policy: evidence.by_place(contrast, policy) for policy in POLICIES}
+        places = [place for place in evidence.places if place in at["tuned"] and (place.core or claim.suites == "all")]
+        if claim.everywhere or len(every) <= CLAIMS.shown_by_place:
+            for place in (place for place in places if place.usual):
+                said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
+                tuned = at["tuned"][place]
+                pair = f"{place.source} to {place.target} ({place.suite})"
+                rows.append([contrast, place.network, pair, "", *said, tuned.interval.n, tuned.verdict])
+        if not claim.everywhere:
+            paper = CLAIMS.paper_gain(contrast)
+            pooled = [evidence.judge(contrast, policy, claim.suites) for policy in POLICIES]
+            numbers = [_shown(one.interval) for one in pooled]
+            shown = "" if paper is None else f"{paper:+.2f}"
+            rows.append([contrast, "pooled", "", shown, *numbers, pooled[-1].interval.n, pooled[-1].verdict])
     return pd.DataFrame(rows, columns=head).astype(str)
 
 
-def by_network(evidence: Evidence, claim: Claim) -> pd.DataFrame:
-    """The contrasts of a claim on each network alone; no rows where that would tell nothing more."""
-    published, tuned = (evidence.by_network(claim, policy) for policy in POLICIES)
-    rows = [
-        [str(contrast), network, *_pair(published[network][contrast]), *_pair(judged)]
-        for network, own in tuned.items()
-        for contrast, judged in own.items()
-    ]
-    return pd.DataFrame(rows, columns=["contrast", "network", "published rate", "verdict", "tuned rate", "verdict"])
-
-
-def _pair(judged: Judged) -> tuple[str, str]:
-    return _shown(judged.interval), judged.verdict
-
-
-def controls(evidence: Evidence, claim: Claim) -> list[dict[str, Any]]:
-    """What is left of KNOWN's gain beside each control that was run, at tuned rates."""
+def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list[dict[str, Any]]:
+    """What is left of KNOWN's gain beside each control that was run, at a rate policy."""
     arm = CLAIMS.lines[claim.controls_of].deepest
     lines = []
     for control in CLAIMS.controls:
         other = control.arms[claim.controls_of]
-        judged = evidence.judge(Contrast(better=arm, worse=other), "tuned")
+        judged = evidence.judge(Contrast(better=arm, worse=other), policy)
         if judged.interval.n:
             difference = _shown(judged.interval)
             lines.append(
@@ -331,27 +381,28 @@ def controls(evidence: Evidence, claim: Claim) -> list[dict[str, Any]]:
     return lines
 
 
-def by_cell(evidence: Evidence) -> pd.DataFrame:
-    """The deepest KNOWN minus naive in every informative cell, those that count before the ablations."""
+def ablations(evidence: Evidence) -> pd.DataFrame:
+    """The deepest KNOWN minus naive in every informative place that is not pooled."""
     rows = []
     for line in CLAIMS.lines.values():
         contrast = Contrast(better=line.deepest, worse="naive")
-        published, tuned = (evidence.by_cell(contrast, policy) for policy in POLICIES)
-        for place in sorted(tuned, reverse=True, key=lambda place: place[0]):
-            counts, cell = place
-            name = f"`{line.arm}` {'' if counts else 'ablation, '}{cell}"
-            rows.append([name, *_pair(published[place]), *_pair(tuned[place])])
-    head = ["KNOWN x8 - naive, by cell", "published rate", "verdict", "tuned rate", "verdict"]
-    return pd.DataFrame(rows, columns=head)
+        at = {policy: evidence.by_place(contrast, policy) for policy in POLICIES}
+        for place in (place for place in evidence.places if not place.core and place in at["tuned"]):
+            said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
+            rows.append([line.deepest, title_of(place), *said, at["tuned"][place].verdict])
+    return pd.DataFrame(rows, columns=["arm", "place", *map(_rate, POLICIES), "verdict (tuned)"]).astype(str)
 
 
-def across(evidence: Evidence, arm: str) -> dict[str, str]:
-    """By rate policy, whether an arm beats naive in every cell that counts."""
-    cells = {policy: evidence.by_cell(Contrast(better=arm, worse="naive"), policy) for policy in POLICIES}
-    return {
-        policy: together(one.verdict for (counts, _), one in judged.items() if counts)
-        for policy, judged in cells.items()
-    }
+def cells(evidence: Evidence) -> pd.DataFrame:
+    """The gates of every cell at every rate policy, and what they say."""
+    rows = []
+    for (suite, cell, policy), passed in sorted(evidence.gates.items()):
+        failed = [name.partition(":")[0] for name, gate in passed.items() if not gate.low > 0 and name != LOCAL]
+        verdict = "uninformative: " + ", ".join(failed) if failed else "informative"
+        if not failed and not sees_small_steps(passed):
+            verdict += ", cannot see small steps"
+        rows.append([suite, cell, _rate(policy), verdict])
+    return pd.DataFrame(rows, columns=["suite", "cell", "rate policy", "gates"])
 
 
 def costs_of_known(costs: pd.DataFrame) -> pd.DataFrame:

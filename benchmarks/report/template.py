@@ -31,10 +31,10 @@ def _environment() -> jinja2.Environment:
 def markdown(table: pd.DataFrame, left: int = 1) -> str:
     """A table of texts in Markdown, without padding, so that one longer entry changes one line only.
 
-    left: how many columns are aligned to the left; columns named "verdict" are too, and all others to the right.
+    left: how many columns are aligned to the left; those whose names begin with "verdict" are too, all others are not.
     """
     columns = list(enumerate(table.columns))
-    aligned = ["left" if place < left or name == "verdict" else "right" for place, name in columns]
+    aligned = ["left" if place < left or str(name).startswith("verdict") else "right" for place, name in columns]
     return table.to_markdown(index=False, tablefmt=_NARROW, disable_numparse=True, colalign=aligned)
 
 

@@ -93,7 +93,7 @@ def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str
         raise KnowError(
             f"{against} has other cells, arms or trajectories of suite {name}; commit the new results first"
         )
-    groups = list(mine.groupby(level=["cell", "recipe", "arm"]))
+    groups = list(mine.groupby(level=["cell", "policy", "arm"]))
     for place, values in groups:
         limit = two_sample_limit(values.to_numpy(), theirs.loc[values.index].to_numpy(), comparisons=len(groups))
         means = values.mean(), theirs.loc[values.index].mean()

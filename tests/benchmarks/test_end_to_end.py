@@ -104,8 +104,8 @@ def test_the_tables_are_complete_and_valid(finished):
     methods -= {"released", "shipped", "wnn", "wnn_plus"}
     assert references <= set(runs["arm"])
     assert set(runs["predictor"]) == methods | {""}
-    assert not runs.duplicated(["cell", "trajectory", "arm", "recipe", "fine_tune"]).any()
-    assert len(runs) == runs["arm"].nunique() * 2 * 2  # two trajectories, two recipes
+    assert not runs.duplicated(["cell", "trajectory", "arm", "policy", "fine_tune"]).any()
+    assert len(runs) == runs["arm"].nunique() * 2 * 2  # two trajectories, two policies
     pilots = read_records([results / "pilots.csv"], PilotRecord)
     assert set(pilots["trajectory"]) == {"p0"}
     assert set(pilots["arm"]) == set(runs["arm"])
@@ -125,7 +125,7 @@ def test_the_metrics_are_the_means_of_the_records(finished):
     results = finished / "results" / "tiny"
     runs = read_records([results / "runs.csv"], RunRecord)
     metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
-    means = (100 * runs.groupby(["cell", "arm", "recipe"])["accuracy"].mean()).to_dict()
+    means = (100 * runs.groupby(["cell", "arm", "policy"])["accuracy"].mean()).to_dict()
     flat = {(c, a, r): value for c, arms in metrics.items() for a, found in arms.items() for r, value in found.items()}
     assert flat == pytest.approx(means, abs=1e-3)
 

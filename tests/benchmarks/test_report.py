@@ -104,7 +104,7 @@ def test_weight_errors_stand_where_the_truth_exists(page):
 
 def test_diverged_runs_are_counted_and_a_rate_on_the_edge_is_marked(page):
     changed = {"status": "diverged", "on_edge": True, "learning_rate": 0.0064}
-    other = [r.model_copy(update=changed if r.arm == "known_x2" and r.recipe == "tuned" else {}) for r in records()]
+    other = [r.model_copy(update=changed if r.arm == "known_x2" and r.policy == "tuned" else {}) for r in records()]
     row = table_row(page(other), "known_x2")
     assert (row[3], row[6]) == ("84.00 (3 diverged)", "0.0064*")
     assert "diverged)" not in page()
@@ -363,7 +363,7 @@ def test_records_come_back_as_they_were_written(tmp_path):
 
 def test_the_order_of_writing_leaves_no_trace(tmp_path):
     # the last two differ in their recipe alone: the tuned rate is the published one
-    runs = [*records(), record(trajectory="t9", recipe="published"), record(trajectory="t9", learning_rate=4e-4)]
+    runs = [*records(), record(trajectory="t9", policy="short"), record(trajectory="t9", learning_rate=4e-4)]
     texts = set()
     for seed in range(5):
         write_records(tmp_path / "runs.csv", random.Random(seed).sample(runs, len(runs)), RunRecord)

@@ -316,7 +316,7 @@ def test_a_trajectory_without_an_accuracy_is_left_out_of_forgetting_and_lengths_
 
 def table(accuracy, *, trajectories: int = 5, fine_tunes: int = 2, arms=ARMS, **columns) -> pd.DataFrame:
     """Runs of one cell; `accuracy` is a function of (arm, trajectory, fine-tune)."""
-    fixed = {"cell": "c", "recipe": "tuned", "depth": 0, "learning_rate": 1e-3, "on_edge": False, "status": "ok"}
+    fixed = {"cell": "c", "policy": "tuned", "depth": 0, "learning_rate": 1e-3, "on_edge": False, "status": "ok"}
     fixed |= {"step": 0.1, "source_accuracy": 0.9, "source_accuracy_recalibrated": 0.9, "weight_error": None, **columns}
     return pd.DataFrame(
         {**fixed, "arm": arm, "trajectory": f"t{t}", "fine_tune": f, "accuracy": accuracy(arm, t, f)}
@@ -384,7 +384,7 @@ def test_a_trajectory_that_an_arm_lacks_is_left_out_of_its_comparison():
 
 
 def test_cells_and_rate_policies_are_kept_apart():
-    runs = pd.concat([table(noisy(5)), table(noisy(6), cell="d"), table(noisy(7), recipe="published")])
+    runs = pd.concat([table(noisy(5)), table(noisy(6), cell="d"), table(noisy(7), policy="short")])
     found = summarise(runs)
     assert len(found) == 3 * len(ARMS)
     alone = summarise(table(noisy(6), cell="d"))

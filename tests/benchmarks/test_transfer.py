@@ -210,10 +210,10 @@ def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_
     cell(tmp_path / "once", settings=together)
     assert max(map(len, calls)) > 2
     theirs, ours = (read_records([folder / "runs.csv"], RunRecord) for folder in (done, tmp_path / "once"))
-    keys = ["trajectory", "arm", "recipe", "fine_tune"]
+    keys = ["trajectory", "arm", "policy", "fine_tune"]
     assert ours[keys].equals(theirs[keys])
-    published = ours.recipe == "published"  # the tuned rate may tip to a neighbour
-    assert (ours.accuracy - theirs.accuracy)[published].abs().max() < 0.02
+    short = ours.policy == "short"  # the tuned rate may tip to a neighbour
+    assert (ours.accuracy - theirs.accuracy)[short].abs().max() < 0.02
     assert ours[["step", "source_accuracy", "target_seed"]].equals(theirs[["step", "source_accuracy", "target_seed"]])
 
     # interrupted, it goes on to the same bytes: portions are computed as a whole
@@ -264,7 +264,7 @@ def fine_tunes(monkeypatch):
 
 
 def test_every_arm_is_recorded_on_every_trajectory_but_the_pilots(done, runs):
-    keys = runs[["trajectory", "arm", "recipe", "fine_tune"]]
+    keys = runs[["trajectory", "arm", "policy", "fine_tune"]]
     assert not keys.duplicated().any()
     assert len(runs) == 2 * 3 * 2 * 2
     assert set(runs.trajectory) == {"t0", "t1"}
@@ -278,8 +278,8 @@ def test_every_arm_is_recorded_on_every_trajectory_but_the_pilots(done, runs):
 
 def test_rates_are_the_published_one_and_the_frozen_choice(done, runs):
     choice = json.loads((done / "choice.json").read_text())
-    assert set(runs[runs.recipe == "published"].learning_rate) == {RECIPE.learning_rate}
-    for arm, table in runs[runs.recipe == "tuned"].groupby("arm"):
+    assert set(runs[runs.policy == "short"].learning_rate) == {RECIPE.learning_rate}
+    for arm, table in runs[runs.policy == "tuned"].groupby("arm"):
         assert set(table.learning_rate) == {choice["arms"][arm]["learning_rate"]}
 
 
@@ -331,12 +331,12 @@ def test_the_name_of_an_arm_changes_no_result(done, cell, tmp_path, monkeypatch,
     monkeypatch.setattr(transfer, "arms_of", lambda *_: arms)
     cell(tmp_path / "cell")
     runs = read_records([tmp_path / "cell" / "runs.csv"], RunRecord)
-    order = ["trajectory", "recipe", "fine_tune"]
+    order = ["trajectory", "policy", "fine_tune"]
     copied, naive = (runs[runs.arm == arm].sort_values(order).reset_index(drop=True) for arm in ("a copy", "naive"))
     pd.testing.assert_frame_equal(copied.drop(columns="arm"), naive.drop(columns="arm"))
     before = read_records([done / "runs.csv"], RunRecord)
-    before = before[(before.arm == "naive") & (before.recipe == "published")].sort_values(order)
-    assert list(before.accuracy) == list(naive[naive.recipe == "published"].accuracy)  # nor do the other arms
+    before = before[(before.arm == "naive") & (before.policy == "short")].sort_values(order)
+    assert list(before.accuracy) == list(naive[naive.policy == "short"].accuracy)  # nor do the other arms
     pilots = read_records([tmp_path / "cell" / "pilots.csv"], PilotRecord)
     assert sum(not call["test"] for call in fine_tunes) == len(pilots) / 2  # the same content once
 
