@@ -283,8 +283,8 @@ def test_legends_lie_inside_a_figure_of_one_column(module, one_cell):
 
 def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(module, tmp_path):
     front = module("_evidence")
-    for count, name in enumerate(("cpu/plaincnn", "cpu/resnet8"), start=1):
-        runs = records(dataclasses.replace(MLP, network=name[4:]), trajectories=2)
+    for count, name in enumerate(("core/plaincnn", "core/resnet8"), start=1):
+        runs = records(dataclasses.replace(MLP, network=name[5:]), trajectories=2)
         write_results(tmp_path / name, runs, with_page=False)
         figure = front.draw(tmp_path)
         assert len(figure.axes) == count
@@ -292,8 +292,8 @@ def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(module,
 
 
 def test_the_front_picture_is_drawn_with_the_figures_of_a_main_suite(module, repository, tmp_path):
-    folder = write_results(tmp_path / "cpu/plaincnn", records(trajectories=2), with_page=False)
+    folder = write_results(tmp_path / "core/plaincnn", records(trajectories=2), with_page=False)
     suite = json.loads((folder / "suite.json").read_text())
-    (folder / "suite.json").write_text(json.dumps({**suite, "name": "cpu/plaincnn", "figures": []}))
+    (folder / "suite.json").write_text(json.dumps({**suite, "name": "core/plaincnn", "figures": []}))
     runpy.run_path(str(repository / "paper_figures" / "__main__.py"))["main"](folder)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evidence.png", "evidence.svg"]

@@ -18,7 +18,7 @@ from benchmarks.references import REFERENCES
 from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, Recipe, Transfer
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin
-from benchmarks.transfer import _portions, choose_rates, describe, run_cell
+from benchmarks.transfer import Task, _portions, choose_rates, describe, run_cell
 from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet
@@ -28,7 +28,7 @@ from know.trajectory import Trajectory
 
 GRID = [1e-4 * 2**k for k in range(6)]
 RECIPE = Recipe(epochs=1, learning_rate=GRID[2], batch_size=32, augment="shift", head_epochs=1)
-SETTINGS = Transfer(recipe=RECIPE, images=64, validation=60, fine_tunes=2, grid=GRID, extensions=2)
+SETTINGS = Transfer(recipe=RECIPE, images=64, validation=60, fine_tunes=2, pilot_fine_tunes=2, grid=GRID, extensions=2)
 
 
 # the learning-rate protocol
@@ -43,12 +43,12 @@ def search(score, *, extensions: int = 2, fine_tunes: int = 1, loss=lambda *_: 1
     """
     calls = []
 
-    def one(trajectory, arm, repeat, rate):
+    def one(trajectory, arm, repeat, rate, policy):
         place = round(math.log2(rate / GRID[0]))
         calls.append((trajectory, arm.name, repeat, place))
         return Result("ok", score(arm.name, place), loss(arm.name, place), None)
 
-    settings = SETTINGS.model_copy(update={"extensions": extensions, "fine_tunes": fine_tunes})
+    settings = SETTINGS.model_copy(update={"extensions": extensions, "pilot_fine_tunes": fine_tunes})
     choice, runs = choose_rates(ARMS, PILOTS, settings, lambda tasks: [one(*task) for task in tasks])
     chosen = {n: round(math.log2(found["point"] / GRID[0])) for n, found in choice["arms"].items()}
     for found in choice["arms"].values():
@@ -106,7 +106,7 @@ def test_the_mean_over_pilots_and_fine_tunes_decides():
     accuracy = {"p0": {2: 0.9, 3: 0.8}, "p1": {2: 0.5, 3: 0.8}}
 
     def evaluate(tasks):
-        places = [(trajectory, round(math.log2(rate / GRID[0]))) for trajectory, _, _, rate in tasks]
+        places = [(trajectory, round(math.log2(rate / GRID[0]))) for trajectory, _, _, rate, _ in tasks]
         return [Result("ok", accuracy[trajectory].get(place, 0.1), 1.0, None) for trajectory, place in places]
 
     choice, _ = choose_rates(ARMS, PILOTS, SETTINGS, evaluate)
@@ -236,7 +236,7 @@ def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_
 @pytest.mark.parametrize("together", [1, 2, 5, 100])
 def test_portions_are_whole_groups_in_order(together):
     arms = [Arm(name, "", "", "") for name in ("a", "b", "c")]
-    tasks = [(f"t{t}", arm, k, 1e-3) for t in range(3) for arm in arms for k in range(2)]
+    tasks = [Task(f"t{t}", arm, k, 1e-3) for t in range(3) for arm in arms for k in range(2)]
     portions = _portions(tasks, together)
     assert [task for portion in portions for task in portion] == tasks
     assert all(len(portion) % 2 == 0 for portion in portions)  # two of each start stay together
@@ -402,7 +402,9 @@ def test_an_added_arm_leaves_the_other_rows_as_they_were_and_computes_its_own_al
 @pytest.mark.slow
 def test_all_arms_of_a_suite_run_through(cell, tmp_path):
     """Every reference, method and arm, on the shortest of cells."""
-    quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1, "images": 8, "grid": GRID[2:3]})
+    quick = SETTINGS.model_copy(
+        update={"extensions": 0, "fine_tunes": 1, "pilot_fine_tunes": 1, "images": 8, "grid": GRID[2:3]}
+    )
     out = tmp_path / "cell"
     arms = Arms(references=[name for name in REFERENCES if name not in ("oracle_x4", "oracle_x8")])  # D0 is a half
     cell(out, settings=quick, arms=arms)
@@ -450,7 +452,7 @@ def test_a_shorter_history_is_read_from_the_longer_trajectory(cell, origin, tmp_
     known = Known({role: KnownNet(3) for role in PREDICTED})
     folder = networks(tmp_path / "known", models, known=known)
     arms, out = Arms(references=["naive"], methods={"known": LineOfArms(depths=[1])}), tmp_path / "cell"
-    quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1})
+    quick = SETTINGS.model_copy(update={"extensions": 0, "fine_tunes": 1, "pilot_fine_tunes": 1})
     cell(out, replace(CELL, length=3), quick, arms, known=folder)
     runs = read_records([out / "runs.csv"], RunRecord)
     assert set(runs.length) == {3}
