@@ -205,9 +205,11 @@ def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
     ("file", "old", "new", "rules"),
     [
         ("benchmarks/transfer.py", '"rule": "highest', '"rule": "the highest', {"transfer", "publish", "figures"}),
-        ("paper_figures/accuracy_by_arm.py", "nbins=6", "nbins=7", {"figures"}),
         ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
-        ("benchmarks/suites/tiny.yaml", "title:", "device: cuda\ntitle:", set(MADE_BY)),
+        pytest.param("paper_figures/accuracy_by_arm.py", "nbins=6", "nbins=7", {"figures"}, marks=pytest.mark.slow),
+        pytest.param(
+            "benchmarks/suites/tiny.yaml", "title:", "device: cuda\ntitle:", set(MADE_BY), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_change_makes_again_what_it_can_reach_and_no_more(finished, file, old, new, rules):
