@@ -273,8 +273,11 @@ class Pair(Settings):
 
 
 def family(dataset: str) -> str:
-    """The family of a dataset, whose members count as the same data: all parts of CIFAR-10 and CIFAR-100 are one."""
-    name = dataset.partition(":")[0]
+    """The family of a dataset, whose members count as the same data: all parts of CIFAR-10 and CIFAR-100 are one.
+
+    So are images resized to any side.
+    """
+    name = re.split("[@:]", dataset)[0]
     return "cifar" if name.startswith("cifar") else name
 
 
@@ -315,5 +318,5 @@ class Cell:
 
 
 def _slug(*parts: str) -> str:
-    """A name that is safe in paths and in the workflow's wildcards."""
-    return ".".join(re.sub(r"[^\w+-]+", "_", part) for part in parts)
+    """A name that is safe in paths and in the workflow's wildcards. A side (@32) and a class (:32) have other names."""
+    return ".".join(re.sub(r"[^\w+-]+", "_", part.replace("@", "-")) for part in parts)

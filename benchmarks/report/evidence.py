@@ -8,6 +8,7 @@ a gate. Needs neither torch nor data.
 from __future__ import annotations
 
 import math
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def in_distribution(arm: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
     arm: an entry of `described` in suite.json. cell: anything with source and target.
     """
     asked = "released" in (arm["predictor"], arm["options"].get("of"))
-    names = [dataset.partition(":")[0] for dataset in (cell["source"], cell["target"])]
+    names = [re.split("[@:]", dataset)[0] for dataset in (cell["source"], cell["target"])]
     return asked and any(name == seen or name.startswith(f"{seen}_") for name in names for seen in SEEN_BY_AUTHORS)
 
 
