@@ -327,7 +327,7 @@ def test_jpeg_pictures_of_an_official_split_are_read_and_the_hash_is_that_of_the
     decoded = read("imagenette_48", tmp_path)
     levels = [decoded[f"{part}_images"].mean((1, 2, 3)) / 5 for part in ("train", "test")]
     assert [np.round(level).tolist() for level in levels] == [list(range(8)), list(range(8, 12))]
-    packed["test_jpeg"] = np.append(packed["test_jpeg"], np.uint8(0))  # behind the end of the last file: nothing is seen
+    packed["test_jpeg"] = np.append(packed["test_jpeg"], np.uint8(0))  # behind the end of the last file
     packed["test_offsets"][-1] += 1
     save(tmp_path / "imagenette_48.npz", **packed)
     changed = read("imagenette_48", tmp_path)
