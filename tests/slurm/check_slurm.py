@@ -25,7 +25,7 @@ from cluster import Cluster, unavailable
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
-QUICK += ["--latency-wait=5", "--cores=2"]
+QUICK += ["--latency-wait=5", "--cores=2", "--max-jobs-per-timespan=60/10s"]  # Snakemake ends a timespan after all else
 IMPATIENT = """
 from snakemake.cli import main
 from snakemake_executor_plugin_slurm import Executor
