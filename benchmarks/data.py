@@ -6,6 +6,8 @@ A dataset is named by a short string, in which classes or domains can be chosen;
     digits:0-4           classes 0 to 4 only, relabelled 0..4
     cifar100:0-49+60     classes 0 to 49 and 60
     pacs:photo+cartoon   two domains of PACS
+    imagenette_48@32     every image resized to 32x32, so that networks of another dataset's size take it
+    imagenette_48@32:0-4 the same of classes 0 to 4
 
 Files come from the folder in the environment variable KNOW_DATA (one .npz per dataset) or a download by torchvision.
 """
@@ -30,6 +32,7 @@ from torch.nn import functional as F
 from know.errors import KnowError, unknown
 from know.seeds import stream
 
+SEEN_IN_TEST = 14023  # a track of GTSRB whose sign some of the test images show too, from the same drive
 PACS_TEST_SHARE = 0.2  # PACS has no official split; this share of every domain is held out, by a fixed seed
 
 
@@ -76,6 +79,17 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class GroupedDataset(Dataset):
+    """A dataset whose training images come in groups of near-copies, such as the frames of one film.
+
+    groups: the number of each training image's group, int64 (N,), on the CPU. Validation images have to be of other
+    groups than the images that are trained on (`benchmarks.finetune.target_split`).
+    """
+
+    groups: Tensor
+
+
+@dataclass(frozen=True)
 class _Source:
     """Where a dataset comes from, and the required hash of its decoded arrays (None: recorded, not checked)."""
 
@@ -113,8 +127,14 @@ SOURCES = {
         torchvision="CIFAR100",
         file="cifar100.npz",
     ),
-    # JPEG decoders differ by about one grey level, so this hash covers the compressed bytes and the labels.
+    # JPEG decoders differ by about one grey level, so these hashes cover the compressed bytes and the labels.
     "pacs": _Source("3602ceb173bca9ce232b0d0f123b6eb1c439684d62b8caf354990c22bb884788", flip=True, file="pacs_48.npz"),
+    "imagenette_48": _Source(
+        "d5be5dcec040a6a9ff89d602c6d175c0979c4dbd59b628d314b12b3c34301c28", flip=True, file="imagenette_48.npz"
+    ),
+    "gtsrb_32": _Source(  # mirrored, an arrow to the left is another sign
+        "c06552c00c21b5943157b8c138fb7ee819b01c19a8de0d735eded75bd0a34cf2", flip=False, file="gtsrb_32.npz"
+    ),
 }
 
 
@@ -125,8 +145,11 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
     Raises KnowError for an unknown name, class or domain, and for a missing, corrupt or altered file.
     """
     name, _, selection = spec.partition(":")
+    name, resized, side = name.partition("@")
     if name not in SOURCES:
         raise unknown("dataset", name, SOURCES)
+    if resized and not re.fullmatch(r"[1-9]\d{0,2}", side):
+        raise KnowError(f"dataset {spec!r}: {side!r} is no side of images in pixels, such as 32")
     source = SOURCES[name]
     arrays = _read(name, source, Path(root or os.environ.get("KNOW_DATA") or "data"))
     sha256 = arrays.pop("sha256", None) or _hash(arrays)
@@ -135,18 +158,51 @@ def load(spec: str, *, device: torch.device | str = "cpu", root: Path | str | No
             f"dataset {name}: the decoded data has sha256 {sha256[:16]}..., expected {source.sha256[:16]}...; "
             "the file is altered or of another version, fetch it again"
         )
+    if resized:
+        sha256 = hashlib.sha256(f"{sha256} resized to {side}".encode()).hexdigest()
+        arrays |= {key: resize(images, int(side)) for key, images in arrays.items() if key.endswith("images")}
     if "domains" in arrays:
         arrays, selection = _split_domains(name, arrays, selection), ""
-    splits = [_to_split(arrays, part) for part in ("train", "test")]
+    train, test = (_to_split(arrays, part) for part in ("train", "test"))
+    groups = torch.from_numpy(arrays["train_tracks"].astype(np.int64)) if "train_tracks" in arrays else None
+    if groups is not None:
+        kept = groups != SEEN_IN_TEST
+        train, groups = train.take(kept), groups[kept]
     classes = tuple(str(c) for c in arrays["class_names"])
     if selection:
         chosen = _parse_classes(spec, selection, len(classes))
-        splits = [_restrict(split, chosen) for split in splits]
+        groups = None if groups is None else groups[torch.isin(train.labels, torch.tensor(chosen))]
+        train, test = (_restrict(split, chosen) for split in (train, test))
         classes = tuple(classes[c] for c in chosen)
-    train, test = splits
     std, mean = torch.std_mean(train.images.double() / 255, dim=(0, 2, 3), correction=0)
-    dataset = Dataset(spec, train, test, classes, sha256, mean.float(), std.float().clamp_min(1e-3), source.flip)
-    return dataset.to(device)
+    facts = (spec, train, test, classes, sha256, mean.float(), std.float().clamp_min(1e-3), source.flip)
+    return (Dataset(*facts) if groups is None else GroupedDataset(*facts, groups)).to(device)
+
+
+def resize(images: np.ndarray, side: int) -> np.ndarray:
+    """Resize uint8 images (N, H, W) or (N, H, W, C) to uint8 (N, side, side) or (N, side, side, C) by area.
+
+    A new pixel is the mean of what it covers, rounded half up. The sums are of whole numbers below 2^53, which float64
+    adds exactly in any order, and the division is one of integers: the bytes are the same on every machine, which no
+    library promises for its filters.
+    """
+    down, across = (_overlaps(length, side) for length in images.shape[1:3])
+    area = images.shape[1] * images.shape[2]
+    resized = np.empty((len(images), side, side, *images.shape[3:]), np.uint8)
+    for start in range(0, len(images), 1000):  # else the copies in float64 would take much memory
+        part = images[start : start + 1000].astype(np.float64)
+        sums = np.moveaxis(np.tensordot(down, part, (1, 1)), 0, 1)  # (n, side, W, ...)
+        sums = np.moveaxis(np.tensordot(across, sums, (1, 2)), 0, 2)  # (n, side, side, ...)
+        resized[start : start + 1000] = (2 * sums.astype(np.int64) + area) // (2 * area)
+    return resized
+
+
+def _overlaps(old: int, new: int) -> np.ndarray:
+    """How much of each old pixel a new one covers along an axis, float64 (new, old): whole numbers of sum `old`."""
+    starts, ends = (np.arange(new)[:, None] + k for k in (0, 1))
+    begins, stops = (np.arange(old)[None] + k for k in (0, 1))
+    covered = np.minimum(ends * old, stops * new) - np.maximum(starts * old, begins * new)
+    return covered.clip(min=0).astype(np.float64)
 
 
 def random_dataset(count: int, shape: tuple[int, int, int], classes: int) -> Dataset:
@@ -265,7 +321,10 @@ def _digits() -> dict[str, np.ndarray]:
 
 
 def _decode(archive: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Decode compressed strips (lossless WebP) or single JPEGs to arrays; plain arrays do not change."""
+    """Decode compressed strips (lossless WebP) or single JPEGs to arrays; plain arrays do not change.
+
+    JPEGs come with the hash of their compressed bytes and of what belongs to them, in `sha256`.
+    """
     from PIL import Image
 
     def images(blob: np.ndarray, offsets: np.ndarray, side: int) -> np.ndarray:
@@ -279,13 +338,19 @@ def _decode(archive: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         decoded["images"] = images(archive["images_jpeg"], archive["offsets"], int(archive["image_size"]))
         decoded["sha256"] = _hash({key: archive[key] for key in ("images_jpeg", "offsets", "labels", "domains")})
         return decoded
-    decoded = {"class_names": archive["class_names"]}
+    decoded = {key: archive[key] for key in ("class_names", "train_tracks") if key in archive}
     for part in ("train", "test"):
         decoded[f"{part}_labels"] = archive[f"{part}_labels"]
         if f"{part}_images" in archive:
             decoded[f"{part}_images"] = archive[f"{part}_images"]
+        elif f"{part}_jpeg" in archive:
+            side = int(archive["image_size"])
+            decoded[f"{part}_images"] = images(archive[f"{part}_jpeg"], archive[f"{part}_offsets"], side)
         else:
             decoded[f"{part}_images"] = images(archive[f"{part}_webp"], archive[f"{part}_offsets"], 32)
+    if "train_jpeg" in archive:
+        compressed = [f"{part}_{kind}" for part in ("train", "test") for kind in ("jpeg", "offsets", "labels")]
+        decoded["sha256"] = _hash({key: archive[key] for key in compressed})
     return decoded
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import Dataset
+from benchmarks.data import Dataset, GroupedDataset
 from benchmarks.networks import build, has_running_statistics, head_name, normalisation
 from benchmarks.settings import Normalisation, Transfer
 from benchmarks.stacked import Stacked, scored
@@ -138,12 +138,41 @@ def _result(status: str, validation: float, loss: float, test: float | None) -> 
 
 
 def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Disjoint rows of training and validation images; the rows of a smaller share begin those of a larger one."""
+    """Disjoint rows of training and validation images, int64 (n,) and (N,), drawn by the seed.
+
+    The rows of a smaller share begin those of a larger one. No group of a `GroupedDataset` has images in both parts.
+
+    KnowError where the dataset has too few images, or its groups cannot be divided so that both parts have enough.
+    """
     total, wanted = len(target.train), settings.images + settings.validation
     if wanted > total:
         raise KnowError(f"{target.name} has {total} training images, transfer.images + validation is {wanted}")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(stream(seed, "subset")))
-    return order[: round(share * settings.images)], order[-settings.validation :]
+    trained = validated = order
+    if isinstance(target, GroupedDataset):
+        inside = _divide(target, settings, seed)[order]
+        trained, validated = order[inside], order[~inside]
+    return trained[: round(share * settings.images)], validated[-settings.validation :]
+
+
+def _divide(target: GroupedDataset, settings: Transfer, seed: int) -> Tensor:
+    """Which rows belong to groups that are trained on, bool (N,); the others are of groups for validation.
+
+    Of the groups in random order the first ones are trained on: as many as come nearest to the ratio of images to
+    validation, so that both parts show as many different groups as they can.
+    """
+    _, member, sizes = target.groups.unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(stream(seed, "groups")))
+    images = sizes[order].cumsum(0)  # (groups,) of the first group, the first two, ...
+    enough = (images >= settings.images) & (len(member) - images >= settings.validation)
+    if not enough.any():
+        raise KnowError(
+            f"{target.name} has {len(sizes)} groups of near-copies, none of which may be in both parts; they cannot be "
+            f"divided into {settings.images} images and {settings.validation} for validation, ask for fewer"
+        )
+    wanted = len(member) * settings.images / (settings.images + settings.validation)
+    count = torch.where(enough, (images - wanted).abs(), torch.inf).argmin() + 1
+    return torch.isin(member, order[:count])
 
 
 def source_accuracy(weights: State, network: str, source: Dataset) -> dict[str, float]:

@@ -301,7 +301,10 @@ class Pair(Settings):
 
 
 def family(dataset: str) -> str:
-    """The family of a dataset, whose members count as the same data: all parts of CIFAR-10 and CIFAR-100 are one."""
+    """The family of a dataset, whose members count as the same data: all parts of CIFAR-10 and CIFAR-100 are one.
+
+    So are images resized to any side.
+    """
     name = plain_name(dataset)
     return "cifar" if name.startswith("cifar") else name
 
@@ -348,5 +351,5 @@ class Cell:
 
 
 def _slug(*parts: str) -> str:
-    """A name that is safe in paths and in the workflow's wildcards."""
-    return ".".join(re.sub(r"[^\w+-]+", "_", part) for part in parts)
+    """A name that is safe in paths and in the workflow's wildcards. A side (@32) and a class (:32) have other names."""
+    return ".".join(re.sub(r"[^\w+-]+", "_", part.replace("@", "-")) for part in parts)

@@ -27,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from benchmarks.kernels import departures
 from know.files import digest, write_json
 
 STORE = Path("store")
@@ -121,12 +122,14 @@ def link_files(source: Path, out: Path, names: Iterable[str]) -> None:
 
 
 def computing(code: str, device: str) -> dict[str, Any]:
-    """What decides the bits of a computation besides its inputs: code, torch, threads and device.
+    """What decides the bits of a computation besides its inputs: code, torch, threads, device and kernels.
 
-    code: fingerprint of the code. device: a torch device; of a GPU the kind is named too.
+    code: fingerprint of the code. device: a torch device; of a GPU the kind is named too. Variables that choose kernels
+    are named only where they are not those of `benchmarks.kernels.PINNED`.
     """
     import torch
 
     kind = torch.device(device).type
     named = f"cuda: {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
-    return {"code": code, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": named}
+    other = {"kernels": chosen} if (chosen := departures()) else {}
+    return {"code": code, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": named, **other}

@@ -133,8 +133,27 @@ def draw_inspection(folder: Path) -> bool:
     return True
 
 
+def steady(figure: Figure) -> None:
+    """Let the constrained layout of a figure round the places of its axes to 9 decimals of the figure's size.
+
+    The solver behind the layout may end on another last bit in another process, and matplotlib makes the ids in a .svg
+    from all bits.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    class Rounding(ConstrainedLayoutEngine):
+        def execute(self, fig: Figure) -> Any:
+            made = super().execute(fig)
+            for axis in fig.axes:  # `set_position` would take them out of the layout of the next format
+                axis._set_position(np.round(axis.get_position(original=True).bounds, 9), which="original")
+            return made
+
+    figure.set_layout_engine(Rounding())
+
+
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write a figure as .svg and .png, always with the same bytes."""
+    steady(figure)
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, metadata=metadata)

@@ -30,7 +30,7 @@ from benchmarks.report.evidence import DAGGER, SEEN_NOTE, in_distribution
 from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.tables import axes_of
-from know.drawing import STYLE
+from know.drawing import STYLE, steady
 from know.errors import KnowError
 from know.files import atomic, read_json
 
@@ -396,6 +396,7 @@ def footnote(figure: Figure, text: str) -> None:
 
 def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str] = ("svg", "png")) -> None:
     """Write `<name>.svg` and `<name>.png`, without dates or versions: the same bytes from the same data."""
+    steady(figure)
     if "svg" in kinds:
         with atomic(folder / f"{name}.svg") as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})

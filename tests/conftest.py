@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import benchmarks  # noqa: F401  before torch, since it chooses kernels that torch reads when it is loaded
+
+# isort: split
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.kernels import effective
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Published, load, load_all, suites
 from benchmarks.report.render import front_pages, suite_page
@@ -194,6 +195,7 @@ def provenance(device: str = "cpu") -> dict:
             "processor": _processor(),
             **_gpu(device),
             "system": f"{platform.system()} {platform.machine()}",
+            "kernels": effective(),
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
         },

@@ -90,7 +90,7 @@ def test_wrong_arguments_of_a_suite(place, fails, intact, arguments, said):
         ("pilots: 1", "pilots: [", "line"),
         ("networks: [mlp]", "networks: [mpl]", "'mpl'"),
         ("smallest: 16", "smallest: 64", "smallest"),
-        ("methods: all", "methods: {linaer: }", "'linaer'"),
+        ("linear: {depths: [1]}", "linaer: {depths: [1]}", "'linaer'"),
     ],
 )
 def test_a_wrong_suite_stops_before_training(place, fails, intact, old, new, said):

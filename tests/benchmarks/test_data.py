@@ -5,6 +5,7 @@ import io
 import os
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,11 +64,61 @@ def test_chosen_classes_are_relabelled_in_the_order_listed():
         ("digits:0-4+", "''"),
         ("digits:0-4+3", "twice"),
         ("digits:-1", "'-1'"),
+        ("digits@", "''.*side"),
+        ("digits@0", "'0'.*side"),
+        ("digits@4x4:0-1", "'4x4'.*side"),
+        ("digitz@4", "'digits'"),
     ],
 )
 def test_a_wrong_name_is_named_with_a_way_out(name, said):
     with pytest.raises(KnowError, match=said):
         load(name)
+
+
+# another size
+
+
+def by_hand(image: np.ndarray, side: int) -> np.ndarray:
+    """Every pixel repeated as often as the new side has pixels; the mean of a block of these is the mean by area."""
+    height, width = image.shape[:2]
+    fine = image.repeat(side, 0).repeat(side, 1).astype(np.int64)
+    sums = fine.reshape(side, height, side, width, *image.shape[2:]).sum((1, 3))
+    return (2 * sums + height * width) // (2 * height * width)
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"), [((48, 48, 3), 32), ((8, 8), 3), ((8, 8), 16), ((9, 6, 3), 4), ((5, 5), 5), ((7, 4), 1)]
+)
+def test_a_resized_pixel_is_the_rounded_mean_of_what_it_covers(shape, side):
+    images = np.random.default_rng(1).integers(0, 256, (3, *shape), dtype=np.uint8)
+    resized = data.resize(images, side)
+    assert resized.dtype == np.uint8
+    assert np.array_equal(resized, [by_hand(image, side) for image in images])
+
+
+def test_whole_blocks_are_averaged_and_rounded_half_up_and_one_colour_stays():
+    blocks = np.array([[[0, 1, 7, 7], [0, 1, 7, 7], [255, 255, 0, 0], [255, 254, 0, 3]]], dtype=np.uint8)
+    assert data.resize(blocks, 2).tolist() == [[[1, 7], [255, 1]]]
+    for level in (0, 77, 255):
+        assert set(data.resize(np.full((2, 48, 48), level, np.uint8), 32).ravel()) == {level}
+
+
+def test_many_images_are_resized_as_one_is():
+    images = np.random.default_rng(2).integers(0, 256, (2001, 4, 4), dtype=np.uint8)
+    assert np.array_equal(data.resize(images, 3)[[0, 999, 1000, 2000]], data.resize(images[[0, 999, 1000, 2000]], 3))
+
+
+def test_a_side_in_the_name_resizes_all_images_and_changes_the_hash():
+    plain, resized = load("digits"), load("digits@5")
+    assert (resized.name, resized.shape, resized.classes) == ("digits@5", (1, 5, 5), plain.classes)
+    for part in ("train", "test"):
+        ours, theirs = getattr(resized, part), getattr(plain, part)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert np.array_equal(ours.images[:, 0].numpy(), data.resize(theirs.images[:, 0].numpy(), 5))
+    assert len({plain.sha256, resized.sha256, load("digits@6").sha256}) == 3
+    assert load("digits@5:3-4").sha256 == resized.sha256
+    some = resized.train.take(torch.isin(resized.train.labels, torch.tensor([3, 4])).nonzero().flatten())
+    assert torch.equal(load("digits@5:3-4").train.images, some.images)
 
 
 # nested subsets
@@ -266,6 +317,44 @@ def test_webp_strips_are_read_without_loss(tmp_path):
     assert all(np.array_equal(decoded[key], arrays[key]) for key in arrays)
 
 
+def test_jpeg_pictures_of_an_official_split_are_read_and_the_hash_is_that_of_their_files(tmp_path):
+    pictures = [np.full((48, 48, 3), 5 * i, np.uint8) for i in range(12)]
+    packed = {"image_size": 48}
+    for part, own in (("train", pictures[:8]), ("test", pictures[8:])):
+        packed[f"{part}_jpeg"], packed[f"{part}_offsets"] = encode(own, "JPEG", quality=90)
+        packed[f"{part}_labels"] = np.arange(len(own), dtype=np.uint8) % 3
+    save(tmp_path / "imagenette_48.npz", **packed)
+    decoded = read("imagenette_48", tmp_path)
+    levels = [decoded[f"{part}_images"].mean((1, 2, 3)) / 5 for part in ("train", "test")]
+    assert [np.round(level).tolist() for level in levels] == [list(range(8)), list(range(8, 12))]
+    packed["test_jpeg"] = np.append(packed["test_jpeg"], np.uint8(0))  # behind the end of the last file
+    packed["test_offsets"][-1] += 1
+    save(tmp_path / "imagenette_48.npz", **packed)
+    changed = read("imagenette_48", tmp_path)
+    assert np.array_equal(changed["test_images"], decoded["test_images"])
+    assert changed["sha256"] != decoded["sha256"]
+
+
+@pytest.fixture
+def signs(tmp_path, monkeypatch):
+    """6 tracks of 7 frames; the last one is that whose sign stands in the test set too."""
+    arrays = plain_arrays(train=42, test=10)
+    arrays["train_labels"] = np.repeat(np.arange(6, dtype=np.uint8) % 3, 7)
+    tracks = np.array([0, 1000, 2000, 1, 1001, data.SEEN_IN_TEST])
+    save(tmp_path / "gtsrb_32.npz", train_tracks=tracks.repeat(7), **arrays)
+    monkeypatch.setitem(SOURCES, "gtsrb_32", replace(SOURCES["gtsrb_32"], sha256=None))
+    return tmp_path
+
+
+def test_frames_keep_the_number_of_their_track_and_those_that_the_test_set_shows_are_left_out(signs):
+    everything, some = load("gtsrb_32", root=signs), load("gtsrb_32@4:2+0", root=signs)
+    assert everything.groups.tolist() == [track for track in (0, 1000, 2000, 1, 1001) for _ in range(7)]
+    assert len(everything.train) == 35
+    assert some.groups.tolist() == [track for track in (0, 2000, 1) for _ in range(7)]
+    assert some.train.labels.tolist() == [1] * 7 + [0] * 7 + [1] * 7
+    assert torch.equal(some.to("cpu").groups, some.groups)
+
+
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 
 
@@ -355,6 +444,8 @@ REAL = {
     "mnist": ("6510e85a72c3e9475c492d559d3770d2", "240610fa99e73bfa49df8e7fc24d3206"),
     "cifar100": ("111db26282d380128f3126515677de38", "f56c971f508f38ef6f45ff5a2db65ea6"),
 }
+GTSRB = ("47d11c15cc89c955f5479b50724ac46c", "065cab3867a524ff6ae7bb7673b9ae1a")
+"""Of all training images, also of those that are left out."""
 
 
 def real(name: str):
@@ -380,3 +471,23 @@ def test_real_pacs_has_its_four_domains():
     assert sizes == [2048, 2344, 1670, 3929]
     path = os.path.join(os.environ["KNOW_DATA"], SOURCES["pacs"].file)
     assert sha256_file(path) == "9af45cb1016d4ab4658051f97755791980e5137030a86e1995a05984c96bd2be"
+
+
+def test_real_gtsrb_decodes_to_the_documented_bytes_and_has_its_tracks():
+    dataset = real("gtsrb_32")
+    arrays = read("gtsrb_32", Path(os.environ["KNOW_DATA"]))
+    assert tuple(hashlib.md5(arrays[f"{part}_images"].tobytes()).hexdigest() for part in ("train", "test")) == GTSRB
+    assert (dataset.shape, len(dataset.train), len(dataset.test), len(dataset.classes)) == ((3, 32, 32), 9142, 6309, 43)
+    assert torch.equal(dataset.groups // 1000, dataset.train.labels)
+    assert dataset.groups.unique().numel() == 1306
+
+
+def test_real_imagenette_has_its_official_split_and_a_smaller_copy():
+    real("imagenette_48")
+    dataset = load("imagenette_48:0-4")
+    assert dataset.shape == (3, 48, 48)
+    smaller = load("imagenette_48@32:0-4")
+    assert smaller.shape == (3, 32, 32)
+    assert (len(smaller.train), len(smaller.test)) == (len(dataset.train), len(dataset.test)) == (4710, 1934)
+    torch.testing.assert_close(smaller.mean, dataset.mean, atol=1e-3, rtol=0)
+    assert (smaller.std < dataset.std).all()  # means of neighbours vary less

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks import finetune
-from benchmarks.data import Split, load
+from benchmarks.data import GroupedDataset, Split, load
 from benchmarks.finetune import FineTune, Result, Start, fine_tune, fine_tune_stacked, source_accuracy, target_split
 from benchmarks.networks import build, head_name, normalisation
 from benchmarks.settings import Recipe, Transfer
 from benchmarks.training import accuracy, recalibrate
 from know.errors import KnowError
+from know.seeds import stream
 
 RATE = 4e-4
 GRID = [1e-4 * 2**k for k in range(6)]
@@ -49,6 +52,59 @@ def test_a_target_that_is_too_small_is_refused(target):
     assert sum(map(len, target_split(target, full, 1.0, 0))) == total
     with pytest.raises(KnowError, match=rf"digits:5-9 has {total} .* is {total + 1}"):
         target_split(target, SETTINGS.model_copy(update={"images": total - 59}), 1.0, 0)
+
+
+def grouped(sizes: list[int], order: int) -> GroupedDataset:
+    """Blank images in groups of these sizes, in a random order of rows."""
+    groups = torch.repeat_interleave(torch.arange(len(sizes)) * 10, torch.tensor(sizes))
+    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(order))]
+    split = Split(torch.zeros(len(groups), 1, 2, 2, dtype=torch.uint8), torch.zeros(len(groups)).long())
+    one = torch.ones(1)
+    return GroupedDataset("films", split, split, ("a",), "", one, one, flip=False, groups=groups)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=4, max_size=60),
+    images=st.integers(4, 60),
+    validation=st.integers(1, 60),
+    seed=st.integers(0, 99),
+)
+def test_no_group_is_both_trained_on_and_validated_on_and_shares_are_prefixes(sizes, images, validation, seed):
+    films = grouped(sizes, seed)
+    settings = SETTINGS.model_copy(update={"images": images, "validation": validation})
+    try:
+        splits = {share: target_split(films, settings, share, seed) for share in (0.25, 0.5, 1.0)}
+    except KnowError:
+        assert sum(sizes) < images + validation + max(sizes)  # else whole groups fill both parts
+        return
+    whole, held_out = splits[1.0]
+    assert (len(whole.unique()), len(held_out.unique())) == (images, validation)
+    assert not {*films.groups[whole].tolist()} & {*films.groups[held_out].tolist()}
+    for share, (part, same) in splits.items():
+        assert torch.equal(part, whole[: round(share * images)])
+        assert torch.equal(same, held_out)
+
+
+def test_both_parts_show_many_groups():
+    """1,000 images and 2,000 for validation of 1,306 films of 7: a third of the films is trained on."""
+    films = grouped([7] * 1306, 0)
+    settings = SETTINGS.model_copy(update={"images": 1000, "validation": 2000})
+    trained, validated = (films.groups[rows].unique() for rows in target_split(films, settings, 1.0, 3))
+    assert 350 < len(trained) <= 436
+    assert 700 < len(validated) <= 871
+
+
+def test_groups_that_cannot_be_divided_are_refused():
+    settings = SETTINGS.model_copy(update={"images": 10, "validation": 10})
+    with pytest.raises(KnowError, match=r"films has 2 groups .* 10 images and 10 for validation"):
+        target_split(grouped([30, 5], 0), settings, 1.0, 0)
+
+
+def test_without_groups_the_split_is_that_of_one_permutation(target):
+    order = torch.randperm(len(target.train), generator=torch.Generator().manual_seed(stream(4, "subset")))
+    images, validation = target_split(target, SETTINGS, 0.5, 4)
+    assert torch.equal(images, order[:32])
+    assert torch.equal(validation, order[-60:])
 
 
 # fine-tuning

@@ -28,7 +28,8 @@ def made(tmp_path_factory) -> tuple[Shipped, Path]:
     """Tiny networks that could ship, with all that is known of them: the settings, and the folder."""
     folder = tmp_path_factory.mktemp("shipped")
     work, out = folder / "work", folder / "pretrained"
-    meta = meta_settings(networks=["plaincnn", "normcnn"], datasets=["digits:5-9"], trajectories=16, shards=1)
+    short = {"pretraining_epochs": (1, 1), "forgetting_epochs": (1, 1), "step_updates": (4, 12)}
+    meta = meta_settings(networks=["plaincnn", "normcnn"], datasets=["digits:5-9"], trajectories=16, shards=1, **short)
     arms = Arms(
         references=["naive", "tail_average", "oracle"],
         methods={name: {"depths": [1]} for name in ("known", "linear", "meta_linear")},

@@ -343,6 +343,7 @@ def test_a_damaged_file_is_named_in_one_line(results, capsys, file, damage):
     assert f"one/{file}" in error
 
 
+@pytest.mark.slow
 def test_the_committed_pages_fit_their_records(repository, monkeypatch, capsys):
     if not list((repository / "results").glob("*/suite.json")):
         pytest.skip("no committed results")

@@ -7,6 +7,7 @@ import yaml
 from synthetic import SUITES
 
 from benchmarks.arms import lines
+from benchmarks.settings import Origin, family
 from benchmarks.suite import Suite, load_suite
 from know.errors import KnowError
 
@@ -93,6 +94,15 @@ def test_slugs_are_safe_in_paths_unique_and_lead_back(name):
         assert len(set(slugs)) == len(slugs)
         assert all(re.fullmatch(r"[\w.+-]+", slug) and not slug.startswith(".") for slug in slugs)
         assert [find(slug) for slug in slugs] == items
+
+
+def test_resized_images_are_of_their_family_and_have_names_of_their_own():
+    assert family("imagenette_48@32") == family("imagenette_48@32:0-4") == family("imagenette_48") == "imagenette_48"
+    assert family("cifar100@24:0-49") == "cifar"
+    datasets = ("gtsrb_32", "gtsrb_32@3", "gtsrb_32:3", "gtsrb_32@3:3", "gtsrb_32@33")
+    slugs = {Origin(dataset, "mlp").slug for dataset in datasets}
+    assert len(slugs) == len(datasets)
+    assert all(re.fullmatch(r"[\w.+-]+", slug) for slug in slugs)
 
 
 def test_cells_are_the_product_of_what_is_varied(changed):

@@ -29,15 +29,19 @@ def wait_forever(folder: str) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_answers_come_in_order_and_with_the_threads_of_this_process(processes):
-    with workers(processes) as each:
-        assert list(each(threads_and_square, range(4))) == [(torch.get_num_threads(), n) for n in (0, 1, 4, 9)]
+@pytest.fixture(scope="module", params=[1, 2])
+def each(request):
+    """The `map` over that many processes. Several tests share the processes, since each has to import torch."""
+    with workers(request.param) as each:
+        yield each
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_what_a_worker_raises_is_raised_here(processes):
-    with workers(processes) as each, pytest.raises(KnowError, match="no 3"):
+def test_answers_come_in_order_and_with_the_threads_of_this_process(each):
+    assert list(each(threads_and_square, range(4))) == [(torch.get_num_threads(), n) for n in (0, 1, 4, 9)]
+
+
+def test_what_a_worker_raises_is_raised_here(each):
+    with pytest.raises(KnowError, match="no 3"):
         list(each(refuse, [3]))
 
 
@@ -57,14 +61,14 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "from benchmarks.workers import workers\n"
         "if __name__ == '__main__':\n"
         "    with workers(2) as each:\n"
-        "        list(each(wait_forever, [sys.argv[1]] * 2))\n"
+        "        list(each(wait_forever, [sys.argv[1]]))\n"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)
     (tmp_path / "seen").mkdir()
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "seen"), *map(str, PLACES)])
     try:
-        _until(lambda: len(list((tmp_path / "seen").iterdir())) == 2)
+        _until(lambda: list((tmp_path / "seen").iterdir()))
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()

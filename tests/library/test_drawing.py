@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from know.drawing import draw_inspection, draw_steps
+from know.drawing import STYLE, draw_inspection, draw_steps, save_figure
 
 
 def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():
@@ -52,6 +54,30 @@ def test_an_inspection_is_drawn_the_same_twice(inspected, folder_bytes):
     assert {"inspection.svg", "inspection.png"} <= {Path(name).name for name in first}
     assert draw_inspection(inspected)
     assert folder_bytes(inspected) == first
+
+
+def test_the_last_bits_of_a_layout_change_no_file(tmp_path, monkeypatch):
+    """The layout may end on other last bits in another process; here they are made other ones."""
+    whole = ConstrainedLayoutEngine.execute
+
+    def noisy(engine, figure):
+        made = whole(engine, figure)
+        for axis in figure.axes:
+            axis._set_position([side * (1 + 1e-15) for side in axis.get_position().bounds], which="original")
+        return made
+
+    def saved(name: str) -> bytes:
+        with rc_context(STYLE):
+            figure = Figure(layout="constrained")
+            for axis in figure.subplots(2, 2).flat:
+                axis.plot([0, 1], [0, 1])
+                axis.set_xlabel("x")
+            save_figure(figure, tmp_path / name)
+        return (tmp_path / f"{name}.svg").read_bytes()
+
+    first = saved("first")
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", noisy)
+    assert saved("second") == first
 
 
 def test_an_inspection_of_one_difference_is_drawn(inspected):

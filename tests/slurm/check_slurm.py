@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +25,16 @@ from cluster import Cluster, unavailable
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
-QUICK += ["--seconds-between-status-checks=3", "--latency-wait=5", "--cores=2"]
+QUICK += ["--latency-wait=5", "--cores=2", "--max-jobs-per-timespan=60/10s"]  # Snakemake ends a timespan after all else
+IMPATIENT = """
+from snakemake.cli import main
+from snakemake_executor_plugin_slurm import Executor
+Executor.next_seconds_between_status_checks = property(lambda self: 3, lambda self, seconds: None)
+main()
+"""
+"""Snakemake that asks for the status of jobs every 3 seconds. The plugin by itself waits 10 seconds longer after every
+question, so that a job of 20 seconds is noticed after 39, and such waiting was a quarter of a whole run.
+"""
 HALF, WHOLE = (f"overflow.digits_0-4.digits_5-9.mlp.{share}" for share in (50, 100))
 LITTLE_MB = 450
 """Enough for Snakemake, and not for a job that imports torch."""
@@ -52,16 +61,17 @@ def copy(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen:
+def start(folder: Path, *options: str, program: Sequence[str] = ("-m", "snakemake")) -> subprocess.Popen:
     """Snakemake in `folder`; what it says goes to the file `said` there."""
-    line = [str(Path(sys.executable).with_name("snakemake")), *options]
+    line = [sys.executable, *program, *options]
     env = {**os.environ, "PYTHONPATH": str(folder)}
     with (folder / "said").open("w", encoding="utf-8") as said:
         return subprocess.Popen(line, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
 
 
 def on_slurm(folder: Path, suite: str, *options: str) -> subprocess.Popen:
-    return start(folder, "--profile=profiles/slurm", *QUICK, *options, "--config", f"suite={suite}")
+    given = ["--profile=profiles/slurm", *QUICK, *options, "--config", f"suite={suite}"]
+    return start(folder, *given, program=("-c", IMPATIENT))
 
 
 def end(running: subprocess.Popen, folder: Path, code: int = 0) -> str:
