@@ -130,8 +130,9 @@ def run_cell(
     described = [cell.slug, trajectories, settings.model_dump(), arms.model_dump(), computing(code, device)]
     inputs = [here.target.sha256, here.source.sha256, released.hashes()]
     inputs += [sha256_file(path) for path in [*sorted(Path(known).glob("*.safetensors")), origin / "manifest.json"]]
-    if unknown_arms := sorted(set(settings.paper.arms if settings.paper else ()) - {arm.name for arm in every}):
-        raise KnowError(f"transfer.paper.arms: {cell.slug} has no arm {', '.join(unknown_arms)}")
+    anywhere = {arm.name for arm in arms_of(arms, dataclasses.replace(cell, track="overflow"))}
+    if lacking := sorted(set(settings.paper.arms if settings.paper else ()) - anywhere):
+        raise KnowError(f"transfer.paper.arms: there is no arm {', '.join(lacking)} among those of the suite")
     rows = [
         (trajectory, arm, policy, repeat)
         for trajectory, arm in itertools.product(evaluated, chosen)
