@@ -74,7 +74,14 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
             arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.primary_arms
         }
         overviews[one.name] = tables.overview(one, shown)
-    return fill("front.md.j2", **COMMON, verdicts=tables.front(evidence, cost), suites=results, overviews=overviews)
+    return fill(
+        "front.md.j2",
+        **COMMON,
+        run=bool(evidence.suites),
+        verdicts=tables.front(evidence, cost),
+        suites=results,
+        overviews=overviews,
+    )
 
 
 def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:

@@ -13,7 +13,11 @@ import know
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own_training.md").read_text(encoding="utf-8")
 SECTIONS = {text.splitlines()[0]: text for text in PAGE.split("\n## ")[1:]}
 NEEDS = {"Lightning": ["lightning"], "Hugging Face Trainer": ["transformers", "accelerate"]}
-GOES_ON = {"Your own loop": "Your training function", "Then": "Lightning"}
+GOES_ON = {
+    "A placebo": "Your training function",
+    "Your own loop": "Your training function",
+    "Then": "Lightning",
+}
 """Sections that go on with the names of another."""
 
 
@@ -31,6 +35,7 @@ def run(section: str, space: dict) -> dict:
     ("section", "folder"),
     [
         ("Your training function", "forgotten"),
+        ("A placebo", "beside"),
         ("Your own loop", "recorded"),
         ("Your own loop", "arrays"),
         pytest.param("Hugging Face Trainer", "trainer", marks=pytest.mark.slow),
@@ -57,6 +62,7 @@ def test_an_example_makes_a_trajectory_that_can_be_predicted(tmp_path, monkeypat
 def test_every_section_with_an_example_is_run():
     assert {section for section, text in SECTIONS.items() if "```python" in text} == {
         "Your training function",
+        "A placebo",
         "Your own loop",
         "Lightning",
         "Hugging Face Trainer",
