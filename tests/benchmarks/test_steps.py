@@ -21,7 +21,7 @@ from know.files import read_json, write_json
 from know.fingerprint import code_hash
 
 REPOSITORY = Path(__file__).parents[2]
-CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
+CELL = "retrodiction.digits_0-4.digits_5-9.mlp.100"
 WORK = Path("work/smoke")
 
 

@@ -39,7 +39,8 @@ def check(asked: Known) -> None:
         for window in (histories(2000, asked.length), wild):
             inputs = scale_windows(window, asked.scaling)[0]
             ours, plain = ((answer - exact(net, inputs)).abs() for answer in (fast.steps(net, inputs), net(inputs)))
-            assert float(ours.mean()) < 2.5 * float(plain.mean())
+            # torch's own error depends on the processor's products and may be far below one rounding, 6e-8
+            assert float(ours.mean()) < max(6e-8, 2.5 * float(plain.mean()))
             if window is not wild:
                 assert float(ours.max()) < max(1e-6, 2 * float(plain.max()))
 
