@@ -28,7 +28,7 @@ WORK = Path("work/smoke")
 # the workflow
 
 
-@pytest.mark.parametrize("suite", ["smoke", "cpu-wide/lengths", "cpu/resnet8"])
+@pytest.mark.parametrize("suite", ["smoke", "ablations/lengths", "core/resnet8"])
 def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
     """Every rule's outputs, inputs from other jobs, and command."""
     program = Path(sys.executable).with_name("snakemake")
