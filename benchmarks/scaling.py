@@ -17,15 +17,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.cost import images
-from benchmarks.data import Dataset, load
-from benchmarks.networks import build
-from benchmarks.references import REFERENCES
-from benchmarks.settings import Recipe
+from benchmarks.arms import arms_of
+from benchmarks.data import load
+from benchmarks.networks import build, has_running_statistics
+from benchmarks.references import REFERENCES, Average
+from benchmarks.settings import Cell, Origin, Recipe, Track
 from benchmarks.steps import steps
 from benchmarks.suite import Suite, load_suite, suite_names
 from benchmarks.training import accuracy, deterministic, train
-from benchmarks.transfer import arms_of
 from know.files import write_csv
 
 STEPS = 12
@@ -40,8 +39,10 @@ class Clock:
         self.data = functools.cache(lambda spec: load(spec, device=device))
         self.training = functools.cache(self._training)
         self.evaluation = functools.cache(self._evaluation)
+        self.model = functools.cache(self._model)
 
-    def model(self, network: str, data: Dataset) -> torch.nn.Module:
+    def _model(self, spec: str, network: str) -> torch.nn.Module:
+        data = self.data(spec)
         return build(network, data.shape, len(data.classes), seed=0).to(self.device)
 
     def _now(self) -> float:
@@ -55,58 +56,137 @@ class Clock:
         data, marks = self.data(spec), []
         short = recipe.model_copy(update={"steps": STEPS + 2, "head_epochs": 0})
         mark = lambda *_: marks.append(self._now())  # noqa: E731
-        train(self.model(network, data), data, data.train, short, seed=0, after_step=mark)
+        train(self.model(spec, network), data, data.train, short, seed=0, after_step=mark)
         return (marks[-1] - marks[1]) / (len(marks) - 2) / min(recipe.batch_size, len(data.train))
 
     def _evaluation(self, spec: str, network: str) -> float:
         data = self.data(spec)
-        model, part = self.model(network, data), data.test
+        model, part = self.model(spec, network), data.test
         start = self._now()
         accuracy(model, data, part)
         return (self._now() - start) / len(part)
 
 
+class _SourceRuns:
+    """A `benchmarks.references.SourceRun` that trains nothing: what the trajectory of an origin trains with all of its
+    references, which are made whether or not the suite names them.
+    """
+
+    initial = theta_0 = 0.0
+
+    def __init__(self, suite: Suite, cell: Cell, size: int):
+        """cell: one of the origin with its track and its largest S. size: number of images in D0."""
+        self.pretraining, self.step = suite.pretraining, suite.forgetting.step
+        self.size, self.sizes = size, [size * cell.ratio**k for k in range(1, cell.length)]
+        self.runs: dict[tuple[int, int | None], float] = {}
+        """Images of each run from the initialisation: they are in the store, where other r and tracks find them."""
+        self.further = self._step(size) if cell.track == "retrodiction" else 0.0
+        """Images of all training that begins at theta_0, or makes it from theta_{-1}."""
+        self.from_theta_0: set[str] = set()
+        """Names of the references that such training makes; they depend on r."""
+        self.pretrain(1 if cell.track == "overflow" else 2)
+        for _ in ("forgetting", "placebo"):
+            self.train_on()
+        for reference in REFERENCES.values():
+            if reference.exists(cell.track, suite.forgetting.d0):
+                before = self.further
+                reference.function(self)
+                self.from_theta_0 |= {reference.name} if self.further != before else set()
+
+    def _step(self, images: float) -> float:
+        return self.step.steps * self.step.batch_size if self.step.steps else self.step.epochs * images
+
+    def pretrain(self, factor: int, *, steps: int | None = None) -> float:
+        self.runs[factor, steps] = (steps or factor) * self.pretraining.epochs * self.size
+        return 0.0
+
+    def average(self, kind: Average) -> float:
+        return 0.0
+
+    def train_on(self, factor: int = 1) -> float:
+        self.further += sum(map(self._step, self.sizes))
+        return 0.0
+
+
+class Total:
+    """Sums over the jobs of a suite: images, files, and seconds by a clock."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+        self.shown = {"source_images": 0.0, "target_images": 0.0, "evaluated": 0.0}
+        self.seconds = self.bytes = self.fine_tunes = 0.0
+        self.files = 0
+
+    def train(self, kind: str, images: float, spec: str, network: str, recipe: Recipe) -> None:
+        self.shown[kind] += images
+        self.seconds += images * self.clock.training(spec, network, recipe)
+
+    def evaluate(self, images: float, spec: str, network: str) -> None:
+        self.shown["evaluated"] += images
+        self.seconds += images * self.clock.evaluation(spec, network)
+
+
+def _count_origins(suite: Suite, total: Total) -> dict[tuple[Origin, Track], _SourceRuns]:
+    """Count the trajectories; returns what each trains, by origin and track."""
+    ids, made, known = len(suite.trajectory_ids), {}, set()
+    for origin in suite.origins:
+        source, place = total.clock.data(origin.source), (origin.source, origin.network)
+        size = round(suite.forgetting.d0 * len(source.train))
+        longest = max((cell for cell in suite.cells if cell.origin == origin), key=lambda cell: cell.length)
+        weights = sum(tensor.nbytes for tensor in total.clock.model(*place).state_dict().values())
+        for track in suite.tracks(origin):
+            run = made[origin, track] = _SourceRuns(suite, dataclasses.replace(longest, track=track), size)
+            fresh = {key: images for key, images in run.runs.items() if (*place, key) not in known}
+            known |= {(*place, key) for key in fresh}
+            total.train("source_images", ids * sum(fresh.values()), *place, suite.pretraining)
+            total.train("source_images", ids * run.further, *place, suite.forgetting.step)
+            # every snapshot of the trajectory and of its placebo: the test images, and D0 without the subset twice
+            left_out = sum(size - part for part in run.sizes)
+            total.evaluate(ids * 2 * (longest.length * len(source.test) + 2 * left_out), *place)
+            kept = [r for r in REFERENCES.values() if r.name != "naive" and r.exists(track, suite.forgetting.d0)]
+            saved = 2 * longest.length + len(kept)
+            total.files += ids * (saved + 1)
+            # a run from the initialisation is kept with three averages and the two moments of the optimiser
+            total.bytes += ids * (saved + 6 * len(fresh)) * weights
+        total.files += 3  # manifest, log, time
+    total.files += 5 * ids * len(known)
+    return made
+
+
+def _count_cell(suite: Suite, cell: Cell, runs: _SourceRuns, known: set[tuple], total: Total) -> None:
+    """Count the fine-tunes of a cell. known: those of the cells before, to which the store has the answer."""
+    settings, place = suite.transfer, (cell.target, cell.network)
+    source, target = total.clock.data(cell.source), total.clock.data(cell.target)
+    for arm in arms_of(suite.arms, cell):
+        # theta_0 and other references are the same whatever S is, and most of them whatever r is
+        ratio = cell.ratio if arm.name in runs.from_theta_0 else None
+        key = (cell.track, cell.source, cell.target, cell.network, cell.share, ratio, arm.name)
+        if not arm.predictor and key in known:
+            continue
+        known.add(key)
+        pilots = settings.pilot_fine_tunes * suite.pilots * (len(settings.grid) + settings.extensions)
+        each = suite.trajectories * settings.fine_tunes
+        for policy, count in [("short", pilots), *((policy, each) for policy in settings.policies(arm.name))]:
+            recipe = settings.at(policy).recipe
+            shown = count * (recipe.head_epochs + recipe.epochs) * settings.images * cell.share
+            total.train("target_images", shown, *place, settings.recipe)
+            total.fine_tunes += count
+        evaluated = each * len(settings.policies(arm.name))
+        total.evaluate((pilots + evaluated) * settings.validation + evaluated * len(target.test), *place)
+        looks = 2 if has_running_statistics(total.clock.model(cell.source, cell.network)) else 1
+        total.evaluate(suite.trajectories * looks * len(source.test), cell.source, cell.network)
+
+
 def count(name: str, suite: Suite, clock: Clock) -> dict:
     """A row of the table."""
-    ids, transfer = len(suite.trajectory_ids), suite.transfer
-    shown = {"source_images": 0.0, "target_images": 0.0, "evaluated": 0.0}
-    seconds = size = fine_tunes = files = 0.0
-    for origin in suite.origins:
-        d0 = round(suite.forgetting.d0 * len(clock.data(origin.source).train))
-        longest = max((cell for cell in suite.cells if cell.origin == origin), key=lambda cell: cell.length)
-        for track in suite.tracks(origin):
-            by_run = images(suite, dataclasses.replace(longest, track=track), d0)
-            named = [REFERENCES[name] for name in suite.arms.references]
-            # runs in addition to theta_0; on the other track the oracle is theta_{-1}, counted with theta_0
-            runs = [r.name for r in named if r.factor > 1 and track == "overflow"]
-            total = ids * (by_run["trajectory"] + sum(by_run[run] for run in runs))
-            if "compute_matched" in suite.arms.references:
-                total += ids * (by_run["compute_matched"] - by_run["naive"])
-            shown["source_images"] += total
-            seconds += total * clock.training(origin.source, origin.network, suite.pretraining)
-            saved = longest.length + len(suite.arms.references) - 1
-            model = clock.model(origin.network, clock.data(origin.source))
-            weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-            files += ids * (saved + 1)
-            size += ids * saved * weights
-        files += 3  # manifest, log, time
+    total, known = Total(clock), set()
+    runs = _count_origins(suite, total)
     for cell in suite.cells:
-        arms = len(arms_of(suite.arms, cell))
-        runs = arms * transfer.pilot_fine_tunes * suite.pilots * (len(transfer.grid) + transfer.extensions)
-        runs += arms * transfer.fine_tunes * suite.trajectories * 2
-        each = (transfer.recipe.head_epochs + transfer.recipe.epochs) * transfer.images * cell.share
-        source, target = clock.data(cell.source), clock.data(cell.target)
-        evaluated = runs * (transfer.validation + len(target.test))
-        looked = 2 * arms * ids * len(source.test)
-        fine_tunes += runs
-        shown["target_images"] += runs * each
-        shown["evaluated"] += evaluated + looked
-        seconds += runs * each * clock.training(cell.target, cell.network, transfer.recipe)
-        seconds += evaluated * clock.evaluation(cell.target, cell.network)
-        seconds += looked * clock.evaluation(cell.source, cell.network)
-        files += 6  # three tables, results in the store, log, time
+        _count_cell(suite, cell, runs[cell.origin, cell.track], known, total)
+    total.files += 6 * len(suite.cells)  # three tables, results in the store, log, time
     shards = suite.metatraining.shards if suite.metatraining else 0
-    files += (suite.metatraining.trajectories + 8 * len(suite.lengths) if suite.metatraining else 0) + 3 * shards + 16
+    total.files += suite.metatraining.trajectories + 8 * len(suite.lengths) if suite.metatraining else 0
+    total.files += 3 * shards + 16
     jobs = len(steps(suite, Path("work") / name)) + 2  # publishing and figures
     return {
         "suite": name,
@@ -114,12 +194,12 @@ def count(name: str, suite: Suite, clock: Clock) -> dict:
         "cells": len(suite.cells),
         "origins": len(suite.origins),
         "jobs": jobs,
-        "fine_tunes": round(fine_tunes),
-        **{key: round(value) for key, value in shown.items()},
-        "hours": f"{seconds / 3600:.3g}",
+        "fine_tunes": round(total.fine_tunes),
+        **{key: round(value) for key, value in total.shown.items()},
+        "hours": f"{total.seconds / 3600:.3g}",
         "measured_hours": _measured(name),
-        "files": round(files),
-        "megabytes": f"{size / 2**20:.3g}",
+        "files": total.files,
+        "megabytes": f"{total.bytes / 2**20:.3g}",
     }
 
 

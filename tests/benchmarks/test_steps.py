@@ -21,14 +21,15 @@ from know.files import read_json, write_json
 from know.fingerprint import code_hash
 
 REPOSITORY = Path(__file__).parents[2]
-CELL = "retrodiction.digits_0-4.digits_5-9.mlp.100"
+CELL, TINY_CELL = (f"{track}.digits_0-4.digits_5-9.mlp.100" for track in ("retrodiction", "overflow"))
+"""A cell of the smoke suite, and the cell of the tiny one."""
 WORK = Path("work/smoke")
 
 
 # the workflow
 
 
-@pytest.mark.parametrize("suite", ["smoke", "cpu-wide/lengths", pytest.param("cpu/resnet8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suite", ["smoke", "ablations/lengths", pytest.param("core/resnet8", marks=pytest.mark.slow)])
 def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
     """Every rule's outputs, inputs from other jobs, and command."""
     program = Path(sys.executable).with_name("snakemake")
@@ -192,9 +193,8 @@ def test_what_waits_for_a_job_names_the_first_cause_and_the_rest_is_there(smoke)
     (WORK / "trajectories/digits_0-4.mlp/manifest.json").unlink()
     write(WORK / "logs/forget/digits_0-4.mlp.log", "0:01 one\nknow: error: no room\n\n")
     missing = lacking(smoke, WORK)
-    waits = {f"transfer/{track}.digits_0-4.digits_5-9.mlp.100" for track in ("overflow", "retrodiction")}
     assert missing.pop("forget/digits_0-4.mlp") == "no room"
-    assert missing == dict.fromkeys(waits | {"inspect", "landscape"}, "needs forget/digits_0-4.mlp: no room")
+    assert missing == dict.fromkeys((f"transfer/{CELL}", "inspect"), "needs forget/digits_0-4.mlp: no room")
 
 
 def test_the_cause_is_named_through_several_jobs(smoke):
@@ -263,7 +263,7 @@ def test_other_settings_make_anew_what_comes_after_them(there, capsys):
     assert run("run", "--suite", "tiny") == 0
     said = jobs_said(capsys)
     same = ("data", "metaset/0", "metatrain/5", "forget/digits_0-4.mlp")
-    assert said == [*(f"{name}: done before" for name in same), f"transfer/{CELL}", "landscape", "inspect", "cost"]
+    assert said == [*(f"{name}: done before" for name in same), f"transfer/{TINY_CELL}", "landscape", "inspect", "cost"]
     assert "shrink_x4" in (there / "results" / "tiny" / "runs.csv").read_text()
 
 
@@ -280,9 +280,9 @@ def test_the_records_are_those_of_the_steps_by_hand(there):
     """`run` only orders the commands, which the workflow calls too."""
     shutil.move(there / "work", there / "old")
     commands = [("data",), ("forget", "--origin", "digits_0-4.mlp"), ("metaset", "--shard", "0"), ("metatrain",)]
-    for name, *options in [*commands, ("transfer", "--cell", CELL)]:
+    for name, *options in [*commands, ("transfer", "--cell", TINY_CELL)]:
         assert run(name, "--suite", "tiny", *options) == 0
-    for file in (f"transfers/{CELL}/runs.csv", f"transfers/{CELL}/pilots.csv", "known/5/known.safetensors"):
+    for file in (f"transfers/{TINY_CELL}/runs.csv", f"transfers/{TINY_CELL}/pilots.csv", "known/5/known.safetensors"):
         assert (there / "work" / "tiny" / file).read_bytes() == (there / "old" / "tiny" / file).read_bytes()
 
 

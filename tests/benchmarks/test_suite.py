@@ -6,7 +6,8 @@ import pytest
 import yaml
 from synthetic import SUITES
 
-from benchmarks.arms import lines
+from benchmarks.arms import arms_of, lines
+from benchmarks.report.claims import CLAIMS
 from benchmarks.settings import Origin, family
 from benchmarks.suite import Suite, load_suite
 from know.errors import KnowError
@@ -51,6 +52,31 @@ def test_shipped_suites_are_valid(name):
         assert suite.trajectories >= 5
         assert suite.pilots >= (1 if name.startswith("gpu/") else 2)  # a page says where it is one
         assert suite.forgetting.smallest >= 64
+
+
+def test_the_core_suites_are_those_in_which_the_claims_are_judged():
+    assert {name for name in SUITES if name.startswith("core/")} == set(CLAIMS.core)
+    asked = {each for contrast in CLAIMS.primary.contrasts for each in (contrast.better.arm, contrast.worse.arm)}
+    for name in CLAIMS.core:
+        suite = load_suite(name)
+        assert suite.evidence
+        for cell in suite.cells:
+            assert (cell.track, cell.ratio, cell.share) == ("overflow", 0.5, 1.0)
+            assert asked <= {arm.name for arm in arms_of(suite.arms, cell)}, name
+
+
+ON_CPUS = [name for name in SUITES if name.startswith(("core/", "cells/", "ablations/"))]
+
+
+@pytest.mark.parametrize("name", ON_CPUS)
+def test_suites_of_the_comparison_have_trajectories_and_fine_tunes_enough(name):
+    suite = load_suite(name)
+    assert (suite.trajectories, suite.pilots) == (16 if "pacs" in name else 8, 4)
+    assert suite.trajectories * suite.transfer.fine_tunes >= (24 if name.startswith("core/") else 16)
+    assert (suite.transfer.pilot_fine_tunes, suite.transfer.extensions) == (1, 2)
+    for cell in suite.cells:
+        names = {arm.name for arm in arms_of(suite.arms, cell)}
+        assert set(suite.transfer.paper.arms if suite.transfer.paper else ()) <= names
 
 
 def test_smoke_is_shipped_and_no_evidence():

@@ -120,8 +120,8 @@ def test_the_grid_grows_at_its_edges_for_all_names_alike():
     assert chosen["other"].rate == 1.0
 
 
-# What the rule loses. Accuracies in points along log2 of the rate, with sharpness and noise as in the pilots of
-# results/cpu and results/cpu-wide: quartiles of the two curvatures, the standard deviation of a pilot, its correlation
+# What the rule loses. Accuracies in points along log2 of the rate, with sharpness and noise as in the pilots of the
+# first comparison (results/first): quartiles of the two curvatures, the standard deviation of a pilot, its correlation
 # between neighbours, and how often a pilot ends at chance above the best rate (networks without normalisation).
 
 BELOW, ABOVE = (0.96, 1.14, 1.57), (1.6, 2.5, 4.2)
