@@ -288,7 +288,7 @@ def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(module,
         write_results(tmp_path / name, runs, with_page=False)
         figure = front.draw(tmp_path)
         assert len(figure.axes) == count
-        assert name[4:] in figure.axes[-1].get_title(loc="left")
+        assert name[5:] in figure.axes[-1].get_title(loc="left")
 
 
 def test_the_front_picture_is_drawn_with_the_figures_of_a_main_suite(module, repository, tmp_path):
