@@ -81,7 +81,9 @@ PALETTE = ["#56B4E9", "#999933", "#661100", "#AA4499", "#44AA99", "#882255", "#3
 MARKERS = ["o", "v", "X", "<", "h", ">", "d", "p", "8"]
 """Colours and markers of the other families, in turn; the same in two panels mean nothing."""
 
-WORDS = {word.lower(): word for word in ("DMD", "EMA", "ExPO", "KNOWN", "LogFit", "MPE", "RRE", "TSV", "WNN")}
+WORDS = {
+    word.lower(): word for word in ("DMD", "EMA", "ExPO", "KNOWN", "LogFit", "MPE", "Richardson", "RRE", "TSV", "WNN")
+}
 """Words in names of families that are no plain words; `theta0` as a word is θ₀."""
 
 BLOCKS = (("reference", "known"), ("prediction", "average"), ("control",))
@@ -314,7 +316,7 @@ def dagger_note(labels: Iterable[str]) -> str:
 def draw_rows(axis: Axes, rows: pd.DataFrame) -> None:
     """Stripes and labels of the rows of `rows_of`, from the top down; yellow: oracles."""
     for place, (_, family, arm) in enumerate(rows.itertuples(index=False)):
-        colour = "#FBEBCB" if family.startswith("oracle") else "#F4F4F4" if arm and place % 2 else "white"
+        colour = "#FBEBCB" if "oracle" in family else "#F4F4F4" if arm and place % 2 else "white"
         axis.axhspan(place - 0.5, place + 0.5, color=colour, linewidth=0, zorder=0)
     axis.set_yticks(range(len(rows)), rows["label"])
     for label, arm in zip(axis.get_yticklabels(), rows["arm"], strict=True):

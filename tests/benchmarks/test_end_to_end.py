@@ -204,7 +204,12 @@ def test_new_dates_and_words_of_the_code_make_nothing_again(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        ("benchmarks/transfer.py", '"rule": "point: highest', '"rule": "the point: highest', {"transfer", "publish", "figures"}),
+        (
+            "benchmarks/transfer.py",
+            '"rule": "point: highest',
+            '"rule": "the point: highest',
+            {"transfer", "publish", "figures"},
+        ),
         ("benchmarks/suites/tiny.yaml", "updates: 40", "updates: 44", set(MADE_BY) - {"forget"}),
         pytest.param("paper_figures/accuracy_by_arm.py", "nbins=6", "nbins=7", {"figures"}, marks=pytest.mark.slow),
         pytest.param(
