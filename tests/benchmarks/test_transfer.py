@@ -15,7 +15,7 @@ from benchmarks.arms import Arm, arms_of
 from benchmarks.finetune import Result
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.references import REFERENCES
-from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, Recipe, Transfer
+from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, PaperPolicy, Recipe, Transfer
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin
 from benchmarks.transfer import Task, _portions, choose_rates, describe, run_cell
@@ -467,3 +467,29 @@ def test_a_track_that_was_not_made_is_named(origin, trained, tmp_path):
     folders = {"known": trained, "store": Store(tmp_path / "store"), "out": tmp_path / "out"}
     with pytest.raises(KnowError, match="t1/retrodiction holds no finished trajectory"):
         run_cell(replace(CELL, track="retrodiction"), IDS, SETTINGS, FEW, origin=tmp_path / "origin", **folders)
+
+
+def test_the_papers_policy_is_its_rate_for_as_long_as_it_says_for_the_arms_that_are_named(cell, tmp_path, monkeypatch):
+    paper = PaperPolicy(arms=["known_x8"], epochs=3, head_epochs=2)
+    changes = {"extensions": 0, "fine_tunes": 1, "pilot_fine_tunes": 1, "images": 8, "paper": paper}
+    made, real = [], transfer.fine_tune
+
+    def spy(request, network, target, settings):
+        made.append((settings.recipe.epochs, settings.recipe.head_epochs, request.learning_rate, request.test))
+        return real(request, network, target, settings)
+
+    monkeypatch.setattr(transfer, "fine_tune", spy)
+    cell(tmp_path / "cell", settings=SETTINGS.model_copy(update=changes))
+    rows = read_records([tmp_path / "cell" / "runs.csv"], RunRecord)
+    policies = rows.groupby("arm")["policy"].agg(set).to_dict()
+    assert policies == {name: {"short", "tuned"} | ({"paper"} if name == "known_x8" else set()) for name in policies}
+    longer = [entry for entry in made if entry[:2] == (3, 2)]
+    assert longer == [(3, 2, RECIPE.learning_rate, True)] * rows["trajectory"].nunique()
+    assert {entry[:2] for entry in made} == {(3, 2), (RECIPE.epochs, RECIPE.head_epochs)}
+    assert set(rows.loc[rows["policy"] == "paper", "learning_rate"]) == {RECIPE.learning_rate}
+
+
+def test_the_papers_policy_names_arms_of_the_suite(cell, tmp_path):
+    wrong = SETTINGS.model_copy(update={"paper": PaperPolicy(arms=["known_x8", "knwon_x2"])})
+    with pytest.raises(KnowError, match=r"transfer\.paper\.arms: there is no arm knwon_x2"):
+        cell(tmp_path / "cell", settings=wrong)
