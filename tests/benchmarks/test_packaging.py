@@ -162,7 +162,7 @@ def required_modules(names: set[str]) -> set[str]:
 GUARD = """
 import sys
 
-ALLOWED = set({allowed}) | set(sys.stdlib_module_names) | {{"know", "__main__"}}
+ALLOWED = set({allowed}) | set(sys.stdlib_module_names) | {{"know", "__main__", "guard_of_packages"}}
 
 
 class Guard:
@@ -228,7 +228,9 @@ def test_the_library_works_from_a_wheel_beside_what_it_requires_and_nothing_else
     (packages,) = env.glob("lib/python*/site-packages")
     (packages / "outside.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     guard = GUARD.format(allowed=json.dumps(sorted(required_modules(LIBRARY))))
-    (packages / "sitecustomize.py").write_text(guard, encoding="utf-8")
+    # not sitecustomize.py, of which some systems have one of their own that comes first
+    (packages / "guard_of_packages.py").write_text(guard, encoding="utf-8")
+    (packages / "guard_of_packages.pth").write_text("import guard_of_packages\n", encoding="utf-8")
     assert "import-keras" in run(env / "bin" / "know", "--help")
     (tmp_path / "training.py").write_text(TRAINING, encoding="utf-8")
     lines = [

@@ -272,7 +272,7 @@ def test_a_missing_key_is_named(changed, place):
         ("pairs", [{**PAIR, "ratios": [1.0]}], "pairs.0.ratios.0"),
         ("transfer.grid", [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.3e-3], "factors of 2"),
         ("transfer.grid", [6.4e-3, 3.2e-3, 1.6e-3, 8e-4, 4e-4, 2e-4], "factors of 2"),
-        ("transfer.grid", [3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3], "0.0004"),
+        ("transfer.grid", [3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3], "0.0016"),
         ("transfer.grid", [2e-4, 4e-4, 8e-4], "transfer.grid"),
         ("transfer.shares", [0.0], "transfer.shares"),
         ("transfer.shares", [1.5], "transfer.shares"),
