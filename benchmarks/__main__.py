@@ -389,6 +389,7 @@ def forget(
         settings.tracks(chosen),
         settings.pretraining,
         settings.forgetting_of(chosen),
+        references=settings.arms.references,
         store=_store(),
         out=_work(suite) / "trajectories" / chosen.slug,
         device=_start(device, threads, settings),

@@ -1,14 +1,18 @@
 """THE fine-tuning function: every arm uses it, with the same subset, head, batch order and augmentation.
 
 Its result depends only on its arguments, so it is kept in the store by content (`benchmarks.store`). When an arm is
-added to a suite, or a killed cell is run again, only what was not computed before is computed.
+added to a suite, or a killed cell is run again, only what was not computed before is computed. What many fine-tunes
+share is made once (`FineTuner`): the images, which depend on no arm, and the head-only phase, on no learning rate.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +22,7 @@ from benchmarks.data import Dataset, GroupedDataset
 from benchmarks.networks import build, has_running_statistics, head_name, normalisation
 from benchmarks.settings import Normalisation, Transfer
 from benchmarks.stacked import Stacked, scored
-from benchmarks.training import accuracy, logits, recalibrate, train
+from benchmarks.training import Epoch, accuracy, correct, evaluated, logits, recalibrate, show, steps_per_epoch, train
 from know.checkpoints import State
 from know.errors import KnowError
 from know.files import digest
@@ -26,11 +30,15 @@ from know.seeds import stream
 
 CALIBRATION = 2048
 """Number of source images on which running statistics are measured, for the source accuracy of predicted weights."""
+KEPT = 2**30
+"""At most this many bytes of images that fine-tunes share are kept in memory, as they are shown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
-    """What an arm gives to fine-tuning. rates: factors on the learning rate, by parameter name."""
+    """What an arm gives to fine-tuning. rates: factors on the learning rate, by parameter name. Two of them with the
+    same content have the same fingerprint, but are not equal.
+    """
 
     weights: State
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -71,22 +79,82 @@ class FineTune:
 
 def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transfer) -> Result:
     """Fine-tune a new head and the weights with the suite's recipe; accuracies are those after the last epoch."""
-    images, validation = target_split(target, settings, request.share, request.seed)
-    model, order, rates = _prepare(request, network, target, settings, images)
-    asked = {"learning_rate": request.learning_rate, "rate_factors": rates}
-    outcome = train(model, target, target.train.take(images), settings.recipe, seed=order, **asked)
-    held_out = target.train.take(validation)
-    (share,), (loss,) = scored(logits(model, target, held_out)[None], held_out.labels)
-    tested = accuracy(model, target, target.test) if request.test else None
-    return _result(outcome.status, share, loss, tested)
+    return FineTuner(network, target, settings)(request)
+
+
+class FineTuner:
+    """`fine_tune` for one network, target and recipe, which keeps in memory what its fine-tunes share."""
+
+    def __init__(self, network: str, target: Dataset, settings: Transfer):
+        self.network, self.target, self.settings = network, target, settings
+        keep = functools.lru_cache(maxsize=settings.fine_tunes)
+        self.epochs, self.begun, self.validation = keep(self._epochs), keep(self._begun), keep(self._validation)
+
+    def __call__(self, request: FineTune) -> Result:
+        target, recipe = self.target, self.settings.recipe
+        images, _ = target_split(target, self.settings, request.share, request.seed)
+        begun, order, status = self.begun(request.start, request.share, request.seed)
+        model = copy.deepcopy(begun)
+        if status == "ok":
+            shown = itertools.islice(self._shown(request.share, request.seed, order), recipe.head_epochs, None)
+            rates = {"learning_rate": request.learning_rate, "rate_factors": _without_head(request.start.rates, model)}
+            asked = {"seed": order, "shown": shown, "phase": "everything", **rates}
+            status = train(model, target, target.train.take(images), recipe, **asked).status
+        validation, labels = self.validation(request.share, request.seed)
+        (share,), (loss,) = scored(logits(model, validation)[None], labels)
+        tested = correct(logits(model, self.tests), target.test.labels) if request.test else None
+        return _result(status, share, loss, tested)
+
+    def _begun(self, start: Start, share: float, seed: int) -> tuple[nn.Module, int, str]:
+        """The network after the head-only phase, the seed of batch order and augmentation, and the status."""
+        images, _ = target_split(self.target, self.settings, share, seed)
+        model, order = _prepare(start, share, seed, self.network, self.target, images)
+        if not self.settings.recipe.head_epochs:
+            return model, order, "ok"
+        asked = {"seed": order, "shown": self._shown(share, seed, order), "phase": "head"}
+        outcome = train(model, self.target, self.target.train.take(images), self.settings.recipe, **asked)
+        return model, order, outcome.status
+
+    def _shown(self, share: float, seed: int, order: int) -> Iterable[Epoch]:
+        """What is shown, epoch by epoch: kept if the images of all fine-tunes of a trajectory fit into `KEPT`."""
+        images = self._count(share) * round(share * self.settings.images) * self.settings.fine_tunes
+        kept = images * math.prod(self.target.shape) * 4 <= KEPT
+        return self.epochs(share, seed, order) if kept else self._stream(share, seed, order)
+
+    def _stream(self, share: float, seed: int, order: int) -> Iterable[Epoch]:
+        images, _ = target_split(self.target, self.settings, share, seed)
+        split = self.target.train.take(images)
+        return show(self.target, split, torch.arange(len(split))[None], self.settings.recipe, [order])
+
+    def _epochs(self, share: float, seed: int, order: int) -> list[Epoch]:
+        return [list(epoch) for epoch in itertools.islice(self._stream(share, seed, order), self._count(share))]
+
+    def _count(self, share: float) -> int:
+        """The number of epochs of both phases."""
+        recipe = self.settings.recipe
+        per_epoch = steps_per_epoch(round(share * self.settings.images), recipe.batch_size)
+        return recipe.head_epochs + (math.ceil(recipe.steps / per_epoch) if recipe.steps else recipe.epochs)
+
+    def _validation(self, share: float, seed: int) -> tuple[list[Tensor], Tensor]:
+        """The validation images in batches, as a network evaluates them, and their labels."""
+        _, held_out = target_split(self.target, self.settings, share, seed)
+        part = self.target.train.take(held_out)
+        return list(evaluated(self.target, part)), part.labels
+
+    @functools.cached_property
+    def tests(self) -> list[Tensor]:
+        """The test images in batches, as a network evaluates them."""
+        return list(evaluated(self.target, self.target.test))
 
 
 def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, settings: Transfer) -> list[Result]:
     """Do what `fine_tune` does for many requests of one share at once (`benchmarks.stacked`), equal up to rounding."""
     splits = [target_split(target, settings, request.share, request.seed) for request in requests]
     images, validation = (torch.stack(rows) for rows in zip(*splits, strict=True))  # (K, n) each
-    prepared = [_prepare(r, network, target, settings, own) for r, own in zip(requests, images, strict=True)]
-    models, orders, rates = zip(*prepared, strict=True)
+    models, orders = zip(
+        *(_prepare(r.start, r.share, r.seed, network, target, own) for r, own in zip(requests, images, strict=True)),
+        strict=True,
+    )
     networks = Stacked(models)
     outcomes = networks.train(
         target,
@@ -95,7 +163,7 @@ def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, s
         settings.recipe,
         seeds=orders,
         learning_rates=[request.learning_rate for request in requests],
-        rate_factors=rates,
+        rate_factors=[_without_head(request.start.rates, models[0]) for request in requests],
     )
     labels = target.train.labels[validation.to(target.train.labels.device)]  # (K, N)
     validated = scored(networks.logits(target, target.train, validation), labels)
@@ -108,11 +176,10 @@ def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, s
 
 
 def _prepare(
-    request: FineTune, network: str, target: Dataset, settings: Transfer, images: Tensor
-) -> tuple[nn.Module, int, dict[str, float]]:
-    """The network with its new head, the seed of batch order and augmentation, and the factors on the learning rate."""
-    start = request.start
-    model = build(network, target.shape, len(target.classes), seed=stream(request.seed, "head"))
+    start: Start, share: float, seed: int, network: str, target: Dataset, images: Tensor
+) -> tuple[nn.Module, int]:
+    """The network with its new head, and the seed of batch order and augmentation."""
+    model = build(network, target.shape, len(target.classes), seed=stream(seed, "head"))
     head = head_name(model) + "."
     fresh = {name for name in model.state_dict() if name.startswith(head)}
     if start.normalisation == "reset":
@@ -124,8 +191,13 @@ def _prepare(
     model.to(target.mean.device)
     if start.normalisation == "recalibrate":
         recalibrate(model, target, target.train.take(images))
-    rates = {name: factor for name, factor in start.rates.items() if not name.startswith(head)}
-    return model, stream(request.seed, "share", request.share), rates
+    return model, stream(seed, "share", share)
+
+
+def _without_head(rates: Mapping[str, float], model: nn.Module) -> dict[str, float]:
+    """The factors on the learning rate of all parameters but those of the head, which is new."""
+    head = head_name(model) + "."
+    return {name: factor for name, factor in rates.items() if not name.startswith(head)}
 
 
 def _result(status: str, validation: float, loss: float, test: float | None) -> Result:

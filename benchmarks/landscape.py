@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.data import load
 from benchmarks.networks import build
 from benchmarks.settings import LENGTH
-from benchmarks.training import logits
+from benchmarks.training import evaluated, logits
 from know.checkpoints import State
 from know.errors import KnowError
 from know.files import write_csv
@@ -63,7 +63,7 @@ def make_landscape(
         parts = point.split([theta_0[name].numel() for name in names])
         replaced = {n: p.view_as(theta_0[n]).to(theta_0[n].dtype) for n, p in zip(names, parts, strict=True)}
         model.load_state_dict({**theta_0, **replaced})
-        return float(F.cross_entropy(logits(model, dataset, seen), seen.labels))
+        return float(F.cross_entropy(logits(model, evaluated(dataset, seen)), seen.labels))
 
     rate = trajectory.fractions[-2]
     last = len(trajectory.states) - 1
@@ -71,7 +71,8 @@ def make_landscape(
     for depth in DEPTHS:
         answer = predict(trajectory, "known", depth, known=known)
         drawn.append(("known", f"x{rate**-depth:.2g}", flat(answer)))
-    drawn.append(("oracle", "oracle", flat(trajectory.reference("oracle"))))
+    oracles = [name for name in ("oracle", "oracle_steps") if name in trajectory.manifest["references"]]
+    drawn += [("oracle", name, flat(trajectory.reference(name))) for name in oracles[:1]]
     points = torch.stack([point for _, _, point in drawn])  # (points, P)
     axes, shares = principal_plane(points)
     places = (points - points[last]) @ axes.T  # (points, 2), theta_0 at (0, 0)

@@ -1,14 +1,14 @@
 """The reference arms: weights that really are trained on the source, in the same job as the trajectory.
 
-One function each, which asks the run that makes theta_0 (`SourceRun`) for weights. What is added here is made with
-every trajectory from then on, and stands in the tables of the suites that name it. Cost is counted by the same
+One function each, which asks the run that makes theta_0 (`SourceRun`) for weights. What is added here is made where a
+suite names it, and stands in its tables. Cost is counted by the same
 functions: a run that trains nothing answers with the number of images that training would show. Imports no torch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -74,6 +74,16 @@ def reference(
         return function
 
     return register
+
+
+def kept(names: Iterable[str], track: str, d0: float) -> list[Reference]:
+    """The references that trajectories of a track keep beside theta_0, where D0 is the share `d0` of the source and a
+    suite names some. The initialisation is always kept, and on the retrodiction track theta_{-1}, which is the oracle.
+    """
+    always = {"scratch"} if track == "overflow" else {"scratch", "oracle"}
+    return [
+        each for each in REFERENCES.values() if each.name in {*names, *always} - {"naive"} and each.exists(track, d0)
+    ]
 
 
 @reference("paper, naive transfer")

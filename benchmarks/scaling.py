@@ -20,7 +20,7 @@ import torch
 from benchmarks.arms import arms_of
 from benchmarks.data import load
 from benchmarks.networks import build, has_running_statistics
-from benchmarks.references import REFERENCES, Average
+from benchmarks.references import Average, kept
 from benchmarks.settings import Cell, Origin, Recipe, Track
 from benchmarks.steps import steps
 from benchmarks.suite import Suite, load_suite, suite_names
@@ -68,8 +68,8 @@ class Clock:
 
 
 class _SourceRuns:
-    """A `benchmarks.references.SourceRun` that trains nothing: what the trajectory of an origin trains with all of its
-    references, which are made whether or not the suite names them.
+    """A `benchmarks.references.SourceRun` that trains nothing: what the trajectory of an origin trains with the
+    references that the suite names.
     """
 
     initial = theta_0 = 0.0
@@ -87,11 +87,11 @@ class _SourceRuns:
         self.pretrain(1 if cell.track == "overflow" else 2)
         for _ in ("forgetting", "placebo"):
             self.train_on()
-        for reference in REFERENCES.values():
-            if reference.exists(cell.track, suite.forgetting.d0):
-                before = self.further
-                reference.function(self)
-                self.from_theta_0 |= {reference.name} if self.further != before else set()
+        self.kept = kept(suite.arms.references, cell.track, suite.forgetting.d0)
+        for reference in self.kept:
+            before = self.further
+            reference.function(self)
+            self.from_theta_0 |= {reference.name} if self.further != before else set()
 
     def _step(self, images: float) -> float:
         return self.step.steps * self.step.batch_size if self.step.steps else self.step.epochs * images
@@ -143,8 +143,7 @@ def _count_origins(suite: Suite, total: Total) -> dict[tuple[Origin, Track], _So
             # every snapshot of the trajectory and of its placebo: the test images, and D0 without the subset twice
             left_out = sum(size - part for part in run.sizes)
             total.evaluate(ids * 2 * (longest.length * len(source.test) + 2 * left_out), *place)
-            kept = [r for r in REFERENCES.values() if r.name != "naive" and r.exists(track, suite.forgetting.d0)]
-            saved = 2 * longest.length + len(kept)
+            saved = 2 * longest.length + len(run.kept)
             total.files += ids * (saved + 1)
             # a run from the initialisation is kept with three averages and the two moments of the optimiser
             total.bytes += ids * (saved + 6 * len(fresh)) * weights
@@ -164,11 +163,13 @@ def _count_cell(suite: Suite, cell: Cell, runs: _SourceRuns, known: set[tuple], 
         if not arm.predictor and key in known:
             continue
         known.add(key)
-        pilots = settings.pilot_fine_tunes * suite.pilots * (len(settings.grid) + settings.extensions)
-        each = suite.trajectories * settings.fine_tunes
-        for policy, count in [("short", pilots), *((policy, each) for policy in settings.policies(arm.name))]:
+        searched, each = settings.pilot_fine_tunes * suite.pilots, suite.trajectories * settings.fine_tunes
+        pilots, policies = searched * (len(settings.grid) + settings.extensions), settings.policies(arm.name)
+        # the head-only phase is made once for all rates
+        made = [("short", pilots, searched), *((p, each, 0 if p == "short" else each) for p in policies)]
+        for policy, count, heads in made:
             recipe = settings.at(policy).recipe
-            shown = count * (recipe.head_epochs + recipe.epochs) * settings.images * cell.share
+            shown = (heads * recipe.head_epochs + count * recipe.epochs) * settings.images * cell.share
             total.train("target_images", shown, *place, settings.recipe)
             total.fine_tunes += count
         evaluated = each * len(settings.policies(arm.name))

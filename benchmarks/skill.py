@@ -49,7 +49,8 @@ def measure(network: str, settings: Skill, *, known: Path, store: Store, work: P
     forgetting = suite.forgetting
     cell = Cell(TRACK, settings.source, settings.source, network, 1.0, forgetting.ratio, forgetting.length)
     names, place = [f"t{k}" for k in range(settings.trajectories)], work / "trajectories" / cell.origin.slug
-    make_origin(cell.origin, names, [TRACK], suite.pretraining, forgetting, store=store, out=place, device=device)
+    asked = {"references": settings.arms.references, "store": store, "out": place, "device": device}
+    make_origin(cell.origin, names, [TRACK], suite.pretraining, forgetting, **asked)
     source, models = load(settings.source, device=device), Models(known)
     arms, rows, moved = [arm for arm in arms_of(settings.arms, cell) if not arm.missing], [], []
     for name in progress(names, desc=f"skill on {network}"):

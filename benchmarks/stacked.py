@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.data import Dataset, Split, normalise
 from benchmarks.networks import head_and_normalisation
 from benchmarks.settings import Recipe
-from benchmarks.training import Outcome, autocast, compiled, run
+from benchmarks.training import Outcome, autocast, compiled, run, show
 from know.checkpoints import State
 from know.errors import KnowError
 
@@ -57,7 +57,7 @@ class Stacked:
         rate_factors: Sequence[Mapping[str, float]] | None = None,
         carry: bool = False,
     ) -> list[Outcome]:
-        """Train every network on its rows of `pool`; see `benchmarks.training.run` for arguments not listed here.
+        """Train every network on its rows of `pool`; see `show` and `train` of `benchmarks.training` for the rest.
 
         rate_factors: factors on the learning rate, by parameter name (default 1), in one mapping per network.
         carry: whether the optimiser continues with its state at the end of the last call.
@@ -70,7 +70,7 @@ class Stacked:
             self._forget_moments()
         learner = _Learner(self, recipe, rate_factors or [{}] * self.count)
         rates = learning_rates or [recipe.learning_rate] * self.count
-        outcomes = run(learner, dataset, pool, members, recipe, seeds, rates)
+        outcomes = run(learner, show(dataset, pool, members, recipe, seeds), members.shape[1], recipe, rates)
         learner.restore()
         finite = torch.stack([t.detach().isfinite().flatten(1).all(1) for t in self.parameters.values()]).all(0)
         for outcome, fine in zip(outcomes, finite.tolist(), strict=True):

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from benchmarks.kernels import departures
 from benchmarks.store import STORE, Store
 from benchmarks.suite import WORK, Suite
 from know import keras
@@ -108,6 +109,7 @@ def steps(suite: Suite, work: Path) -> list[Step]:
     for origin in suite.origins:
         files = (work / "trajectories" / origin.slug / "manifest.json",)
         settings = [plain(suite.forgetting_of(origin), suite.pretraining), every, suite.tracks(origin)]
+        settings += [suite.arms.references]
         options = ("--origin", origin.slug, *processes)
         made.append(Step(f"forget/{origin.slug}", ("data",), files, settings, options))
     for cell in suite.cells:
@@ -137,13 +139,13 @@ def run_steps(
     """Make what is not finished, one job after the other, where there is no Snakemake.
 
     execute: runs one command, given its arguments without the suite. device: where it computes. A job is finished if
-    the store has it with the same settings, code and device, after jobs that have not changed either, and its files are
-    still those that it made.
+    the store has it with the same settings, code, device and kernels, after jobs that have not changed either, and its
+    files are still those that it made.
     """
     every, mark = list(every), ""
     store = Store(WORK / STORE).results("steps", {"work": work.as_posix()})
     for number, step in enumerate(every, start=1):
-        mark = digest([mark, step.name, step.settings, code_hash(step.code), device])
+        mark = digest([mark, step.name, step.settings, code_hash(step.code), device, departures()])
         entry = store.find(mark)
         if entry and entry["outputs"] == _hashes(step):
             say(f"[{number}/{len(every)}] {step.name}: done before")

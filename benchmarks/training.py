@@ -4,17 +4,21 @@ for many stacked networks (`benchmarks.stacked`).
 The data are on the device as uint8. The random parts of an epoch, its permutation and the augmentation of every image,
 are drawn on the host from two streams of one seed, so that every device sees the same images in the same order. They
 are copied to the device in one step. There is no data loader, and the host waits for the device once per epoch.
+
+What a run shows depends neither on the weights nor on the learning rate, so runs that differ in nothing else can share
+it (`show`), and runs with the same head-only phase can share that (`train(phase=...)`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,9 @@ from benchmarks.networks import head_and_normalisation
 from benchmarks.settings import Recipe
 from know.errors import KnowError
 from know.seeds import stream
+
+Epoch = Iterable[tuple[Tensor, Tensor]]
+"""The batches of one epoch for K networks: images float32 (K, B, C, H, W), normalised, and labels int64 (K, B)."""
 
 
 @dataclass
@@ -69,6 +76,8 @@ def train(
     rate_factors: Mapping[str, float] | None = None,
     optimizer_state: dict | None = None,
     after_step: Callable[[int, int], object] | None = None,
+    shown: Iterable[Epoch] | None = None,
+    phase: Literal["head", "everything"] | None = None,
 ) -> Outcome:
     """Train `model` in place on `split` (a part of `dataset`, which gives normalisation and mirror rule).
 
@@ -76,13 +85,16 @@ def train(
     rate_factors: factors on the learning rate, by parameter name (default 1), in the phase that trains everything.
     optimizer_state: state to continue with (the released forgetting script carries Adam's); not with rate_factors.
     after_step: called as after_step(steps done, total steps) in the phase that trains everything.
+    shown: the images that the run is shown, if they were made before (`show` with the same arguments).
+    phase: the one phase to make, which begins with the first epoch of `shown`; by default both are made.
     """
     if rate_factors and optimizer_state is not None:
         raise KnowError("an optimiser's state is kept by position, which rate factors change; give one of the two")
     learner = _Single(model, recipe, rate_factors or {}, optimizer_state)
     rates = [learning_rate or recipe.learning_rate]
-    everything = torch.arange(len(split))[None]
-    (outcome,) = run(learner, dataset, split, everything, recipe, [seed], rates, after_step=after_step)
+    if shown is None:
+        shown = show(dataset, split, torch.arange(len(split))[None], recipe, [seed])
+    (outcome,) = run(learner, shown, len(split), recipe, rates, after_step=after_step, phase=phase)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
@@ -93,64 +105,76 @@ def train(
 
 def run(
     learner: Learner,
-    dataset: Dataset,
-    pool: Split,
-    members: Tensor,
+    shown: Iterable[Epoch],
+    images: int,
     recipe: Recipe,
-    seeds: Sequence[int],
     learning_rates: Sequence[float],
     *,
     after_step: Callable[[int, int], object] | None = None,
+    phase: Literal["head", "everything"] | None = None,
 ) -> list[Outcome]:
     """Train K networks step by step together, each on its own images; see `train` for the other arguments.
 
-    members: the rows of `pool` on which each network is trained, int64 (K, n), on the host.
-    seeds: K seeds; each decides the order of batches and the augmentation of images for its network.
+    shown: what they are shown (`show`), at least as many epochs as are made.
+    images: on how many each network is trained.
     """
-    networks, images = members.shape
-    device = pool.labels.device
-    orders, pictures = ([_generator(seed, name) for seed in seeds] for name in ("order", "augmentation"))
-    per_epoch = steps_per_epoch(images, recipe.batch_size)
-    phases = [(True, recipe.head_epochs * per_epoch, [recipe.head_learning_rate] * networks)]
-    phases = (phases if recipe.head_epochs else []) + [
-        (False, recipe.steps or recipe.epochs * per_epoch, list(learning_rates))
-    ]
-    outcomes = [Outcome() for _ in range(networks)]
-    for head_only, budget, rates in phases:
-        learner.begin(head_only, rates)
+    networks, per_epoch = len(learning_rates), steps_per_epoch(images, recipe.batch_size)
+    phases = {
+        "head": (recipe.head_epochs * per_epoch, [recipe.head_learning_rate] * networks),
+        "everything": (recipe.steps or recipe.epochs * per_epoch, list(learning_rates)),
+    }
+    outcomes, remaining = [Outcome() for _ in range(networks)], iter(shown)
+    for name, (budget, rates) in phases.items():
+        if not budget or phase not in (None, name):
+            continue
+        learner.begin(name == "head", rates)
         step = 0
         while step < budget and any(outcome.status == "ok" for outcome in outcomes):
-            batches = [_batches(torch.randperm(images, generator=order), recipe.batch_size) for order in orders]
-            sizes = [len(batch) for batch in batches[0]][: budget - step]
-            rows = torch.stack([own[torch.cat(b)] for own, b in zip(members, batches, strict=True)])  # (K, n)
-            rows, drawn = rows.to(device), _draw(recipe, dataset, sizes, pictures, device)
-            # sums stay on the device: the host waits for it once per epoch, not once per step
-            loss_sum, correct = torch.zeros((2, networks), device=device)
-            end = 0
-            for size in sizes:
-                factor = 1.0 if head_only else schedule(recipe.schedule, step, budget, per_epoch)
-                start, end = end, end + size
-                part = pool.take(rows[:, start:end].flatten())  # (K B)
-                seen = augment(part.images, drawn[:, start:end].flatten(0, 1)) if drawn is not None else part.images
-                inputs = normalise(seen, dataset).contiguous(memory_format=torch.channels_last)
-                shaped = inputs.unflatten(0, (networks, size)), part.labels.unflatten(0, (networks, size))
-                losses, hits = learner.step(*shaped, factor)
-                loss_sum += losses * size
-                correct += hits
-                step += 1
-                if after_step and not head_only:
+            seen, totals = 0, torch.zeros(())
+            for inputs, labels in itertools.islice(next(remaining), budget - step):
+                factor = 1.0 if name == "head" else schedule(recipe.schedule, step, budget, per_epoch)
+                losses, hits = learner.step(inputs, labels, factor)
+                # sums stay on the device: the host waits for it once per epoch, not once per step
+                totals = totals + torch.stack([losses * labels.shape[1], hits])  # (2, K)
+                seen, step = seen + labels.shape[1], step + 1
+                if after_step and name == "everything":
                     after_step(step, budget)
-            totals = torch.stack([loss_sum, correct]).tolist()
-            for network, (outcome, *sums) in enumerate(zip(outcomes, *totals, strict=True)):
+            for network, (outcome, *sums) in enumerate(zip(outcomes, *totals.tolist(), strict=True)):
                 if outcome.status != "ok":
                     continue
-                loss, share = (total / sum(sizes) for total in sums)
+                loss, share = (total / seen for total in sums)
                 epoch = {"epoch": len(outcome.history) + 1, "loss": loss, "accuracy": share}
                 outcome.history.append({**epoch, "learning_rate": rates[network] * factor})
                 if not math.isfinite(loss):
                     outcome.status = "diverged"
                     learner.retire(network)
     return outcomes
+
+
+def show(dataset: Dataset, pool: Split, members: Tensor, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Epoch]:
+    """What K networks are shown, epoch after epoch without an end. Batches are made when they are asked for.
+
+    members: the rows of `pool` on which each network is trained, int64 (K, n), on the host.
+    seeds: K seeds; each decides the order of batches and the augmentation of images for its network.
+    """
+    orders, pictures = ([_generator(seed, name) for seed in seeds] for name in ("order", "augmentation"))
+    images, device = members.shape[1], pool.labels.device
+    while True:
+        batches = [_batches(torch.randperm(images, generator=order), recipe.batch_size) for order in orders]
+        sizes = [len(batch) for batch in batches[0]]
+        rows = torch.stack([own[torch.cat(b)] for own, b in zip(members, batches, strict=True)])  # (K, n)
+        yield _epoch(dataset, pool, rows.to(device), _draw(recipe, dataset, sizes, pictures, device), sizes)
+
+
+def _epoch(dataset: Dataset, pool: Split, rows: Tensor, drawn: Tensor | None, sizes: list[int]) -> Epoch:
+    end = 0
+    for size in sizes:
+        start, end = end, end + size
+        part = pool.take(rows[:, start:end].flatten())  # (K B)
+        seen = augment(part.images, drawn[:, start:end].flatten(0, 1)) if drawn is not None else part.images
+        inputs = normalise(seen, dataset).contiguous(memory_format=torch.channels_last)
+        shape = (len(rows), size)
+        yield inputs.unflatten(0, shape), part.labels.unflatten(0, shape)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -258,22 +282,31 @@ def _optimizer(
     return torch.optim.Adam(parameters, weight_decay=recipe.weight_decay, fused=True)
 
 
+def evaluated(dataset: Dataset, split: Split, batch: int | None = None) -> Iterator[Tensor]:
+    """The images of `split` as a network evaluates them: normalised float32 (B, C, H, W) in channels-last memory."""
+    for images in split.images.split(batch or EVALUATED[split.images.is_cuda]):
+        yield normalise(images, dataset).contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
-def logits(model: nn.Module, dataset: Dataset, split: Split, batch: int | None = None) -> Tensor:
-    """Class scores float32 (N, classes) in evaluation mode; the model's own mode is restored."""
+def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Class scores float32 (N, classes) of batches of images, in evaluation mode; the model's own mode is restored."""
     mode = model.training
     model.eval()
-    parts = (normalise(images, dataset) for images in split.images.split(batch or EVALUATED[split.images.is_cuda]))
-    scores = torch.cat([model(part.contiguous(memory_format=torch.channels_last)).float() for part in parts])
+    scores = torch.cat([model(images).float() for images in batches])
     model.train(mode)
     return scores
 
 
 def accuracy(model: nn.Module, dataset: Dataset, split: Split) -> float:
     """Share of correct answers, in [0, 1]. An answer whose scores are not all finite counts as wrong."""
-    scores = logits(model, dataset, split)
-    correct = (scores.argmax(1) == split.labels) & scores.isfinite().all(1)
-    return float(correct.double().mean())
+    return correct(logits(model, evaluated(dataset, split)), split.labels)
+
+
+def correct(scores: Tensor, labels: Tensor) -> float:
+    """The same of scores (N, classes) and labels (N,)."""
+    right = (scores.argmax(1) == labels) & scores.isfinite().all(1)
+    return float(right.double().mean())
 
 
 def recalibrate(model: nn.Module, dataset: Dataset, split: Split, batch: int = 256) -> None:
@@ -292,4 +325,5 @@ def deterministic(threads: int | None = 1) -> None:
         torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this to be deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding errors; it takes a tenth of the time
     torch.backends.cudnn.benchmark = False

@@ -6,14 +6,15 @@
 
 Both tracks start from one initialisation, and theta_{-1} of the second is the oracle of the first. A run from an
 initialisation is kept in the store by content, so that all trajectories that need it, whatever their r, S or forgetting
-steps, share it: theta_0 on a half of the source is the fourfold oracle of theta_0 on an eighth.
+steps, share it: theta_0 on a half of the source is the fourfold oracle of theta_0 on an eighth. References are kept one
+by one, so that a suite trains those that it names, and suites with other references share the trajectory.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,9 +26,9 @@ from torch.utils.data import Subset
 from benchmarks.data import Dataset, Split, load
 from benchmarks.networks import build
 from benchmarks.progress import progress
-from benchmarks.references import REFERENCES, Average
+from benchmarks.references import REFERENCES, Average, Reference, kept
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
-from benchmarks.store import Store, computing, link_folder
+from benchmarks.store import Store, computing, link_files, link_folder
 from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
 from benchmarks.workers import workers
 from know.checkpoints import State, load_state, save_state
@@ -37,6 +38,7 @@ from know.fingerprint import code_hash
 from know.forgetting import forget
 from know.seeds import stream
 from know.subsets import nested_subsets
+from know.trajectory import add_references
 
 ENTRY = "benchmarks.trajectories:make_origin"
 """The function from which the fingerprint of a trajectory's code is made."""
@@ -129,11 +131,14 @@ def make_origin(
     *,
     store: Store,
     out: Path,
+    references: Collection[str] = tuple(REFERENCES),
     device: str = "cpu",
     processes: int = 1,
 ) -> None:
     """Make all trajectories of one source and network: `<out>/<trajectory>/<track>/`, and `<out>/manifest.json` last.
 
+    references: names of those that are made, as far as they exist. Besides them all trajectories keep their
+    initialisation (`scratch`), and on the retrodiction track theta_{-1} (`oracle`), which methods and records ask for.
     store: they are kept in the store, and `out` has links to its files; a trajectory that any suite has put there is
     not trained again. processes: how many share the trajectories; the result is the same.
     Raises KnowError if the smallest subset would have fewer images than `settings.smallest`.
@@ -149,13 +154,17 @@ def make_origin(
     described |= {"pretraining": pretraining.model_dump(), "forgetting": settings.model_dump(mode="json")}
     code = code_hash(ENTRY)
     trajectories = list(trajectories)
-    make = functools.partial(_one_trajectory, store, origin, tracks, pretraining, settings, described, device)
+    names = frozenset(references)
+    make = functools.partial(_one_trajectory, store, origin, tracks, names, pretraining, settings, described, device)
     with workers(processes) as each:
         made: dict[str, str] = {}
         done = zip(trajectories, each(make, trajectories), strict=True)
         for trajectory, folders in progress(done, desc=f"trajectories of {origin.slug}", total=len(trajectories)):
-            for track, folder in zip(tracks, folders, strict=True):
+            for track, (folder, others) in zip(tracks, folders, strict=True):
                 link_folder(folder, out / trajectory / track)
+                for file in others.values():
+                    link_files(file.parent, out / trajectory / track, [file.name])
+                add_references(out / trajectory / track, {name: file.name for name, file in others.items()})
                 manifest = f"{trajectory}/{track}/manifest.json"
                 made[manifest] = sha256_file(out / manifest)
     write_json(out / "manifest.json", {"code": code, **described, "trajectories": made})
@@ -168,13 +177,16 @@ def _one_trajectory(
     store: Store,
     origin: Origin,
     tracks: Sequence[Track],
+    references: Collection[str],
     pretraining: Recipe,
     settings: Forgetting,
     described: Mapping[str, Any],
     device: str,
     trajectory: str,
-) -> list[Path]:
-    """Make one trajectory where the store lacks it; returns its folder in the store for each track."""
+) -> list[tuple[Path, dict[str, Path]]]:
+    """Make one trajectory where the store lacks it; returns, for each track, its folder in the store, and the file of
+    each reference there.
+    """
     seed = stream("source", origin.source, origin.network, trajectory)
     dataset = _source(origin.source, device=device)
 
@@ -182,29 +194,40 @@ def _one_trajectory(
     def pretrained() -> _Pretraining:
         return _Pretraining(store, origin, trajectory, dataset, pretraining, settings, seed, device)
 
+    @functools.cache
+    def source_run(track: Track) -> _SourceRun:
+        return _SourceRun(pretrained(), track)
+
     def make(track: Track, out: Path) -> None:
-        run = _SourceRun(pretrained(), track)
-        kept = (reference for reference in REFERENCES.values() if reference.name != "naive")
-        references = {r.name: r.function(run) for r in kept if r.exists(track, settings.d0)}
+        run = source_run(track)
         forget(
-            run.model,
+            copy.deepcopy(run.start),
             pretrained().subset(1),
-            run.fit,
-            placebo=run.placebo,
+            run.forgetting(),
+            placebo=run.forgetting(everything=True),
             ratio=settings.ratio,
             length=settings.length,
             seed=stream(seed, "subsets"),
             out=out,
             describe=run.describe,
-            references=references,
             facts={**described, "track": track, "trajectory": trajectory, "source_seed": seed},
         )
 
     folders = []
     for track in tracks:
         about = {**described, **computing(code_hash(ENTRY), device), "track": track, "trajectory": trajectory}
-        folders.append(store.folder("trajectories", about, "manifest.json", functools.partial(make, track)))
+        folder = store.folder("trajectories", about, "manifest.json", functools.partial(make, track))
+        others = {}
+        for each in kept(references, track, settings.d0):
+            keep = functools.partial(_keep, each, functools.partial(source_run, track))
+            file = f"{each.name}.safetensors"
+            others[each.name] = store.folder("references", {**about, "reference": each.name}, file, keep) / file
+        folders.append((folder, others))
     return folders
+
+
+def _keep(reference: Reference, source_run: Callable[[], _SourceRun], out: Path) -> None:
+    save_state(out / f"{reference.name}.safetensors", reference.function(source_run()))
 
 
 class _Pretraining:
@@ -292,19 +315,23 @@ class _SourceRun:
         self.pretraining, self.settings = pretraining, pretraining.settings
         self.dataset, self.initial, self.d0 = pretraining.dataset, pretraining.initial, pretraining.subset(1)
         self.seed = stream(pretraining.seed, track)
-        self.fit = _Fit(self.dataset, self.settings, self.seed)
-        self.model = copy.deepcopy(pretraining.model)
+        self.start = copy.deepcopy(pretraining.model)
         self.averages: _Averages | None = None
         self.made = pretraining.run(1 if track == "overflow" else 2)
-        self.model.load_state_dict(load_state(self.made / _KEPT[-1]))
-        self.fit.optimizer = torch.load(self.made / "optimizer.pt", weights_only=True, map_location=pretraining.device)
+        self.start.load_state_dict(load_state(self.made / _KEPT[-1]))
+        fit = _Fit(self.dataset, self.settings, self.seed)
+        fit.optimizer = torch.load(self.made / "optimizer.pt", weights_only=True, map_location=pretraining.device)
         if track == "retrodiction":  # theta_0 is theta_{-1} after the first forgetting step
-            self.averages = _Averages(self.model)
-            self.fit.train(self.model, self.d0, self.averages.after_step)
-        self.placebo = _Fit(self.dataset, self.settings, self.seed, everything=True)
-        self.placebo.optimizer = self.fit.optimizer
-        self.start = copy.deepcopy(self.model)
+            self.averages = _Averages(self.start)
+            fit.train(self.start, self.d0, self.averages.after_step)
+        self.calls, self.optimizer = fit.calls, fit.optimizer
         self.theta_0 = _copy(self.start)
+
+    def forgetting(self, *, everything: bool = False) -> _Fit:
+        """The function that makes the forgetting steps from theta_0, or those of the placebo (`_Fit`)."""
+        fit = _Fit(self.dataset, self.settings, self.seed, everything=everything)
+        fit.calls, fit.optimizer = 0 if everything else self.calls, self.optimizer
+        return fit
 
     def pretrain(self, factor: int, *, steps: int | None = None) -> State:
         return load_state(self.pretraining.run(factor, steps) / _KEPT[-1])
@@ -317,7 +344,7 @@ class _SourceRun:
         settings, split = self.settings, self.pretraining.subset(factor)
         sizes = [round(len(self.d0) * settings.ratio**k) for k in range(1, settings.length)]
         recipe = settings.step.model_copy(update={"steps": sum(_steps(settings.step, size) for size in sizes)})
-        model, state = copy.deepcopy(self.start), self.fit.optimizer if settings.carry_optimizer else None
+        model, state = copy.deepcopy(self.start), self.optimizer if settings.carry_optimizer else None
         seed = stream(self.seed, "compute_matched" if factor == 1 else "local_oracle")
         outcome = train(model, self.dataset, split, recipe, seed=seed, optimizer_state=state)
         _demand_finite(outcome, f"further training of theta_0 on {factor} times D0")

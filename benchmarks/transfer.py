@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.arms import Arm, arms_of
 from benchmarks.data import load
-from benchmarks.finetune import FineTune, Result, fine_tune, fine_tune_stacked, source_accuracy, target_split
+from benchmarks.finetune import FineTune, FineTuner, Result, fine_tune_stacked, source_accuracy, target_split
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
 from benchmarks.settings import Arms, Cell, Policy, Transfer
@@ -213,6 +213,7 @@ class _Worker:
         made = computing(code_hash("benchmarks.finetune"), bench.device)
         self.models, self.kept = Models(bench.known), bench.store.results("fine-tunes", {**place, **made})
         self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
+        self.tuner = functools.cache(self._tuner)
 
     def run(self, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
         """Results of fine-tuning, or from the store, for some arms on some trajectories. Returned beside them, by
@@ -268,16 +269,23 @@ class _Worker:
 
     def _results(self, portion: list[tuple[FineTune, list[Any]]], policy: Policy, *, stacked: bool) -> list[Result]:
         """Results, from the store or computed, of one fine-tune or of many stacked ones (equal ones only once)."""
-        place = (self.bench.cell.network, self.target, self.bench.settings.at(policy))
+        settings = self.bench.settings.at(policy)
         unique = {digest(key): (request, key) for request, key in portion}
         requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
 
         def compute() -> list[dict[str, Any]]:
-            made = fine_tune_stacked(requests, *place) if stacked else [fine_tune(requests[0], *place)]
+            if stacked:
+                made = fine_tune_stacked(requests, self.bench.cell.network, self.target, settings)
+            else:
+                made = [self.tuner(longer=policy == "paper")(requests[0])]
             return [vars(one) for one in made]
 
         kept = dict(zip(unique, self.kept.get_all(keys, compute), strict=True))
         return [Result(**kept[digest(key)]) for _, key in portion]
+
+    def _tuner(self, *, longer: bool) -> FineTuner:
+        settings = self.bench.settings.at("paper" if longer else "tuned")
+        return FineTuner(self.bench.cell.network, self.target, settings)
 
     def _trajectory(self, trajectory: str) -> Trajectory:
         cell = self.bench.cell

@@ -409,15 +409,23 @@ def write_manifest(
 ) -> None:
     """Write `manifest.json` of the snapshots `files`, smallest subset first, each with its own recorded facts."""
 
-    def entry(file: str) -> dict[str, Any]:
-        return {"file": file, "sha256": sha256_file(folder / file), **load_facts(folder / file)}
-
     manifest = {"format": 1, "torch": torch.__version__, **facts}
-    manifest["snapshots"] = [entry(file) for file in files]
-    manifest["references"] = {name: entry(file) for name, file in sorted(references.items())}
+    manifest["snapshots"] = [_entry(folder / file) for file in files]
+    manifest["references"] = {name: _entry(folder / file) for name, file in sorted(references.items())}
     if placebo:
-        manifest["placebo"] = [entry(file) for file in placebo]
+        manifest["placebo"] = [_entry(folder / file) for file in placebo]
     write_json(folder / "manifest.json", manifest)
+
+
+def add_references(folder: Path, references: Mapping[str, str]) -> None:
+    """Add further weights, files of the folder by name, to the manifest of a finished trajectory."""
+    manifest = Trajectory.load(folder).manifest
+    entries = {**manifest["references"], **{name: _entry(folder / file) for name, file in references.items()}}
+    write_json(folder / "manifest.json", {**manifest, "references": dict(sorted(entries.items()))})
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256_file(path), **load_facts(path)}
 
 
 def _compare_hash(path: Path, sha256: str, recorded: str) -> None:

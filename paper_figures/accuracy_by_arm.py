@@ -53,7 +53,7 @@ def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: d
             policies = style.policies_of(part)
             for side, policy in zip(np.linspace(-0.22, 0.22, len(policies)), policies, strict=True):
                 if (policy, arm) in part.index:
-                    style.draw_bar(axis, place + side, part.loc[(policy, arm)], style.POLICIES[policy])
+                    style.draw_bar(axis, place + side, part.loc[(policy, arm)], style.RATES[policy])
         elif arm:
             text = "not available" if arm in unavailable else "not run"
             axis.text(0, place, f" {text}", va="center", color="#777777", size=6)

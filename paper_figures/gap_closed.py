@@ -11,8 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report.evidence import DATA
-from benchmarks.report.statistics import summarise
+from benchmarks.report.statistics import oracle_of, summarise
 from know.files import read_json
 
 SHARE = {"share": "difference", "share_low": "low", "share_high": "high"}
@@ -21,7 +20,7 @@ MOST = 2.0
 """Farthest from 0 that an axis reaches: where the oracle gains little, intervals have no end worth showing."""
 BESIDE = 1.45
 """Inches that the labels of the rows take."""
-LOW = 0.8
+LOW = 1.1
 """Height in inches of a panel without rows."""
 
 
@@ -30,7 +29,7 @@ def draw(results: Path) -> Figure:
     every, cells = style.arms_of(results), style.cells_of(runs)
     tuned = summarise(runs[runs["policy"] == "tuned"])
     defined = set(tuned.loc[tuned["share"].notna(), "cell"])
-    chosen = style.main_arms(every).drop(["naive", *oracles_of(every)], errors="ignore")
+    chosen = style.main_arms(every).drop(["naive", oracle_of(every.index)], errors="ignore")
     shown = {cell: style.rows_of(chosen if cell in defined else chosen[:0], runs, unavailable, cell) for cell in cells}
     figure, axes = tall_and_low(shown)
     before = None
@@ -40,13 +39,14 @@ def draw(results: Path) -> Figure:
         if rows.empty:
             say_why(axis, name, part)
             continue
-        oracle = style.name_of(every, oracle_of(part))
+        oracle = style.name_of(every, oracle_of(part.index))
         style.title(axis, f"{name}\n{oracle} − naive {gain_of(part)}", beside=BESIDE)
         draw_cell(axis, part, rows, unavailable.get(cell, {}))
         if not axis.get_subplotspec().is_first_col() and rows.equals(before):
             axis.set_yticklabels([])  # the left neighbour has the same rows
         before = rows
-    rest = "" if len(chosen) + 1 + len(oracles_of(every)) >= len(every) else ", other depths (in the page's table)"
+    left_out = every.index.difference([*chosen.index, "naive", oracle_of(every.index)])
+    rest = "" if left_out.empty else ", other depths (in the page's table)"
     style.footnote(
         figure,
         f"{style.interval_note(tuned['n'], 'Fieller')} Share: mean (arm − naive) / mean (oracle − naive) of target "
@@ -83,7 +83,7 @@ def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: d
         axis.axvline(place, color="black", linewidth=0.6, linestyle=line, zorder=1)
     for place, arm in enumerate(rows["arm"]):
         if arm in shares.index and pd.notna(shares.loc[arm, "difference"]):
-            style.draw_bar(axis, place, shares.loc[arm], style.POLICIES["tuned"])
+            style.draw_bar(axis, place, shares.loc[arm], style.RATES["tuned"])
         elif arm:
             text = "not defined" if arm in shares.index else "not available" if arm in unavailable else "not run"
             axis.text(0, place, f" {text}", va="center", color="#777777", size=6)
@@ -99,7 +99,7 @@ def say_why(axis: Axes, name: str, part: pd.DataFrame) -> None:
     """A panel without rows, where no share is defined."""
     style.title(axis, name, beside=BESIDE)
     axis.axis("off")
-    if oracle_of(part) not in part.index:
+    if oracle_of(part.index) not in part.index:
         reason = "the oracle was not run"
     elif part["n"].min() < 2:
         reason = "one trajectory has no interval"
@@ -110,19 +110,9 @@ def say_why(axis: Axes, name: str, part: pd.DataFrame) -> None:
     axis.text(0, 1, text, va="top", color="#777777", transform=axis.transAxes)
 
 
-def oracles_of(arms: pd.DataFrame) -> list[str]:
-    """The oracle of the data gap among arms that are the index of a table; none where none was run."""
-    return [name for name in DATA if name in arms.index][:1]
-
-
-def oracle_of(part: pd.DataFrame) -> str:
-    """The oracle of the data gap in one cell; part: the summary of the cell by arm."""
-    return next(iter(oracles_of(part)), DATA[-1])
-
-
 def gain_of(part: pd.DataFrame) -> str:
     """The oracle's gain over naive in points, with its interval; part: the summary of one cell by arm."""
-    row = part.loc[oracle_of(part)]
+    row = part.loc[oracle_of(part.index)]
     text = f"{style.signed(row['difference'])} [{style.signed(row['low'])}, {style.signed(row['high'])}]"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 

@@ -111,7 +111,8 @@ def draw_loss(axis: Axes, loss: pd.DataFrame) -> None:
 
 def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> None:
     """Trajectory, predictions and oracle; without labels, the oracle is named alone."""
-    snapshots, known, oracle = kinds["snapshot"], kinds["known"], kinds["oracle"]
+    snapshots, known = kinds["snapshot"], kinds["known"]
+    oracle = kinds.get("oracle", snapshots.iloc[:0])
     # theta_0 is where the trajectory ends and KNOWN's way back begins
     draw_path(
         axis, pd.concat([snapshots.iloc[-1:], known]), style.FAMILIES["known"][1], "--", style.FAMILIES["known"][2]

@@ -26,7 +26,7 @@ from matplotlib.transforms import offset_copy
 from PIL import Image
 
 from benchmarks.records import RunRecord, read_records
-from benchmarks.report.evidence import DAGGER, SEEN_NOTE, in_distribution
+from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, in_distribution
 from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.tables import axes_of
@@ -95,10 +95,9 @@ MOST = 8
 LINES = [":", "--", "-"]
 """Line styles of the depths of a predictor, deepest solid."""
 
-POLICIES = {
-    "short": ("paper's rate, short", "#858585", "o"),
-    "paper": ("paper's rate and length", "#C77C2A", "s"),
-    "tuned": ("tuned rate", "#332288", "D"),
+RATES = {
+    policy: (POLICIES[policy], *look)
+    for policy, look in {"short": ("#858585", "o"), "paper": ("#C77C2A", "s"), "tuned": ("#332288", "D")}.items()
 }
 """Label, colour and marker of the rate policies; the colours belong to no family."""
 

@@ -45,6 +45,7 @@ rule forget:
         settings=lambda wildcards: of_origin(Suite.forgetting_of, wildcards.origin).model_dump(mode="json"),
         pretraining=SUITE.pretraining.model_dump(mode="json"),
         trajectories=lambda wildcards: SUITE.trajectory_ids + of_origin(Suite.tracks, wildcards.origin),
+        references=SUITE.arms.references,
     log:
         f"{WORK}/logs/forget/{{origin}}.log",
     benchmark:

@@ -8,7 +8,6 @@ thresholds. Only suites whose `evidence` is true count, and no cell that fails a
 from __future__ import annotations
 
 import math
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,10 +18,24 @@ import pandas as pd
 
 from benchmarks.report.claims import CLAIMS, Claim, Contrast
 from benchmarks.report.folders import COST, Published
-from benchmarks.report.statistics import Interval, compare, forgetting, holm, paired_t, pooled_t, trajectory_means
+from benchmarks.report.statistics import (
+    Interval,
+    compare,
+    forgetting,
+    holm,
+    oracle_of,
+    paired_t,
+    pooled_t,
+    trajectory_means,
+)
 from benchmarks.settings import RATIO, Policy, plain_name
 
-POLICIES: tuple[Policy, ...] = typing.get_args(Policy)
+POLICIES: dict[Policy, str] = {
+    "short": "paper's rate, short",
+    "paper": "paper's rate and length",
+    "tuned": "tuned rate",
+}
+"""Every rate policy, in the order of the tables, and its name there."""
 DAGGER = "\N{DAGGER}"
 SEEN_BY_AUTHORS = ("mnist", "fashion_mnist", "cifar10")
 """Datasets, whole or in part, that the authors' networks were meta-trained on (their paper)."""
@@ -32,8 +45,6 @@ SEEN_NOTE = (
 )
 LOCAL = "local data gap: local_oracle > compute_matched"
 """The gate that says whether a cell can see a step as small as a prediction's."""
-DATA = "oracle_steps", "oracle"
-"""References whose difference to naive is the data gap, the first that was run; the second has more steps too."""
 
 
 class Verdict(StrEnum):
@@ -96,7 +107,7 @@ def gates(published: Published, cell: str, policy: Policy) -> dict[str, Interval
     def above(better: str, worse: str) -> Interval:
         return paired_t(compare(means, better, worse)) if {better, worse} <= set(means) else nothing
 
-    oracle = next((name for name in DATA if name in means), DATA[0])
+    oracle = oracle_of(means)
     intervals = {
         f"data gap: {oracle} > naive": above(oracle, "naive"),
         "naive > scratch": above("naive", "scratch"),
@@ -337,7 +348,7 @@ class Evidence:
 
     def _data_gap(self, policy: Policy) -> Contrast:
         run = {arm for kind, arm, *_ in self._accuracies if kind == policy}
-        return Contrast(better=next((name for name in DATA if name in run), DATA[0]), worse="naive")
+        return Contrast(better=oracle_of(run), worse="naive")
 
     def _places(self, contrast: Contrast, policy: Policy, scope: str) -> list[Place]:
         counts = {"core": lambda place: place.core, "all": lambda place: place.usual}[scope]

@@ -107,6 +107,7 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
         )
     return fill(
         "claims.md.j2",
+        policies=POLICIES,
         rules=CLAIMS,
         cells=tables.cells(evidence),
         waiting=evidence.waits_for(),

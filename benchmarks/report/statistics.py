@@ -7,7 +7,7 @@ replicates. Inference is conditional on the datasets and the test set.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ from scipy import stats
 
 from know.statistics import CONFIDENCE, Interval, paired_t
 
+DATA = "oracle_steps", "oracle"
+"""References whose difference to naive is the data gap, the first that was run; the second has more steps too."""
 GRAIN = 0.01
 SHARES = [f"{kind}{end}" for kind in ("share", "local_share") for end in ("", "_low", "_high")]
 """Columns of `summarise` for the shares of the two data gaps, with their intervals."""
@@ -128,9 +130,13 @@ def data_gaps(means: pd.DataFrame) -> dict[str, tuple[str, str] | None]:
     columns of a table of means and have values.
     """
     run = set(means.columns[means.notna().any()])
-    oracle = next((name for name in ("oracle_steps", "oracle") if name in run), None)
-    local = ("local_oracle", "compute_matched")
-    return {"share": (oracle, "naive") if oracle else None, "local_share": local if set(local) <= run else None}
+    arms = {"share": (oracle_of(run), "naive"), "local_share": ("local_oracle", "compute_matched")}
+    return {name: pair if run.issuperset(pair) else None for name, pair in arms.items()}
+
+
+def oracle_of(run: Container[str]) -> str:
+    """The oracle of the data gap among the arms that were run; its usual name where there is none."""
+    return next((name for name in DATA if name in run), DATA[0])
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:

@@ -154,7 +154,7 @@ def gates_of_cell(passed: Mapping[Policy, Mapping[str, Interval]]) -> pd.DataFra
     names = list(dict.fromkeys(name for gates in passed.values() for name in gates))
     rows = [[name, *(_gate(gates.get(name)) for gates in passed.values())] for name in names]
     rows.append(["together", *map(passed_in_words, passed.values())])
-    return pd.DataFrame(rows, columns=["gate", *map(_rate, passed)])
+    return pd.DataFrame(rows, columns=["gate", *(POLICIES[policy] for policy in passed)])
 
 
 def _gate(gate: Interval | None) -> str:
@@ -304,7 +304,7 @@ def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
     verdict = cost_verdict(costs)
     rows.append(["predicting is cheap beside training", verdict, *["-"] * len(POLICIES), list(Verdict).index(verdict)])
     rows.sort(key=lambda row: row[-1])
-    return pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *map(_rate, POLICIES)])
+    return pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *POLICIES.values()])
 
 
 def said(finding: Finding) -> str:
@@ -312,10 +312,6 @@ def said(finding: Finding) -> str:
     if finding.explained:
         return f"{finding.verdict}, explained by {' or '.join(finding.explained)}"
     return f"{finding.verdict}: {finding.because}" if finding.because else str(finding.verdict)
-
-
-def _rate(policy: Policy) -> str:
-    return {"short": "paper's rate, short", "paper": "paper's rate and length", "tuned": "tuned rate"}[policy]
 
 
 def primary(evidence: Evidence) -> dict[str, pd.DataFrame]:
@@ -346,7 +342,7 @@ def title_of(place: Place) -> str:
 
 def contrasts(evidence: Evidence, claim: Claim) -> pd.DataFrame:
     """The contrasts of a claim at every rate policy, with the paper's number: by network and pair, pooled last."""
-    head = ["contrast", "network", "source to target", "paper", *map(_rate, POLICIES), "n", "verdict (tuned)"]
+    head = ["contrast", "network", "source to target", "paper", *POLICIES.values(), "n", "verdict (tuned)"]
     every, rows = evidence.contrasts(claim), []
     for contrast in every:
         at = {policy: evidence.by_place(contrast, policy) for policy in POLICIES}
@@ -390,7 +386,7 @@ def ablations(evidence: Evidence) -> pd.DataFrame:
         for place in (place for place in evidence.places if not place.core and place in at["tuned"]):
             said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
             rows.append([line.deepest, title_of(place), *said, at["tuned"][place].verdict])
-    return pd.DataFrame(rows, columns=["arm", "place", *map(_rate, POLICIES), "verdict (tuned)"]).astype(str)
+    return pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values(), "verdict (tuned)"]).astype(str)
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:
@@ -401,7 +397,7 @@ def cells(evidence: Evidence) -> pd.DataFrame:
         verdict = "uninformative: " + ", ".join(failed) if failed else "informative"
         if not failed and not sees_small_steps(passed):
             verdict += ", cannot see small steps"
-        rows.append([suite, cell, _rate(policy), verdict])
+        rows.append([suite, cell, POLICIES[policy], verdict])
     return pd.DataFrame(rows, columns=["suite", "cell", "rate policy", "gates"])
 
 

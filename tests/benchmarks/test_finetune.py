@@ -1,5 +1,6 @@
 """Fine-tuning of one arm, the accuracy of predicted weights on the source, and the memory of results."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -112,12 +113,14 @@ def test_without_groups_the_split_is_that_of_one_permutation(target):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What every call of the training loop was handed: weights, images, seed, learning rate."""
+    """What the training loop was handed in every fine-tune: first weights, images, seed, learning rate."""
     calls, real = [], finetune.train
 
     def spy(model, dataset, split, recipe, **options):
-        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        calls.append({"weights": weights, "images": split.images, **options})
+        if options["phase"] == "head":
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            calls.append({"weights": weights, "images": split.images})
+        calls[-1] |= options
         return real(model, dataset, split, recipe, **options)
 
     monkeypatch.setattr(finetune, "train", spy)
@@ -148,6 +151,19 @@ def test_the_learning_rate_is_in_no_seed(target, seen):
     assert first["seed"] == second["seed"]
     assert torch.equal(first["images"], second["images"])
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+
+
+@pytest.mark.parametrize("kept", [finetune.KEPT, 0])
+def test_what_fine_tunes_share_changes_none_of_them(target, monkeypatch, kept):
+    monkeypatch.setattr(finetune, "KEPT", kept)
+    settings = SETTINGS.model_copy(update={"recipe": SETTINGS.recipe.model_copy(update={"augment": "shift"})})
+    starts = [Start(used()), Start(weights(1, "normcnn"), {"conv2.weight": 2.0}, "recalibrate")]
+    asked = itertools.product(starts, GRID[:2], [7, 8], [1.0, 0.5])
+    requests = [FineTune(start, share, rate, seed, True) for start, rate, seed, share in asked]
+    tuner = finetune.FineTuner("normcnn", target, settings)
+    results = [tuner(request) for request in requests]
+    assert results == [fine_tune(request, "normcnn", target, settings) for request in requests]
+    assert len(set(map(str, results))) == len(requests)
 
 
 def test_all_starts_get_the_same_head_images_and_order(target, seen):

@@ -6,7 +6,7 @@ import torch
 from benchmarks.networks import build
 from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked, scored
-from benchmarks.training import accuracy, logits, train
+from benchmarks.training import accuracy, evaluated, logits, train
 from know.errors import KnowError
 
 COUNT = 3
@@ -166,9 +166,9 @@ def test_scores_are_those_of_each_network(digits, members, network):
     networks, trained = Stacked(models(network)), models(network)
     shared, own = networks.logits(digits, digits.test), networks.logits(digits, digits.train, members)
     for k, model in enumerate(trained):
-        torch.testing.assert_close(shared[k], logits(model, digits, digits.test), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(shared[k], logits(model, evaluated(digits, digits.test)), atol=1e-5, rtol=1e-5)
         taken = digits.train.take(members[k])
-        torch.testing.assert_close(own[k], logits(model, digits, taken), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(own[k], logits(model, evaluated(digits, taken)), atol=1e-5, rtol=1e-5)
     accuracies, losses = scored(shared, digits.test.labels)
     assert accuracies == pytest.approx([accuracy(model, digits, digits.test) for model in trained], abs=1e-9)
     expected = [float(torch.nn.functional.cross_entropy(s, digits.test.labels)) for s in shared]

@@ -1,6 +1,7 @@
 """The one training loop: seeds, phases, budgets, schedules, rate factors, carried optimisers, divergence."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from benchmarks.data import load, normalise
 from benchmarks.networks import build, head_and_normalisation
 from benchmarks.settings import Recipe
-from benchmarks.training import _batches, accuracy, logits, recalibrate, schedule, train
+from benchmarks.training import _batches, accuracy, evaluated, logits, recalibrate, schedule, show, train
 from know.errors import KnowError
 
 STANDING = 1e-30  # a learning rate that moves nothing: the settings forbid 0
@@ -18,7 +19,7 @@ def fit(dataset, *, network="mlp", seed=0, split=None, start=None, **options):
     """Train a network with the settings in `options`; the model and the outcome."""
     model = build(network, dataset.shape, len(dataset.classes), seed=5)
     model.load_state_dict(start or model.state_dict())
-    extra = ("optimizer_state", "rate_factors", "after_step")
+    extra = ("optimizer_state", "rate_factors", "after_step", "shown", "phase")
     carried = {key: options.pop(key) for key in extra if key in options}
     recipe = Recipe(**{"epochs": 1, "learning_rate": 1e-3, "batch_size": 64, **options})
     outcome = train(model, dataset, split or dataset.train.take(torch.arange(200)), recipe, seed=seed, **carried)
@@ -71,6 +72,21 @@ def test_the_second_phase_moves_everything(digits):
     before = build("resnet8", digits.shape, 5, seed=5)
     after, _ = fit(digits, network="resnet8", head_epochs=1)
     assert changed(before, after) == {name for name, _ in before.named_parameters()}
+
+
+@pytest.mark.parametrize("augment", ["none", "shift"])
+def test_two_phases_one_by_one_on_epochs_made_before_are_both_at_once(digits, augment):
+    options = {"network": "resnet8", "head_epochs": 2, "epochs": 2, "augment": augment, "seed": 3}
+    recipe = Recipe(epochs=2, learning_rate=1e-3, batch_size=64, augment=augment)
+    split = digits.train.take(torch.arange(200))
+    epochs = show(digits, split, torch.arange(200)[None], recipe, [3])
+    made = [list(epoch) for epoch in itertools.islice(epochs, 4)]
+    together, _ = fit(digits, **options)
+    head, _ = fit(digits, **options, shown=made, phase="head")
+    after, _ = fit(digits, **options, start=head.state_dict(), shown=made[2:], phase="everything")
+    assert changed(build("resnet8", digits.shape, 5, seed=5), head) == head_and_normalisation(head)
+    for name, tensor in together.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
@@ -322,8 +338,8 @@ def test_there_is_nothing_to_recalibrate_without_running_statistics(digits, netw
 def test_evaluation_does_not_depend_on_its_batches_and_leaves_the_model_as_it_was(digits):
     model = build("resnet8", digits.shape, 5).train()
     before = copy.deepcopy(model.state_dict())
-    scores = logits(model, digits, digits.test, batch=7)
-    torch.testing.assert_close(scores, logits(model, digits, digits.test))
+    scores = logits(model, evaluated(digits, digits.test, batch=7))
+    torch.testing.assert_close(scores, logits(model, evaluated(digits, digits.test)))
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     share = float((scores.argmax(1) == digits.test.labels).double().mean())
