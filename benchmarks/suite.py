@@ -170,7 +170,8 @@ def load_shipped() -> Shipped:
 def load_suite(name: str) -> Suite:
     """The suite with that name in benchmarks/suites/, or the suite in the .yaml file at that path.
 
-    A file may name another suite as its `base`: each top-level key that it gives replaces the whole key of the base.
+    A file may name another suite as its `base`: what it gives replaces that of the base, key by key and, in sections such
+    as `transfer`, entry by entry.
 
     Raises KnowError for an unknown suite, invalid YAML, an unknown key (it names the nearest one) or a wrong value.
     """
@@ -213,7 +214,11 @@ def _settings(path: Path, name: str, above: tuple[Path, ...] = ()) -> typing.Any
     above = (*above, path)
     if not isinstance(base, str) or SUITES / f"{base}.yaml" in above:
         raise KnowError(f"{path}: base must be the name of another suite")
-    return {**_settings(SUITES / f"{base}.yaml", base, above), **settings}
+    merged = _settings(SUITES / f"{base}.yaml", base, above)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
 
 
 def _parsed(path: Path, text: str) -> typing.Any:

@@ -146,7 +146,7 @@ def run_cell(
 
         def evaluate(tasks: list[Task]) -> list[Result]:
             results = []
-            for portion, about in each(functools.partial(_run, bench), _portions(tasks, settings.together)):
+            for portion, about in each(functools.partial(run_tasks, bench), portions(tasks, settings.together)):
                 results += portion
                 facts.update(about)
                 bar.update(len(portion))
@@ -298,7 +298,7 @@ def _by_start(tasks: list[Task]) -> Iterator[tuple[tuple[str, str], list[Task]]]
         yield key, list(group)
 
 
-def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
+def portions(tasks: list[Task], together: int) -> list[list[Task]]:
     """Portions for one process at a time: tasks with the same start stay together, at least `together` per portion."""
     portions: list[list[Task]] = []
     for _, group in _by_start(tasks):
@@ -312,7 +312,7 @@ def _portions(tasks: list[Task], together: int) -> list[list[Task]]:
 _worker = functools.lru_cache(maxsize=1)(_Worker)
 
 
-def _run(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
+def run_tasks(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict[tuple[str, str], dict[str, Any]]]:
     return _worker(bench).run(tasks)
 
 

@@ -44,7 +44,8 @@ def test_shipped_suites_are_valid(name):
     suite = load_suite(name)
     assert suite.title
     assert suite.transfer.recipe.learning_rate in suite.transfer.grid
-    assert {"naive", "scratch", "oracle"} <= set(suite.arms.references)
+    assert {"naive", "scratch"} <= set(suite.arms.references)
+    assert {"oracle", "oracle_steps"} & set(suite.arms.references)  # or there is no data gap
     assert suite.evidence == ("/" in name)
     assert suite.device == ("cuda" if name.startswith(("gpu/", "paper/")) else "cpu")
     if suite.evidence:
@@ -71,7 +72,8 @@ ON_CPUS = [name for name in SUITES if name.startswith(("core/", "cells/", "ablat
 @pytest.mark.parametrize("name", ON_CPUS)
 def test_suites_of_the_comparison_have_trajectories_and_fine_tunes_enough(name):
     suite = load_suite(name)
-    assert (suite.trajectories, suite.pilots) == (16 if "pacs" in name else 8, 4)
+    wide = name.startswith("core/") and suite.pairs[0].networks == ["plaincnn"]  # whose fine-tunes vary most
+    assert (suite.trajectories, suite.pilots) == (16 if "pacs" in name else 12 if wide else 8, 4)
     assert suite.trajectories * suite.transfer.fine_tunes >= (24 if name.startswith("core/") else 16)
     assert (suite.transfer.pilot_fine_tunes, suite.transfer.extensions) == (1, 2)
     for cell in suite.cells:
@@ -91,13 +93,12 @@ def test_a_path_is_taken_as_one(tmp_path, changed):
 
 def test_a_base_gives_what_a_suite_does_not(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("base: smoke\ntitle: mine\ntransfer: {images: 64}\n")
-    with pytest.raises(KnowError, match=r"transfer\.recipe' is missing"):  # whole keys, no merging inside them
-        load_suite(str(path))
-    path.write_text("base: smoke\ntitle: mine\ntrajectories: 7\n")
+    path.write_text("base: smoke\ntitle: mine\ntrajectories: 7\ntransfer: {images: 64}\narms: {methods: {linear:}}\n")
     mine, smoke = load_suite(str(path)), load_suite("smoke")
-    assert (mine.title, mine.trajectories) == ("mine", 7)
-    assert mine.model_dump(exclude={"title", "trajectories"}) == smoke.model_dump(exclude={"title", "trajectories"})
+    assert (mine.title, mine.trajectories, mine.transfer.images) == ("mine", 7, 64)
+    assert mine.arms.methods == {"linear": None}  # entries of a section are replaced as they are
+    changed = {"title": True, "trajectories": True, "transfer": {"images"}, "arms": {"methods"}}
+    assert mine.model_dump(exclude=changed) == smoke.model_dump(exclude=changed)
 
 
 @pytest.mark.parametrize("base", ["nowhere", "mine", "[smoke]"])

@@ -1,0 +1,105 @@
+"""Pilot cells: whether a suite has gaps that an arm could close, on pilot trajectories alone, before it is run.
+
+    KNOW_DATA=/folder/with/the/data python -m benchmarks.pilots --suite core/NAME ...    adds to benchmarks/pilots.csv
+
+In every cell of a suite the first two pilot trajectories and four arms: naive, the oracle of the data gap, and the local
+oracle with compute-matched, whose difference is the local data gap. Rates are searched as in the run; then each
+trajectory is fine-tuned several times at both policies. Validation images alone are read, and no evaluated trajectory
+is made. The store keeps all of it for the run.
+"""
+
+import argparse
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.arms import arms_of
+from benchmarks.settings import Arms, Cell
+from benchmarks.store import STORE, Store
+from benchmarks.suite import WORK, Suite, load_suite
+from benchmarks.training import deterministic
+from benchmarks.trajectories import make_origin
+from benchmarks.transfer import Bench, Task, choose_rates, portions, run_tasks
+from benchmarks.workers import workers
+from know.files import write_csv
+
+TABLE = Path("benchmarks/pilots.csv")
+COLUMNS = ["suite", "cell", "arm", "policy", "learning_rate", "trajectory", "fine_tune", "validation_accuracy"]
+TRAJECTORIES = 2
+GAPS = {"data gap": ("oracle_steps", "naive"), "local data gap": ("local_oracle", "compute_matched")}
+
+
+def run_pilots(name: str, suite: Suite, *, store: Store, work: Path, processes: int) -> Iterator[dict]:
+    """Rows with the columns `COLUMNS` for every cell of a suite on the overflow track; accuracies in [0, 1]."""
+    pilots = [each for each in suite.trajectory_ids if each.startswith("p")][:TRAJECTORIES]
+    arms = Arms(references=[arm for gap in GAPS.values() for arm in gap], methods={})
+    for cell in (cell for cell in suite.cells if cell.track == "overflow"):
+        origin, forgetting = work / "trajectories" / cell.origin.slug, suite.forgetting_of(cell.origin)
+        made = {"references": arms.references, "store": store, "out": origin, "processes": processes}
+        make_origin(cell.origin, pilots, suite.tracks(cell.origin), suite.pretraining, forgetting, **made)
+        bench = Bench(cell, suite.transfer, origin, suite.known_folder(work, cell.length), store, "cpu")
+        yield from (
+            {"suite": name, "cell": cell.slug, **row} for row in _run_cell(bench, cell, pilots, arms, processes)
+        )
+
+
+def _run_cell(bench: Bench, cell: Cell, pilots: list[str], arms: Arms, processes: int) -> Iterator[dict]:
+    settings, asked = bench.settings, arms_of(arms, cell, bench.settings.normalisation)
+    with workers(processes) as each:
+
+        def evaluate(tasks: list[Task]) -> list:
+            made = each(functools.partial(run_tasks, bench), portions(tasks, settings.together))
+            return [result for results, _ in made for result in results]
+
+        choice, _ = choose_rates(asked, pilots, settings, evaluate)
+        tasks = [
+            Task(trajectory, arm, repeat, rate, policy)
+            for trajectory in pilots
+            for arm in asked
+            for policy, rate in {
+                "short": settings.recipe.learning_rate,
+                "tuned": choice["arms"][arm.name]["learning_rate"],
+            }.items()
+            for repeat in range(settings.fine_tunes)
+        ]
+        for task, result in zip(tasks, evaluate(tasks), strict=True):
+            own = {key: getattr(task, key) for key in ("policy", "learning_rate", "trajectory", "fine_tune")}
+            yield {"arm": task.arm.name, **own, "validation_accuracy": result.validation_accuracy}
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """By cell and policy, in points: validation accuracy of naive, and each gap on each trajectory, with the standard
+    deviation of the gap between fine-tunes of one trajectory.
+    """
+    found = []
+    for (suite, cell, policy), own in rows.groupby(["suite", "cell", "policy"], sort=False):
+        table = 100 * own.pivot_table(index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy")
+        row = {"suite": suite, "cell": cell, "policy": policy, "naive": f"{table['naive'].mean():.1f}"}
+        for gap, (better, worse) in GAPS.items():
+            differences = (table[better] - table[worse]).groupby("trajectory")
+            row[gap] = ", ".join(f"{value:+.1f}" for value in differences.mean())
+            row[f"{gap}, between fine-tunes"] = f"{np.sqrt(differences.var().mean()):.2f}"
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="*", default=[], help="suites to run; none only prints the table")
+    parser.add_argument("--processes", type=int, default=2)
+    chosen = parser.parse_args()
+    deterministic(1)
+    store = Store(WORK / STORE)
+    for name in chosen.suite:
+        suite, work = load_suite(name), WORK / "pilots" / name
+        own = list(run_pilots(name, suite, store=store, work=work, processes=chosen.processes))
+        before = pd.read_csv(TABLE).to_dict("records") if TABLE.is_file() else []
+        write_csv(TABLE, [row for row in before if row["suite"] != name] + own, COLUMNS)
+    print(summary(pd.read_csv(TABLE)).to_markdown(index=False, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
