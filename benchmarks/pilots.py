@@ -2,8 +2,8 @@
 
     KNOW_DATA=/folder/with/the/data python -m benchmarks.pilots --suite core/NAME ...    adds to benchmarks/pilots.csv
 
-In every cell of a suite the first two pilot trajectories and four arms: naive, the oracle of the data gap, and the local
-oracle with compute-matched, whose difference is the local data gap. Rates are searched as in the run; then each
+In every cell of a suite: the first two pilot trajectories, and four arms: naive, the oracle of the data gap, and the
+local oracle with compute-matched, whose difference is the local data gap. Rates are searched as in the run; then each
 trajectory is fine-tuned several times at both policies. Validation images alone are read, and no evaluated trajectory
 is made. The store keeps all of it for the run.
 """

@@ -170,8 +170,8 @@ def load_shipped() -> Shipped:
 def load_suite(name: str) -> Suite:
     """The suite with that name in benchmarks/suites/, or the suite in the .yaml file at that path.
 
-    A file may name another suite as its `base`: what it gives replaces that of the base, key by key and, in sections such
-    as `transfer`, entry by entry.
+    A file may name another suite as its `base`: what it gives replaces that of the base, key by key and, in sections
+    such as `transfer`, entry by entry.
 
     Raises KnowError for an unknown suite, invalid YAML, an unknown key (it names the nearest one) or a wrong value.
     """

@@ -230,10 +230,10 @@ class _Worker:
         together = self.bench.settings.together > 1
         made = [(place, task.policy == "paper") for place, task in enumerate(tasks) if prepared[place]]
         # a portion is computed as a whole, since the rounding of a stacked fine-tune may depend on its neighbours
-        portions = [[place] for place, _ in made]
+        groups = [[place] for place, _ in made]
         if together:
-            portions = [[place for place, own in made if own == longer] for longer in (False, True)]
-        for portion in filter(None, portions):
+            groups = [[place for place, own in made if own == longer] for longer in (False, True)]
+        for portion in filter(None, groups):
             found = self._results([prepared[place] for place in portion], tasks[portion[0]].policy, stacked=together)
             results |= dict(zip(portion, found, strict=True))
         return [
@@ -300,13 +300,13 @@ def _by_start(tasks: list[Task]) -> Iterator[tuple[tuple[str, str], list[Task]]]
 
 def portions(tasks: list[Task], together: int) -> list[list[Task]]:
     """Portions for one process at a time: tasks with the same start stay together, at least `together` per portion."""
-    portions: list[list[Task]] = []
+    made: list[list[Task]] = []
     for _, group in _by_start(tasks):
-        if portions and len(portions[-1]) < together:
-            portions[-1] += group
+        if made and len(made[-1]) < together:
+            made[-1] += group
         else:
-            portions.append(group)
-    return portions
+            made.append(group)
+    return made
 
 
 _worker = functools.lru_cache(maxsize=1)(_Worker)

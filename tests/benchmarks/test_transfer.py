@@ -18,7 +18,7 @@ from benchmarks.references import REFERENCES
 from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, PaperPolicy, Recipe, Transfer
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin
-from benchmarks.transfer import Task, _portions, choose_rates, describe, run_cell
+from benchmarks.transfer import Task, choose_rates, describe, portions, run_cell
 from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet
@@ -206,7 +206,7 @@ def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_
     together = SETTINGS.model_copy(update={"together": 7})
     calls, real = [], transfer.fine_tune_stacked
     monkeypatch.setattr(transfer, "fine_tune_stacked", lambda asked, *rest: calls.append(asked) or real(asked, *rest))
-    monkeypatch.setattr(transfer, "fine_tune", None)
+    monkeypatch.setattr(transfer, "FineTuner", None)
     cell(tmp_path / "once", settings=together)
     assert max(map(len, calls)) > 2
     theirs, ours = (read_records([folder / "runs.csv"], RunRecord) for folder in (done, tmp_path / "once"))
@@ -237,29 +237,29 @@ def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_
 def test_portions_are_whole_groups_in_order(together):
     arms = [Arm(name, "", "", "") for name in ("a", "b", "c")]
     tasks = [Task(f"t{t}", arm, k, 1e-3) for t in range(3) for arm in arms for k in range(2)]
-    portions = _portions(tasks, together)
-    assert [task for portion in portions for task in portion] == tasks
-    assert all(len(portion) % 2 == 0 for portion in portions)  # two of each start stay together
-    assert all(together <= len(portion) < together + 2 for portion in portions[:-1])
+    made = portions(tasks, together)
+    assert [task for portion in made for task in portion] == tasks
+    assert all(len(portion) % 2 == 0 for portion in made)  # two of each start stay together
+    assert all(together <= len(portion) < together + 2 for portion in made[:-1])
 
 
 @pytest.fixture
 def fine_tunes(monkeypatch):
     """What every fine-tune was asked; number `stop_at` is interrupted."""
-    real = transfer.fine_tune
+    real = transfer.FineTuner.__call__
 
     class Calls(list):
         stop_at = -1
 
     calls = Calls()
 
-    def spy(request, *arguments):
+    def spy(tuner, request):
         if len(calls) == calls.stop_at:
             raise KeyboardInterrupt
         calls.append({**vars(request), "start": request.start.fingerprint()})
-        return real(request, *arguments)
+        return real(tuner, request)
 
-    monkeypatch.setattr(transfer, "fine_tune", spy)
+    monkeypatch.setattr(transfer.FineTuner, "__call__", spy)
     return calls
 
 
@@ -472,13 +472,14 @@ def test_a_track_that_was_not_made_is_named(origin, trained, tmp_path):
 def test_the_papers_policy_is_its_rate_for_as_long_as_it_says_for_the_arms_that_are_named(cell, tmp_path, monkeypatch):
     paper = PaperPolicy(arms=["known_x8"], epochs=3, head_epochs=2)
     changes = {"extensions": 0, "fine_tunes": 1, "pilot_fine_tunes": 1, "images": 8, "paper": paper}
-    made, real = [], transfer.fine_tune
+    made, real = [], transfer.FineTuner.__call__
 
-    def spy(request, network, target, settings):
-        made.append((settings.recipe.epochs, settings.recipe.head_epochs, request.learning_rate, request.test))
-        return real(request, network, target, settings)
+    def spy(tuner, request):
+        recipe = tuner.settings.recipe
+        made.append((recipe.epochs, recipe.head_epochs, request.learning_rate, request.test))
+        return real(tuner, request)
 
-    monkeypatch.setattr(transfer, "fine_tune", spy)
+    monkeypatch.setattr(transfer.FineTuner, "__call__", spy)
     cell(tmp_path / "cell", settings=SETTINGS.model_copy(update=changes))
     rows = read_records([tmp_path / "cell" / "runs.csv"], RunRecord)
     policies = rows.groupby("arm")["policy"].agg(set).to_dict()
