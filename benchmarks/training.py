@@ -32,7 +32,8 @@ from know.errors import KnowError
 from know.seeds import stream
 
 Epoch = Iterable[tuple[Tensor, Tensor]]
-"""The batches of one epoch for K networks: images float32 (K, B, C, H, W), normalised, and labels int64 (K, B)."""
+"""The batches of one epoch for K networks: images float32 (K, B, C, H, W), normalised, and labels int64 (K, B). One
+network may have probabilities, float32 (1, B, classes), in place of labels."""
 
 
 @dataclass
@@ -217,7 +218,8 @@ class _Single:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.detach()[None], (scores.detach().argmax(1) == labels[0]).sum()[None]
+        right = labels[0] if labels.dim() == 2 else labels[0].argmax(1)
+        return loss.detach()[None], (scores.detach().argmax(1) == right).sum()[None]
 
     def retire(self, network: int) -> None:
         pass  # there is no other network that continues

@@ -195,8 +195,8 @@ def _one_trajectory(
         return _Pretraining(store, origin, trajectory, dataset, pretraining, settings, seed, device)
 
     @functools.cache
-    def source_run(track: Track) -> _SourceRun:
-        return _SourceRun(pretrained(), track)
+    def source_run(track: Track) -> SourceRun:
+        return SourceRun(pretrained(), track)
 
     def make(track: Track, out: Path) -> None:
         run = source_run(track)
@@ -226,8 +226,16 @@ def _one_trajectory(
     return folders
 
 
-def _keep(reference: Reference, source_run: Callable[[], _SourceRun], out: Path) -> None:
+def _keep(reference: Reference, source_run: Callable[[], SourceRun], out: Path) -> None:
     save_state(out / f"{reference.name}.safetensors", reference.function(source_run()))
+
+
+def source_run(
+    origin: Origin, trajectory: str, pretraining: Recipe, settings: Forgetting, *, store: Store, device: str = "cpu"
+) -> SourceRun:
+    """The run that makes theta_0 of one trajectory on the overflow track, for what else begins there."""
+    seed, dataset = stream("source", origin.source, origin.network, trajectory), _source(origin.source, device=device)
+    return SourceRun(_Pretraining(store, origin, trajectory, dataset, pretraining, settings, seed, device), "overflow")
 
 
 class _Pretraining:
@@ -258,6 +266,15 @@ class _Pretraining:
         fraction, count = factor * self.settings.d0, len(self.dataset.train)
         (index,) = nested_subsets(count, seed=stream(self.seed, "D0"), fractions=[fraction])
         return self.dataset.train.take(index)
+
+    def outside(self, images: int) -> Split:
+        """Images of the source that are not in D0, drawn by the trajectory's seed."""
+        count = len(self.dataset.train)
+        (index,) = nested_subsets(count, seed=stream(self.seed, "D0"), fractions=[self.settings.d0])
+        others = torch.ones(count, dtype=torch.bool)
+        others[index] = False
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(stream(self.seed, "outside")))
+        return self.dataset.train.take(order[others[order]][:images])
 
     def run(self, factor: int, steps: int | None = None) -> Path:
         """The folder of a finished run: weights, averages and the optimiser's state (`_KEPT`).
@@ -308,7 +325,7 @@ def _steps(recipe: Recipe, images: int) -> int:
     return recipe.steps or recipe.epochs * steps_per_epoch(images, recipe.batch_size)
 
 
-class _SourceRun:
+class SourceRun:
     """The run that makes theta_0 on one track, as references use it (`benchmarks.references.SourceRun`)."""
 
     def __init__(self, pretraining: _Pretraining, track: Track):
@@ -333,6 +350,23 @@ class _SourceRun:
         fit.calls, fit.optimizer = 0 if everything else self.calls, self.optimizer
         return fit
 
+    @property
+    def images(self) -> int:
+        """How many images training of theta_0 showed, on the overflow track."""
+        return self.pretraining.recipe.epochs * len(self.d0)
+
+    @property
+    def forgetting_steps(self) -> int:
+        """How many updates all forgetting steps make together."""
+        settings = self.settings
+        sizes = [round(len(self.d0) * settings.ratio**k) for k in range(1, settings.length)]
+        return sum(_steps(settings.step, size) for size in sizes)
+
+    @property
+    def forgetting_images(self) -> int:
+        """How many images they show, counted in whole batches."""
+        return self.forgetting_steps * self.settings.step.batch_size
+
     def pretrain(self, factor: int, *, steps: int | None = None) -> State:
         return load_state(self.pretraining.run(factor, steps) / _KEPT[-1])
 
@@ -342,8 +376,7 @@ class _SourceRun:
     def train_on(self, factor: int = 1) -> State:
         """Train theta_0 further, (r + ... + r^(S-1)) times the epochs of a step on D0: 0.94 at r = 0.5, S = 5."""
         settings, split = self.settings, self.pretraining.subset(factor)
-        sizes = [round(len(self.d0) * settings.ratio**k) for k in range(1, settings.length)]
-        recipe = settings.step.model_copy(update={"steps": sum(_steps(settings.step, size) for size in sizes)})
+        recipe = settings.step.model_copy(update={"steps": self.forgetting_steps})
         model, state = copy.deepcopy(self.start), self.optimizer if settings.carry_optimizer else None
         seed = stream(self.seed, "compute_matched" if factor == 1 else "local_oracle")
         outcome = train(model, self.dataset, split, recipe, seed=seed, optimizer_state=state)

@@ -1,0 +1,355 @@
+"""What else the compute of a forgetting trajectory can buy: attempts, judged on trajectories that no table uses.
+
+    KNOW_DATA=/folder/with/the/data python -m benchmarks.exploration --network resnet8       adds to exploration.csv
+
+Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the settings of core/plaincnn) and may show
+networks as many source images as its budget has: those of the four forgetting steps, or a multiple of those that made
+theta_0. Labels and choices on held-out images are counted like images in training. Each attempt is judged by source
+test accuracy with running statistics measured anew. What was found is in docs/LOG.md; at most three go into the suites.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from benchmarks.data import Split
+from benchmarks.networks import has_running_statistics
+from benchmarks.progress import progress
+from benchmarks.settings import Origin
+from benchmarks.store import STORE, Store, computing
+from benchmarks.suite import WORK, load_suite
+from benchmarks.training import correct, deterministic, evaluated, logits, recalibrate, train
+from benchmarks.trajectories import SourceRun, make_origin, source_run
+from know.checkpoints import State, load_facts, save_state
+from know.files import PRETRAINED, write_csv
+from know.fingerprint import code_hash
+from know.prediction import predict
+from know.roles import only_predicted, roles
+from know.seeds import stream
+from know.statistics import paired_t
+from know.trajectory import Trajectory
+
+SUITE, TRAJECTORIES = "core/plaincnn", 6
+TABLE = Path("benchmarks/exploration.csv")
+COLUMNS = ["network", "trajectory", "attempt", "budget", "images", "source_accuracy", "source_loss"]
+HELD_OUT, CALIBRATION = 1000, 2048
+"""Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics."""
+BUDGETS = {"forgetting": None, "x1": 1, "x3": 3}
+"""The images of the forgetting steps, or how many times those that made theta_0."""
+
+
+class Budget:
+    """theta_0, its data, and a count of the images that were shown to networks on the way from it.
+
+    trajectory: the forgetting trajectory that begins at the same theta_0. images: how many may be shown.
+    """
+
+    def __init__(self, run: SourceRun, trajectory: Trajectory, images: float):
+        self.run, self.trajectory, self.images, self.shown = run, trajectory, images, 0
+        self.theta_0, self.d0, self.step = run.theta_0, run.d0, run.settings.step
+
+    def train(
+        self,
+        images: float,
+        name: str,
+        *,
+        split: Split | None = None,
+        start: State | None = None,
+        average: float | None = None,
+        **recipe: Any,
+    ) -> State:
+        """theta_0, or `start`, trained in the manner of the forgetting steps on `images` images of D0, or of `split`.
+
+        name: decides the order of batches. average: if given, the mean of the iterates after this share of the steps.
+        recipe: settings that differ from those of a forgetting step.
+        """
+        split = self.d0 if split is None else split
+        steps = round(images / self.step.batch_size)
+        own = self.step.model_copy(update={"steps": steps, **recipe})
+        model = copy.deepcopy(self.run.start)
+        model.load_state_dict(self.theta_0 if start is None else start)
+        mean = AveragedModel(model, use_buffers=True)
+
+        def after_step(step: int, total: int) -> None:
+            if average is not None and step > average * total:
+                mean.update_parameters(model)
+
+        seed = stream(self.run.seed, "exploration", name)
+        outcome = train(
+            model, self.run.dataset, split, own, seed=seed, optimizer_state=self.run.optimizer, after_step=after_step
+        )
+        self.shown += steps * self.step.batch_size
+        made = mean.module if average is not None else model
+        return self.calibrated(made.state_dict()) if outcome.status == "ok" else self.theta_0
+
+    def calibrated(self, state: State) -> State:
+        """The same weights with running statistics measured on images of D0."""
+        model = self.model(state)
+        if has_running_statistics(model):
+            recalibrate(model, self.run.dataset, self.d0.take(torch.arange(min(CALIBRATION, len(self.d0)))))
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def model(self, state: State) -> nn.Module:
+        model = copy.deepcopy(self.run.start)
+        model.load_state_dict(state)
+        return model
+
+    def halves(self) -> tuple[Split, Split]:
+        """Two complementary halves of D0, drawn by the trajectory's seed."""
+        order = torch.randperm(len(self.d0), generator=torch.Generator().manual_seed(stream(self.run.seed, "halves")))
+        return tuple(self.d0.take(part) for part in order.chunk(2))
+
+    def labels(self, state: State, split: Split) -> Tensor:
+        """Probabilities (N, classes) that weights give to images."""
+        self.shown += len(split)
+        return logits(self.model(state), evaluated(self.run.dataset, split)).softmax(1)
+
+    def held_out(self) -> Split:
+        """Source images outside D0, which no training shows."""
+        return self.run.pretraining.outside(HELD_OUT)
+
+
+# the attempts
+
+
+def theta_0(b: Budget) -> State:
+    """theta_0 as it is."""
+    return b.calibrated(b.theta_0)
+
+
+def further(b: Budget, **how: Any) -> State:
+    """theta_0 trained on at a constant rate: compute_matched."""
+    return b.train(b.images, "further", **how)
+
+
+def local_oracle(b: Budget) -> State:
+    """The same on twice the data."""
+    return b.train(b.images, "further", split=b.run.pretraining.subset(2))
+
+
+def rotation(b: Budget, **how: Any) -> State:
+    """The same, on one half of D0 and then on the other, in turns of a quarter of the budget; `average` is of all."""
+    halves, states, state = b.halves(), [], None
+    for turn in range(4):
+        state = b.train(b.images / 4, f"rotation {turn}", split=halves[turn % 2], start=state, **how)
+        states.append(state)
+    return b.calibrated(mixed({k: 0.25 for k in range(4)}, states)) if how else state
+
+
+def experts(b: Budget, share: float) -> list[State]:
+    """theta_0 trained on each half of D0, on `share` of the budget in all."""
+    return [b.train(b.images * share / 2, f"expert {k}", split=half) for k, half in enumerate(b.halves())]
+
+
+def mean_of_halves(b: Budget) -> State:
+    """The mean of two networks that were trained on complementary halves."""
+    return b.calibrated(mixed({0: 0.5, 1: 0.5}, experts(b, 1)))
+
+
+def model_stock(b: Budget) -> State:
+    """theta_0 moved towards that mean by the rule of Model Stock (Jang et al., ECCV 2024), layer by layer."""
+    one, two = experts(b, 1)
+    made = {}
+    for name, start in b.theta_0.items():
+        made[name] = start
+        if start.is_floating_point():
+            steps = (one[name] - start).flatten(), (two[name] - start).flatten()
+            cosine = float(F.cosine_similarity(*steps, dim=0).clamp(0, 1))
+            made[name] = start + 2 * cosine / (1 + cosine) * ((one[name] + two[name]) / 2 - start)
+    return b.calibrated(made)
+
+
+def distilled(b: Budget) -> State:
+    """theta_0 trained on labels that are half true and half from the expert that did not see the image."""
+    halves, teachers = b.halves(), experts(b, 0.4)
+    classes = len(b.run.dataset.classes)
+    soft = [b.labels(teachers[1 - k], half) for k, half in enumerate(halves)]
+    targets = [(F.one_hot(h.labels, classes) + given) / 2 for h, given in zip(halves, soft, strict=True)]
+    both = Split(torch.cat([half.images for half in halves]), torch.cat(targets))
+    return b.train(b.images - b.shown, "distilled", split=both)
+
+
+def chosen(b: Budget, points: Sequence[State], *, layers: bool) -> State:
+    """theta_0 plus sum of a_k (point_k - theta_0), each a_k of a role (or a layer) chosen by loss on held-out images.
+
+    The loss is lowered from a = 0 by ten steps of L-BFGS on one batch, in which running statistics are the batch's own.
+    """
+    split, names = b.held_out(), only_predicted(roles(b.theta_0))
+    places = sorted(set(names) if layers else set(names.values()))
+    a = torch.zeros(len(points), len(places), requires_grad=True)
+    model, images = b.model(b.theta_0).train(), next(evaluated(b.run.dataset, split, len(split)))
+
+    def combined(a: Tensor) -> dict[str, Tensor]:
+        made = dict(b.theta_0)
+        for name, role in names.items():
+            place = places.index(name if layers else role)
+            moved = sum(a[k, place] * (point[name] - b.theta_0[name]) for k, point in enumerate(points))
+            made[name] = b.theta_0[name] + moved
+        return made
+
+    optimizer = torch.optim.LBFGS([a], max_iter=10, max_eval=12, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        b.shown += len(split)
+        value = F.cross_entropy(functional_call(model, combined(a), (images,)), split.labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return b.calibrated({name: tensor.detach() for name, tensor in combined(a.detach()).items()})
+
+
+def combination(b: Budget, *, layers: bool = False) -> State:
+    """The snapshots of the forgetting trajectory, combined by loss on held-out images; signs are free."""
+    b.shown += b.run.forgetting_images
+    return chosen(b, b.trajectory.states[:-1], layers=layers)
+
+
+def soup(b: Budget, *, layers: bool = False) -> State:
+    """Four points on the way of further training, combined by loss on held-out images."""
+    points, state = [], None
+    for turn in range(4):
+        state = b.train((b.images - 12 * HELD_OUT) / 4, f"soup {turn}", start=state)
+        points.append(state)
+    return chosen(b, points, layers=layers)
+
+
+def jackknife(b: Budget) -> State:
+    """theta_0 trained on, moved away from the mean of two networks trained on halves, by a step for each layer."""
+    budget = b.images - 12 * HELD_OUT
+    whole = b.train(budget / 2, "further")
+    pair = [b.train(budget / 4, f"expert {k}", split=half) for k, half in enumerate(b.halves())]
+    return chosen(b, [whole, mixed({0: 0.5, 1: 0.5}, pair)], layers=True)
+
+
+def known_scaled(b: Budget, *, group: str = "without_cifar") -> State:
+    """KNOWN's step at x2, scaled for each role by loss on held-out images; 0 and negative factors are allowed."""
+    b.shown += b.run.forgetting_images
+    return chosen(b, [predict(b.trajectory, "known", 1, known=PRETRAINED / group / "5")], layers=False)
+
+
+def mixed(weights: Mapping[int, float], states: Sequence[State]) -> State:
+    """The sum of states with these weights; what is no floating-point tensor is that of the first."""
+    first = states[0]
+    return {
+        name: sum(weight * states[k][name] for k, weight in weights.items()) if tensor.is_floating_point() else tensor
+        for name, tensor in first.items()
+    }
+
+
+ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
+    "theta_0": (theta_0, {}),
+    "further": (further, {}),
+    "further, annealed": (further, {"schedule": "cosine"}),
+    "further, average of all": (further, {"average": 0.0}),
+    "further, average of last half": (further, {"average": 0.5}),
+    "further, augmented": (further, {"augment": "shift"}),
+    "further, augmented, annealed": (further, {"augment": "shift", "schedule": "cosine"}),
+    "further, augmented, average of all": (further, {"augment": "shift", "average": 0.0}),
+    "further, augmented, average of last half": (further, {"augment": "shift", "average": 0.5}),
+    "rotation": (rotation, {}),
+    "rotation, average of all": (rotation, {"average": 0.0}),
+    "mean of halves": (mean_of_halves, {}),
+    "model stock": (model_stock, {}),
+    "distilled": (distilled, {}),
+    "soup, by role": (soup, {}),
+    "jackknife, by layer": (jackknife, {}),
+    "combination, by role": (combination, {"layers": False}),
+    "combination, by layer": (combination, {"layers": True}),
+    "KNOWN, scaled by role": (known_scaled, {}),
+    "local oracle": (local_oracle, {}),
+}
+"""Every attempt: its function and settings. The last trains on twice the data, as no attempt may."""
+OF_FORGETTING = ("combination", "KNOWN")
+"""Attempts that need the forgetting trajectory itself, so that they exist at one budget."""
+
+
+def explore(
+    network: str, names: Sequence[str], budgets: Sequence[str], *, store: Store, work: Path, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
+    """Rows with the columns `COLUMNS`, from the store where an attempt was made before."""
+    suite = load_suite(SUITE)
+    origin = Origin("cifar100", network)
+    settings, recipe = suite.forgetting_of(suite.cells[0].origin), suite.pretraining
+    folder = work / origin.slug
+    make_origin(origin, names, ["overflow"], recipe, settings, references=[], store=store, out=folder, device=device)
+    for name in progress(names, desc=f"attempts on {network}"):
+        run = source_run(origin, name, recipe, settings, store=store, device=device)
+        trajectory = Trajectory.load(folder / name / "overflow")
+        for budget, (attempt, (function, options)) in itertools.product(budgets, ATTEMPTS.items()):
+            if budget != "forgetting" and attempt.startswith(OF_FORGETTING):
+                continue
+            images = run.forgetting_images if budget == "forgetting" else BUDGETS[budget] * run.images
+            about = {"network": network, "trajectory": name, "attempt": attempt, "budget": budget, "options": options}
+            about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}
+            about |= computing(code_hash(f"benchmarks.exploration:{function.__name__}"), device)
+            make = functools.partial(_attempt, run, trajectory, images, function, options)
+            made = store.folder("explored", about, FILE, make) / FILE
+            yield {**{key: about[key] for key in ("network", "trajectory", "attempt", "budget")}, **load_facts(made)}
+
+
+FILE = "weights.safetensors"
+
+
+def _attempt(
+    run: SourceRun, trajectory: Trajectory, images: float, function: Callable[..., State], options: dict, out: Path
+) -> None:
+    budget = Budget(run, trajectory, images)
+    state = function(budget, **options)
+    test = run.dataset.test
+    scores = logits(budget.model(state), evaluated(run.dataset, test))
+    facts = {"images": budget.shown, "source_accuracy": round(correct(scores, test.labels), 6)}
+    save_state(out / FILE, state, {**facts, "source_loss": round(float(F.cross_entropy(scores, test.labels)), 6)})
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """By network, budget and attempt: images shown, source accuracy, and its difference to further training in points,
+    with the 95 % interval over trajectories.
+    """
+    found = []
+    for (network, budget), own in rows.groupby(["network", "budget"], sort=False):
+        table = 100 * own.pivot_table(index="trajectory", columns="attempt", values="source_accuracy")
+        for attempt in ATTEMPTS:
+            if attempt in table:
+                interval = paired_t((table[attempt] - table["further"]).to_numpy())
+                row = {"network": network, "budget": budget, "attempt": attempt}
+                row["images"] = f"{own.loc[own['attempt'] == attempt, 'images'].mean():,.0f}"
+                row["source accuracy"] = f"{table[attempt].mean():.2f}"
+                row["minus further"] = f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+                found.append(row)
+    return pd.DataFrame(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", nargs="*", default=[], help="networks; none only prints the table")
+    parser.add_argument("--trajectories", type=int, default=TRAJECTORIES)
+    parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
+    chosen = parser.parse_args()
+    deterministic(1)
+    for network in chosen.network:
+        names = [f"e{k}" for k in range(chosen.trajectories)]
+        rows = list(explore(network, names, chosen.budget, store=Store(WORK / STORE), work=WORK / "exploration"))
+        before = pd.read_csv(TABLE).to_dict("records") if TABLE.is_file() else []
+        new = {tuple(row[key] for key in COLUMNS[:4]) for row in rows}
+        kept = [row for row in before if tuple(row[key] for key in COLUMNS[:4]) not in new]
+        write_csv(TABLE, sorted(kept + rows, key=lambda row: [str(row[key]) for key in COLUMNS[:4]]), COLUMNS)
+    print(summary(pd.read_csv(TABLE)).to_markdown(index=False, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Attempts at what the compute of a forgetting trajectory can buy: their budgets, and what defines each of them."""
+
+import functools
+
+import pytest
+import torch
+
+from benchmarks import exploration
+from benchmarks.exploration import ATTEMPTS, OF_FORGETTING, Budget, chosen, mixed
+from benchmarks.settings import Forgetting, Origin, Recipe
+from benchmarks.store import Store
+from benchmarks.trajectories import make_origin, source_run
+from know.trajectory import Trajectory
+
+ORIGIN = Origin("digits:0-4", "normcnn")
+RECIPE = Recipe(epochs=2, learning_rate=3e-3, batch_size=16)
+FORGETTING = Forgetting(step=Recipe(epochs=4, learning_rate=1e-3, batch_size=16), smallest=16)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The run that makes theta_0, and its forgetting trajectory."""
+    folder = tmp_path_factory.mktemp("exploration")
+    store = Store(folder / "store", forced=False)
+    out = folder / "made"
+    make_origin(ORIGIN, ["e0"], ["overflow"], RECIPE, FORGETTING, references=[], store=store, out=out)
+    return source_run(ORIGIN, "e0", RECIPE, FORGETTING, store=store), Trajectory.load(out / "e0" / "overflow")
+
+
+@pytest.fixture
+def budget(place, monkeypatch):
+    """A fresh budget of the forgetting steps' images."""
+    monkeypatch.setattr(exploration, "HELD_OUT", 20)
+    run, trajectory = place
+    return Budget(run, trajectory, run.forgetting_images)
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, place, attempt):
+    function, options = ATTEMPTS[attempt]
+    made = function(budget, **options)
+    again = Budget(*place, budget.images)
+    assert same(made, function(again, **options))
+    assert budget.shown == again.shown
+    # what needs the forgetting trajectory makes its choices on top of it; nobody goes over by more than rounding
+    extra = 12 * 20 if attempt.startswith(OF_FORGETTING) else 0
+    assert budget.shown <= budget.images + extra + 4 * FORGETTING.step.batch_size
+    assert attempt == "theta_0" or budget.shown >= 0.9 * budget.images
+    assert attempt == "theta_0" or not same(made, budget.calibrated(budget.theta_0))
+
+
+def test_an_average_is_the_mean_of_the_iterates(budget, monkeypatch):
+    iterates, real = [], exploration.train
+
+    def spy(model, *arguments, after_step, **options):
+        def record(*steps):
+            iterates.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            after_step(*steps)
+
+        return real(model, *arguments, after_step=record, **options)
+
+    monkeypatch.setattr(exploration, "train", spy)
+    made = budget.train(10 * 16, "mine", average=0.5)
+    late = iterates[5:]
+    assert len(iterates) == 10
+    for name in ("conv1.weight", "head.bias"):
+        mean = torch.stack([state[name].double() for state in late]).mean(0)
+        torch.testing.assert_close(made[name].double(), mean, atol=1e-6, rtol=0)
+
+
+def test_no_expert_labels_an_image_that_it_saw(budget, monkeypatch):
+    seen, asked, real = {}, [], Budget.train
+
+    def images(split):
+        return {tuple(image.flatten().tolist()) for image in split.images}
+
+    def train(self, count, name, *, split=None, **how):
+        state = real(self, count, name, split=split, **how)
+        if name.startswith("expert"):
+            seen[id(state)] = (state, images(split))
+        return state
+
+    def labels(self, state, split, real=Budget.labels):
+        asked.append((seen[id(state)][1], images(split)))
+        return real(self, state, split)
+
+    monkeypatch.setattr(Budget, "train", train)
+    monkeypatch.setattr(Budget, "labels", labels)
+    exploration.distilled(budget)
+    assert len(asked) == 2
+    assert all(not known & shown for known, shown in asked)
+
+
+def test_held_out_images_are_not_in_d0(budget):
+    rows = [{tuple(image.flatten().tolist()) for image in split.images} for split in (budget.d0, budget.held_out())]
+    assert len(rows[1]) == 20
+    assert not rows[0] & rows[1]
+
+
+def test_what_is_chosen_has_no_higher_loss_than_theta_0_and_keeps_it_where_nothing_moves(budget):
+    still = chosen(budget, [budget.theta_0], layers=True)
+    assert same(still, budget.calibrated(budget.theta_0))
+    split = budget.held_out()
+    images = next(exploration.evaluated(budget.run.dataset, split, len(split)))
+
+    @torch.no_grad()
+    def loss(state):
+        model = budget.model(state).train()
+        return float(torch.nn.functional.cross_entropy(model(images), split.labels))
+
+    found = functools.partial(chosen, budget, [budget.train(160, "mine"), budget.trajectory.states[0]])
+    by_role, by_layer = loss(found(layers=False)), loss(found(layers=True))
+    assert by_role <= loss(budget.theta_0) + 1e-6
+    assert by_layer <= loss(budget.theta_0) + 1e-6
+
+
+def test_a_jackknife_of_weights_that_are_linear_in_one_over_n_is_exact():
+    def at(n):
+        return {"weight": torch.tensor([2.0, -1.0]) + torch.tensor([30.0, 7.0]) / n}
+
+    limit = mixed({0: 2.0, 1: -1.0}, [at(100), mixed({0: 0.5, 1: 0.5}, [at(50), at(50)])])
+    torch.testing.assert_close(limit["weight"], torch.tensor([2.0, -1.0]))
