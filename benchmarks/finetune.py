@@ -22,7 +22,7 @@ from benchmarks.data import Dataset, GroupedDataset
 from benchmarks.networks import build, has_running_statistics, head_name, normalisation
 from benchmarks.settings import Normalisation, Transfer
 from benchmarks.stacked import Stacked, scored
-from benchmarks.training import Epoch, accuracy, correct, evaluated, logits, recalibrate, show, steps_per_epoch, train
+from benchmarks.training import Epoch, accuracy, evaluated, logits, recalibrate, show, steps_per_epoch, train
 from know.checkpoints import State
 from know.errors import KnowError
 from know.files import digest
@@ -55,10 +55,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one fine-tune. `accuracy` is None where the test set must not be read (pilots)."""
+    """The result of one fine-tune: of a pilot, accuracy and mean loss on the validation images (the loss is None where
+    it is not finite), of any other the test accuracy.
+    """
 
     status: str
-    validation_accuracy: float
+    validation_accuracy: float | None
     validation_loss: float | None
     accuracy: float | None
 
@@ -74,7 +76,7 @@ class FineTune:
     learning_rate: float
     seed: int
     test: bool
-    """Whether to read the test set."""
+    """Whether the test set is read, or else the validation images."""
 
 
 def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transfer) -> Result:
@@ -100,10 +102,9 @@ class FineTuner:
             rates = {"learning_rate": request.learning_rate, "rate_factors": _without_head(request.start.rates, model)}
             asked = {"seed": order, "shown": shown, "phase": "everything", **rates}
             status = train(model, target, target.train.take(images), recipe, **asked).status
-        validation, labels = self.validation(request.share, request.seed)
-        (share,), (loss,) = scored(logits(model, validation)[None], labels)
-        tested = correct(logits(model, self.tests), target.test.labels) if request.test else None
-        return _result(status, share, loss, tested)
+        batches, labels = self.tests if request.test else self.validation(request.share, request.seed)
+        (share,), (loss,) = scored(logits(model, batches)[None], labels)
+        return _result(status, share, loss, test=request.test)
 
     def _begun(self, start: Start, share: float, seed: int) -> tuple[nn.Module, int, str]:
         """The network after the head-only phase, the seed of batch order and augmentation, and the status."""
@@ -142,9 +143,9 @@ class FineTuner:
         return list(evaluated(self.target, part)), part.labels
 
     @functools.cached_property
-    def tests(self) -> list[Tensor]:
-        """The test images in batches, as a network evaluates them."""
-        return list(evaluated(self.target, self.target.test))
+    def tests(self) -> tuple[list[Tensor], Tensor]:
+        """The same of the test images."""
+        return list(evaluated(self.target, self.target.test)), self.target.test.labels
 
 
 def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, settings: Transfer) -> list[Result]:
@@ -165,13 +166,15 @@ def fine_tune_stacked(requests: list[FineTune], network: str, target: Dataset, s
         learning_rates=[request.learning_rate for request in requests],
         rate_factors=[_without_head(request.start.rates, models[0]) for request in requests],
     )
-    labels = target.train.labels[validation.to(target.train.labels.device)]  # (K, N)
-    validated = scored(networks.logits(target, target.train, validation), labels)
-    tests = any(request.test for request in requests)
-    tested = scored(networks.logits(target, target.test), target.test.labels)[0] if tests else [None] * len(requests)
+    tested = validated = [(math.nan, math.nan)] * len(requests)
+    if any(request.test for request in requests):
+        tested = list(zip(*scored(networks.logits(target, target.test), target.test.labels), strict=True))
+    if not all(request.test for request in requests):
+        labels = target.train.labels[validation.to(target.train.labels.device)]  # (K, N)
+        validated = list(zip(*scored(networks.logits(target, target.train, validation), labels), strict=True))
     return [
-        _result(outcome.status, share, loss, tested if request.test else None)
-        for request, outcome, share, loss, tested in zip(requests, outcomes, *validated, tested, strict=True)
+        _result(outcome.status, *(test if request.test else other), test=request.test)
+        for request, outcome, test, other in zip(requests, outcomes, tested, validated, strict=True)
     ]
 
 
@@ -200,13 +203,11 @@ def _without_head(rates: Mapping[str, float], model: nn.Module) -> dict[str, flo
     return {name: factor for name, factor in rates.items() if not name.startswith(head)}
 
 
-def _result(status: str, validation: float, loss: float, test: float | None) -> Result:
-    return Result(
-        status=status,
-        validation_accuracy=round(validation, 6),
-        validation_loss=round(loss, 6) if math.isfinite(loss) else None,
-        accuracy=None if test is None else round(test, 6),
-    )
+def _result(status: str, accuracy: float, loss: float, *, test: bool) -> Result:
+    accuracy = round(accuracy, 6)
+    if test:
+        return Result(status, None, None, accuracy)
+    return Result(status, accuracy, round(loss, 6) if math.isfinite(loss) else None, None)
 
 
 def target_split(target: Dataset, settings: Transfer, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,6 @@ class RunRecord(BaseModel):
     status: Literal["ok", "diverged"]
     accuracy: Fraction
     """Target test accuracy after the last epoch."""
-    validation_accuracy: Fraction
     source_accuracy: Fraction
     """Source test accuracy of the weights before fine-tuning, with the running statistics of theta_0."""
     source_accuracy_recalibrated: Fraction

@@ -173,7 +173,7 @@ def _count_cell(suite: Suite, cell: Cell, runs: _SourceRuns, known: set[tuple], 
             total.train("target_images", shown, *place, settings.recipe)
             total.fine_tunes += count
         evaluated = each * len(settings.policies(arm.name))
-        total.evaluate((pilots + evaluated) * settings.validation + evaluated * len(target.test), *place)
+        total.evaluate(pilots * settings.validation + evaluated * len(target.test), *place)
         looks = 2 if has_running_statistics(total.clock.model(cell.source, cell.network)) else 1
         total.evaluate(suite.trajectories * looks * len(source.test), cell.source, cell.network)
 

@@ -178,7 +178,6 @@ def run_cell(
                 on_edge=policy == "tuned" and choice["arms"][arm.name]["on_edge"],
                 status=result.status,
                 accuracy=result.accuracy,
-                validation_accuracy=result.validation_accuracy,
                 **facts[trajectory, arm.name],
                 source_seed=seeds[trajectory],
                 target_seed=stream(seeds[trajectory], "target", cell.target, repeat),
@@ -219,7 +218,7 @@ class _Worker:
         """Results of fine-tuning, or from the store, for some arms on some trajectories. Returned beside them, by
         trajectory and arm: what a record says of the weights before fine-tuning (not for pilots).
         """
-        facts, lost = {}, Result("diverged", 0.0, None, None)
+        facts, lost = {}, {False: Result("diverged", 0.0, None, None), True: Result("diverged", None, None, 0.0)}
         prepared: list[tuple[FineTune, list[Any]] | None] = []  # with its key in the store; None: weights overflowed
         for (trajectory, _), group in _by_start(tasks):
             about, fine_tunes = self._prepare(group)
@@ -237,8 +236,7 @@ class _Worker:
             found = self._results([prepared[place] for place in portion], tasks[portion[0]].policy, stacked=together)
             results |= dict(zip(portion, found, strict=True))
         return [
-            results.get(place) or dataclasses.replace(lost, accuracy=None if task.trajectory.startswith("p") else 0.0)
-            for place, task in enumerate(tasks)
+            results.get(place) or lost[not task.trajectory.startswith("p")] for place, task in enumerate(tasks)
         ], facts
 
     def _prepare(self, tasks: list[Task]) -> tuple[dict[str, Any], list[tuple[FineTune, list[Any]] | None]]:

@@ -95,7 +95,6 @@ def record(cell: Cell = MLP, arm: str = "naive", trajectory: str = "t0", policy:
         "on_edge": False,
         "status": "ok",
         "accuracy": 0.8,
-        "validation_accuracy": 0.75,
         "source_accuracy": 0.9,
         "source_accuracy_recalibrated": 0.92,
         "step": 0.0 if arm == "naive" else 0.25,
