@@ -1,11 +1,12 @@
 """What else the compute of a forgetting trajectory can buy: attempts, judged on trajectories that no table uses.
 
-    KNOW_DATA=/folder/with/the/data python -m benchmarks.exploration --network resnet8       adds to exploration.csv
+    KNOW_DATA=... python -m benchmarks.exploration --network resnet8       adds to the tables in benchmarks/explored/
 
 Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the settings of core/plaincnn) and may show
 networks as many source images as its budget has: those of the four forgetting steps, or a multiple of those that made
 theta_0. Labels and choices on held-out images are counted like images in training. Each attempt is judged by source
-test accuracy with running statistics measured anew. What was found is in docs/LOG.md; at most three go into the suites.
+test accuracy with running statistics measured anew, and then, with --transfer, by fine-tuning on the target at tuned
+rates, where validation images alone are read. What was found is in docs/LOG.md; at most three go into the suites.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from benchmarks.data import Split
+from benchmarks.data import Split, load
+from benchmarks.finetune import FineTune, FineTuner, Start
 from benchmarks.networks import has_running_statistics
 from benchmarks.progress import progress
 from benchmarks.settings import Origin
@@ -33,8 +36,9 @@ from benchmarks.store import STORE, Store, computing
 from benchmarks.suite import WORK, load_suite
 from benchmarks.training import correct, deterministic, evaluated, logits, recalibrate, train
 from benchmarks.trajectories import SourceRun, make_origin, source_run
-from know.checkpoints import State, load_facts, save_state
-from know.files import PRETRAINED, write_csv
+from benchmarks.workers import workers
+from know.checkpoints import State, load_facts, load_state, save_state
+from know.files import PRETRAINED, digest, write_csv
 from know.fingerprint import code_hash
 from know.prediction import predict
 from know.roles import only_predicted, roles
@@ -42,9 +46,11 @@ from know.seeds import stream
 from know.statistics import paired_t
 from know.trajectory import Trajectory
 
-SUITE, TRAJECTORIES = "core/plaincnn", 6
-TABLE = Path("benchmarks/exploration.csv")
-COLUMNS = ["network", "trajectory", "attempt", "budget", "images", "source_accuracy", "source_loss"]
+SUITE, SOURCE, TARGET, TRAJECTORIES, FINE_TUNES = "core/plaincnn", "cifar100", "cifar10_15k", 6, 2
+TABLES = Path("benchmarks/explored/sources.csv"), Path("benchmarks/explored/targets.csv")
+COLUMNS = ["network", "budget", "attempt", "trajectory", "images", "source_accuracy", "source_loss"]
+TRANSFERRED = [*COLUMNS[:4], "learning_rate", "fine_tune", "validation_accuracy"]
+FILE = "weights.safetensors"
 HELD_OUT, CALIBRATION = 1000, 2048
 """Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics."""
 BUDGETS = {"forgetting": None, "x1": 1, "x3": 3}
@@ -278,31 +284,60 @@ OF_FORGETTING = ("combination", "KNOWN")
 """Attempts that need the forgetting trajectory itself, so that they exist at one budget."""
 
 
-def explore(
-    network: str, names: Sequence[str], budgets: Sequence[str], *, store: Store, work: Path, device: str = "cpu"
-) -> Iterator[dict[str, Any]]:
-    """Rows with the columns `COLUMNS`, from the store where an attempt was made before."""
-    suite = load_suite(SUITE)
-    origin = Origin("cifar100", network)
-    settings, recipe = suite.forgetting_of(suite.cells[0].origin), suite.pretraining
-    folder = work / origin.slug
-    make_origin(origin, names, ["overflow"], recipe, settings, references=[], store=store, out=folder, device=device)
-    for name in progress(names, desc=f"attempts on {network}"):
-        run = source_run(origin, name, recipe, settings, store=store, device=device)
-        trajectory = Trajectory.load(folder / name / "overflow")
-        for budget, (attempt, (function, options)) in itertools.product(budgets, ATTEMPTS.items()):
+@dataclass(frozen=True)
+class Exploration:
+    """Attempts on one network, on trajectories with the settings of `SUITE`. budgets: names in `BUDGETS`."""
+
+    network: str
+    budgets: tuple[str, ...]
+    store: Store = field(hash=False)
+    work: Path
+    transfer: tuple[str, ...] = ()
+    """Attempts that are fine-tuned on the target too."""
+    device: str = "cpu"
+
+    def rows(self, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of both tables (`COLUMNS`, `TRANSFERRED`) for one trajectory; what was made before is in the store."""
+        suite, origin = load_suite(SUITE), Origin(SOURCE, self.network)
+        settings, recipe = suite.forgetting_of(suite.cells[0].origin), suite.pretraining
+        asked = {"references": [], "store": self.store, "out": self.work / origin.slug, "device": self.device}
+        make_origin(origin, [name], ["overflow"], recipe, settings, **asked)
+        run = source_run(origin, name, recipe, settings, store=self.store, device=self.device)
+        trajectory, sources, targets = Trajectory.load(asked["out"] / name / "overflow"), [], []
+        for budget, (attempt, (function, options)) in itertools.product(self.budgets, ATTEMPTS.items()):
             if budget != "forgetting" and attempt.startswith(OF_FORGETTING):
                 continue
             images = run.forgetting_images if budget == "forgetting" else BUDGETS[budget] * run.images
-            about = {"network": network, "trajectory": name, "attempt": attempt, "budget": budget, "options": options}
-            about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}
-            about |= computing(code_hash(f"benchmarks.exploration:{function.__name__}"), device)
+            place = {"network": self.network, "trajectory": name, "attempt": attempt, "budget": budget}
+            about = {**place, "options": options, "settings": settings.model_dump(mode="json")}
+            about |= {"pretraining": recipe.model_dump(mode="json"), "data": run.dataset.sha256}
+            codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "Budget")]
             make = functools.partial(_attempt, run, trajectory, images, function, options)
-            made = store.folder("explored", about, FILE, make) / FILE
-            yield {**{key: about[key] for key in ("network", "trajectory", "attempt", "budget")}, **load_facts(made)}
+            file = self.store.folder("explored", about | computing(digest(codes), self.device), FILE, make) / FILE
+            sources.append({**place, **load_facts(file)})
+            if attempt in self.transfer:
+                targets += [{**place, **row} for row in self._transfer(load_state(file), run.seed)]
+        return sources, targets
+
+    def _transfer(self, weights: State, seed: int) -> Iterator[dict[str, Any]]:
+        """Fine-tunes of weights at every rate of the search, each judged by validation images of the target."""
+        tuner, start = _tuner(self.network), Start(weights)
+        settings = tuner.settings
+        made = {"network": self.network, **computing(code_hash("benchmarks.finetune"), self.device)}
+        kept = self.store.results("explored-fine-tunes", {**made, "target": tuner.target.sha256})
+        how = settings.model_dump(include={"recipe", "images", "validation"})
+        rates = [*settings.grid, *(settings.grid[-1] * 2**k for k in range(1, settings.extensions + 1))]
+        for rate, repeat in itertools.product(rates, range(FINE_TUNES)):
+            request = FineTune(start, 1.0, rate, stream(seed, "target", TARGET, repeat), False)
+            key = [start.fingerprint(), how, rate, request.seed]
+            result = kept.get(key, lambda request=request: vars(tuner(request)))
+            accuracy = result["validation_accuracy"]
+            yield {"learning_rate": rate, "fine_tune": repeat, "validation_accuracy": accuracy}
 
 
-FILE = "weights.safetensors"
+@functools.lru_cache(maxsize=1)
+def _tuner(network: str) -> FineTuner:
+    return FineTuner(network, load(TARGET), load_suite(SUITE).transfer)
 
 
 def _attempt(
@@ -316,22 +351,50 @@ def _attempt(
     save_state(out / FILE, state, {**facts, "source_loss": round(float(F.cross_entropy(scores, test.labels)), 6)})
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """By network, budget and attempt: images shown, source accuracy, and its difference to further training in points,
-    with the 95 % interval over trajectories.
+def summary(sources: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
+    """By network, budget and attempt: images shown, source accuracy, and the differences to further training in points,
+    with 95 % intervals over trajectories: of source accuracy, and of validation accuracy on the target at tuned rates.
+    A trajectory's rate is the best on the mean of the others.
     """
-    found = []
-    for (network, budget), own in rows.groupby(["network", "budget"], sort=False):
+    found, tuned = [], _tuned(targets)
+    for (network, budget), own in sources.groupby(["network", "budget"], sort=False):
         table = 100 * own.pivot_table(index="trajectory", columns="attempt", values="source_accuracy")
-        for attempt in ATTEMPTS:
-            if attempt in table:
-                interval = paired_t((table[attempt] - table["further"]).to_numpy())
-                row = {"network": network, "budget": budget, "attempt": attempt}
-                row["images"] = f"{own.loc[own['attempt'] == attempt, 'images'].mean():,.0f}"
-                row["source accuracy"] = f"{table[attempt].mean():.2f}"
-                row["minus further"] = f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
-                found.append(row)
+        for attempt in (name for name in ATTEMPTS if name in table):
+            row = {"network": network, "budget": budget, "attempt": attempt}
+            row["images"] = f"{own.loc[own['attempt'] == attempt, 'images'].mean():,.0f}"
+            row["source accuracy"] = f"{table[attempt].mean():.2f}"
+            row["source, minus further"] = _shown(table[attempt] - table["further"])
+            pair = [tuned.get((network, budget, name)) for name in (attempt, "further")]
+            row["target, minus further"] = "" if any(each is None for each in pair) else _shown(pair[0] - pair[1])
+            found.append(row)
     return pd.DataFrame(found)
+
+
+def _tuned(targets: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
+    """Validation accuracy in points by trajectory, at the rate that is best on the mean of the other trajectories."""
+    found = {}
+    for place, own in targets.groupby(["network", "budget", "attempt"]):
+        table = 100 * own.pivot_table(index="trajectory", columns="learning_rate", values="validation_accuracy")
+        chosen = {each: table.drop(index=each).mean().idxmax() for each in table.index}
+        found[place] = pd.Series({each: table.loc[each, rate] for each, rate in chosen.items()})
+    return found
+
+
+def _shown(differences: pd.Series) -> str:
+    interval = paired_t(differences.to_numpy())
+    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=columns)
+
+
+def _add(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Add rows to a table, in place of earlier ones of the same attempts."""
+    keys, new = columns[:4], pd.DataFrame(rows, columns=columns)
+    before = _read(path, columns)
+    before = before[~before.set_index(keys).index.isin(new.set_index(keys).index)]
+    write_csv(path, pd.concat([before, new]).sort_values(keys, kind="stable").to_dict("records"), columns)
 
 
 def main() -> None:
@@ -339,16 +402,19 @@ def main() -> None:
     parser.add_argument("--network", nargs="*", default=[], help="networks; none only prints the table")
     parser.add_argument("--trajectories", type=int, default=TRAJECTORIES)
     parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
+    parser.add_argument("--transfer", nargs="+", choices=ATTEMPTS, default=[], help="fine-tune these on the target too")
+    parser.add_argument("--processes", type=int, default=2)
     chosen = parser.parse_args()
     deterministic(1)
     for network in chosen.network:
-        names = [f"e{k}" for k in range(chosen.trajectories)]
-        rows = list(explore(network, names, chosen.budget, store=Store(WORK / STORE), work=WORK / "exploration"))
-        before = pd.read_csv(TABLE).to_dict("records") if TABLE.is_file() else []
-        new = {tuple(row[key] for key in COLUMNS[:4]) for row in rows}
-        kept = [row for row in before if tuple(row[key] for key in COLUMNS[:4]) not in new]
-        write_csv(TABLE, sorted(kept + rows, key=lambda row: [str(row[key]) for key in COLUMNS[:4]]), COLUMNS)
-    print(summary(pd.read_csv(TABLE)).to_markdown(index=False, disable_numparse=True))
+        names, how = [f"e{k}" for k in range(chosen.trajectories)], (tuple(chosen.budget), Store(WORK / STORE))
+        exploration = Exploration(network, *how, WORK / "exploration", tuple(chosen.transfer))
+        with workers(chosen.processes) as each:
+            for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
+                _add(TABLES[0], COLUMNS, sources)
+                _add(TABLES[1], TRANSFERRED, targets)
+    both = zip(TABLES, (COLUMNS, TRANSFERRED), strict=True)
+    print(summary(*(_read(*each) for each in both)).to_markdown(index=False, disable_numparse=True))
 
 
 if __name__ == "__main__":

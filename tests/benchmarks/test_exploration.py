@@ -2,6 +2,7 @@
 
 import functools
 
+import pandas as pd
 import pytest
 import torch
 
@@ -124,3 +125,27 @@ def test_a_jackknife_of_weights_that_are_linear_in_one_over_n_is_exact():
 
     limit = mixed({0: 2.0, 1: -1.0}, [at(100), mixed({0: 0.5, 1: 0.5}, [at(50), at(50)])])
     torch.testing.assert_close(limit["weight"], torch.tensor([2.0, -1.0]))
+
+
+def test_rates_of_a_trajectory_are_chosen_on_the_others():
+    accuracies = {"further": {1e-3: (50, 50, 50), 2e-3: (51, 51, 51)}, "mine": {1e-3: (54, 54, 60), 2e-3: (55, 57, 50)}}
+    targets = pd.DataFrame(
+        {"network": "n", "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "fine_tune": 0}
+        | {"learning_rate": rate, "validation_accuracy": value / 100}
+        for attempt, rates in accuracies.items()
+        for rate, values in rates.items()
+        for k, value in enumerate(values)
+    )
+    sources = pd.DataFrame(
+        {"network": "n", "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "images": 7}
+        | {"source_accuracy": 0.3 + 0.01 * (attempt == "mine")}
+        for attempt in accuracies
+        for k in range(3)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exploration, "ATTEMPTS", accuracies)
+        further, mine = exploration.summary(sources, targets).to_dict("records")
+    assert further["target, minus further"].startswith("+0.00 [+0.00, +0.00]")
+    assert mine["source, minus further"].startswith("+1.00 [")
+    # the first two trajectories see 1e-3 win on the others, the third 2e-3: 54, 54 and 50, minus 51 each
+    assert mine["target, minus further"].startswith("+1.67 [")
