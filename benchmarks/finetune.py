@@ -12,8 +12,9 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,28 +82,41 @@ class FineTune:
 
 def fine_tune(request: FineTune, network: str, target: Dataset, settings: Transfer) -> Result:
     """Fine-tune a new head and the weights with the suite's recipe; accuracies are those after the last epoch."""
-    return FineTuner(network, target, settings)(request)
+    return FineTuner(network, target, settings, keep=0)(request)
 
 
 class FineTuner:
-    """`fine_tune` for one network, target and recipe, which keeps in memory what its fine-tunes share."""
+    """`fine_tune` for one network, target and recipe, which keeps in memory what its fine-tunes share.
 
-    def __init__(self, network: str, target: Dataset, settings: Transfer):
-        self.network, self.target, self.settings = network, target, settings
-        keep = functools.lru_cache(maxsize=settings.fine_tunes)
-        self.epochs, self.begun, self.validation = keep(self._epochs), keep(self._begun), keep(self._validation)
+    keep: at most this many bytes of images as they are shown.
+    """
+
+    def __init__(self, network: str, target: Dataset, settings: Transfer, *, keep: int = KEPT):
+        self.network, self.target, self.settings, self.keep = network, target, settings, keep
+        self.kept: dict[str, dict[tuple, Any]] = {"epochs": {}, "begun": {}, "validation": {}}
+        """What was made last, by its kind and by what decides it."""
+
+    def _kept(self, kind: str, make: Callable[..., Any], *key: Any) -> Any:
+        """What `make` gives for a key: as many are kept as a trajectory has fine-tunes."""
+        kept = self.kept[kind]
+        if key not in kept:
+            while len(kept) >= max(self.settings.fine_tunes, self.settings.pilot_fine_tunes):
+                kept.pop(next(iter(kept)))
+            kept[key] = make(*key)
+        return kept[key]
 
     def __call__(self, request: FineTune) -> Result:
         target, recipe = self.target, self.settings.recipe
         images, _ = target_split(target, self.settings, request.share, request.seed)
-        begun, order, status = self.begun(request.start, request.share, request.seed)
+        begun, order, status = self._kept("begun", self._begun, request.start, request.share, request.seed)
         model = copy.deepcopy(begun)
         if status == "ok":
             shown = itertools.islice(self._shown(request.share, request.seed, order), recipe.head_epochs, None)
             rates = {"learning_rate": request.learning_rate, "rate_factors": _without_head(request.start.rates, model)}
             asked = {"seed": order, "shown": shown, "phase": "everything", **rates}
             status = train(model, target, target.train.take(images), recipe, **asked).status
-        batches, labels = self.tests if request.test else self.validation(request.share, request.seed)
+        validation = functools.partial(self._kept, "validation", self._validation, request.share, request.seed)
+        batches, labels = self.tests if request.test else validation()
         (share,), (loss,) = scored(logits(model, batches)[None], labels)
         return _result(status, share, loss, test=request.test)
 
@@ -117,10 +131,11 @@ class FineTuner:
         return model, order, outcome.status
 
     def _shown(self, share: float, seed: int, order: int) -> Iterable[Epoch]:
-        """What is shown, epoch by epoch: kept if the images of all fine-tunes of a trajectory fit into `KEPT`."""
+        """What is shown, epoch by epoch: kept if the images of all fine-tunes of a trajectory are few enough."""
         images = self._count(share) * round(share * self.settings.images) * self.settings.fine_tunes
-        kept = images * math.prod(self.target.shape) * 4 <= KEPT
-        return self.epochs(share, seed, order) if kept else self._stream(share, seed, order)
+        if images * math.prod(self.target.shape) * 4 > self.keep:
+            return self._stream(share, seed, order)
+        return self._kept("epochs", self._epochs, share, seed, order)
 
     def _stream(self, share: float, seed: int, order: int) -> Iterable[Epoch]:
         images, _ = target_split(self.target, self.settings, share, seed)

@@ -165,10 +165,11 @@ def _count_cell(suite: Suite, cell: Cell, runs: _SourceRuns, known: set[tuple], 
         known.add(key)
         searched, each = settings.pilot_fine_tunes * suite.pilots, suite.trajectories * settings.fine_tunes
         pilots, policies = searched * (len(settings.grid) + settings.extensions), settings.policies(arm.name)
-        # the head-only phase is made once for all rates
-        made = [("short", pilots, searched), *((p, each, 0 if p == "short" else each) for p in policies)]
+        # the head-only phase is made once for all rates, and once more for each point by which the grid grows
+        searches = searched * (1 + settings.extensions)
+        made = [("short", pilots, searches), *((p, each, 0 if p == "short" else each) for p in policies)]
         for policy, count, heads in made:
-            recipe = settings.at(policy).recipe
+            recipe, heads = settings.at(policy).recipe, count if settings.together > 1 else heads
             shown = (heads * recipe.head_epochs + count * recipe.epochs) * settings.images * cell.share
             total.train("target_images", shown, *place, settings.recipe)
             total.fine_tunes += count

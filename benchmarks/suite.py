@@ -57,6 +57,9 @@ class Suite(Settings):
     """A group of networks that ship with the package (a folder in know/pretrained/)."""
     transfer: Transfer
     arms: Arms
+    first_trajectory: int = Field(0, ge=0)
+    """The number of the first evaluated trajectory; seeds are made from numbers. A comparison that follows another one
+    begins beyond those, so that no test result of its trajectories is known beforehand."""
     processes: Positive = 1
     """How many processes share one origin's trajectories or one cell's fine-tunes; this changes no result."""
     device: str = "cpu"
@@ -139,8 +142,11 @@ class Suite(Settings):
 
     @property
     def trajectory_ids(self) -> list[str]:
-        """The pilots p0, p1, ... (they decide the learning rates and are never evaluated), then t0, t1, ..."""
-        return [f"p{i}" for i in range(self.pilots)] + [f"t{i}" for i in range(self.trajectories)]
+        """The pilots p0, p1, ... (they decide the learning rates and are never evaluated), then t0, t1, ..., of which
+        `first_trajectory` is the first.
+        """
+        evaluated = range(self.first_trajectory, self.first_trajectory + self.trajectories)
+        return [f"p{i}" for i in range(self.pilots)] + [f"t{i}" for i in evaluated]
 
     def origin(self, slug: str) -> Origin:
         return _by_slug("origin", slug, self.origins)

@@ -62,7 +62,8 @@ class Claim(Data):
     asked: str
     contrasts: tuple[Contrast, ...] = ()
     every: Every | None = None
-    suites: Literal["core", "all"] = "core"
+    suites: tuple[str, ...] | None = None
+    """The suites that it is judged in; None means the core suites."""
     everywhere: bool = False
     controls_of: LineName | None = None
     presupposes: Contrast | None = None
@@ -108,6 +109,13 @@ class Paper(Data):
     accuracies: tuple[Reported, ...]
 
 
+class Least(Data):
+    """How many networks and pairs of datasets the informative core cells have to be of."""
+
+    networks: int
+    pairs: int
+
+
 class Claims(Data):
     """Everything in claims.yaml, where a comment explains each key."""
 
@@ -118,6 +126,7 @@ class Claims(Data):
     cheap: float
     cost_of: tuple[str, ...]
     still: float
+    least: Least
     shown_by_place: int
     primary: Primary
     paper: Paper

@@ -8,7 +8,7 @@ thresholds. Only suites whose `evidence` is true count, and no cell that fails a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
@@ -36,6 +36,8 @@ POLICIES: dict[Policy, str] = {
     "tuned": "tuned rate",
 }
 """Every rate policy, in the order of the tables, and its name there."""
+Scope = tuple[str, ...] | None
+"""The suites in which a contrast is judged; None means the core suites."""
 DAGGER = "\N{DAGGER}"
 SEEN_BY_AUTHORS = ("mnist", "fashion_mnist", "cifar10")
 """Datasets, whole or in part, that the authors' networks were meta-trained on (their paper)."""
@@ -74,10 +76,13 @@ def verdict(
     """The rule for one contrast, from its interval in points.
 
     paper: the paper's number. corrected: the p value after Holm's correction, nan where the contrast is not primary.
-    gap: the data gap, in points. sees: whether the cells can see small steps; where they cannot, nothing is excluded.
+    gap: the data gap, in points. sees: whether the cells can see small steps; where they cannot, only what is proven to
+    be a loss is excluded.
     """
     if not math.isfinite(estimate.low):
         return Verdict.OPEN
+    if estimate.high < 0:
+        return Verdict.EXCLUDED
     if estimate.low > 0:
         if corrected >= CLAIMS.significance:
             return Verdict.CANNOT
@@ -98,7 +103,7 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 def gates(published: Published, cell: str, policy: Policy) -> dict[str, Interval]:
     """What must hold for a cell to be informative at a rate policy, in points: each interval has to lie above 0.
 
-    A gate whose arms were not run is left out, but for the one on small steps (`LOCAL`), which then has no interval.
+    A gate whose arms were not run has no interval, and is not passed.
     """
     runs = published.cells[cell]
     means, first = 100 * trajectory_means(runs[runs["policy"] == policy]), runs.iloc[0]
@@ -112,7 +117,6 @@ def gates(published: Published, cell: str, policy: Policy) -> dict[str, Interval
         f"data gap: {oracle} > naive": above(oracle, "naive"),
         "naive > scratch": above("naive", "scratch"),
     }
-    intervals = {name: interval for name, interval in intervals.items() if interval.n}
     intervals[LOCAL] = above("local_oracle", "compute_matched")
     return intervals | {"forgetting: left-out images lose more than test images": _forgetting(published, runs, first)}
 
@@ -176,7 +180,7 @@ class Place(NamedTuple):
     @property
     def papers(self) -> bool:
         """Whether source and target are those of the paper's numbers."""
-        return self.source == "cifar100" and plain_name(self.target).startswith("cifar10")
+        return self.source == "cifar100" and plain_name(self.target) in ("cifar10", "cifar10_15k")
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on a whole claim. explained: controls that gain as much, where it holds at the paper's rate only.
-    because: why it is not testable.
+    """The verdict on a whole claim. because: why it is not testable; where it holds at the paper's rate only, the
+    verdict at tuned rates. explained: in that case, controls that gain too, and beyond which KNOWN gains nothing.
     """
 
     verdict: Verdict
@@ -242,9 +246,9 @@ class Evidence:
         others = [arm for arm in others if arm.partition("_x")[0] not in claim.every.but]
         return tuple(Contrast(better=claim.every.arm, worse=other) for other in others)
 
-    def waits_for(self, scope: str = "core") -> list[str]:
-        """Which of the suites that a verdict needs have not been run; scope: "core", or "all", which needs none."""
-        return sorted(set(CLAIMS.core) - self.suites) if scope == "core" else []
+    def waits_for(self, scope: Scope = None) -> list[str]:
+        """Which of the suites that a verdict needs have not been run."""
+        return sorted(set(scope or CLAIMS.core) - self.suites)
 
     def claim(self, claim: Claim) -> Finding:
         """The verdict of a whole claim, from its contrasts at all rate policies."""
@@ -252,9 +256,9 @@ class Evidence:
         said = {policy: self._every(claim, contrasts, policy) for policy in POLICIES}
         if said["tuned"] is Verdict.OPEN:
             return Finding(Verdict.OPEN)
-        if claim.presupposes and not any(
-            self.judge(claim.presupposes, policy, claim.suites).verdict.positive for policy in POLICIES
-        ):
+        if few := self._too_few() if not claim.suites else "":
+            return Finding(Verdict.NOT_TESTABLE, because=few)
+        if claim.presupposes and not any(self.judge(claim.presupposes, policy).verdict.positive for policy in POLICIES):
             return Finding(Verdict.NOT_TESTABLE, because=f"it presupposes that {claim.presupposes} is above 0")
         if claim.ceiling and not self.judge(claim.ceiling, "tuned", claim.suites).interval.low > 0:
             return Finding(Verdict.NOT_TESTABLE, because=f"even {claim.ceiling} is not above 0")
@@ -262,8 +266,19 @@ class Evidence:
             return Finding(said["tuned"])
         fixed = [policy for policy in ("paper", "short") if said[policy].positive]
         if fixed:
-            return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, fixed[0])))
+            because = f"at tuned rates: {said['tuned']}"
+            return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, fixed[0])), because)
         return Finding(said["tuned"])
+
+    def _too_few(self) -> str:
+        """Why the informative core cells at tuned rates are too few for a claim about them, or an empty text."""
+        if self.runs.empty:
+            return ""
+        tuned = self.runs[(self.runs["policy"] == "tuned") & self.runs["suite"].isin(CLAIMS.core)]
+        networks, pairs = tuned["network"].nunique(), len(tuned[["source", "target"]].drop_duplicates())
+        if networks >= CLAIMS.least.networks and pairs >= CLAIMS.least.pairs:
+            return ""
+        return f"the informative core cells are of {networks} networks and {pairs} pairs of datasets only"
 
     def _every(self, claim: Claim, contrasts: Iterable[Contrast], policy: Policy) -> Verdict:
         if not claim.everywhere:
@@ -283,17 +298,16 @@ class Evidence:
             if own.interval.low > 0 and not beyond.interval.low > 0:
                 yield control.text
 
-    def _judge(self, contrast: Contrast, policy: Policy, scope: str = "core") -> Judged:
-        """Pooled over sources and networks, each of which counts once. Open until the suites that it needs were run.
-
-        scope: "core" for the core suites, "all" for all. At tuned rates in the core suites the verdict on a primary
-        contrast takes Holm's correction into account.
+    def _judge(self, contrast: Contrast, policy: Policy, scope: Scope = None) -> Judged:
+        """Pooled over pairs of source and network, each counting once. Open until the suites of `scope` were run. At
+        tuned rates in the core suites the verdict on a primary contrast takes Holm's correction into account.
         """
         interval, p = pooled_t(self._samples(contrast, policy, scope))
-        primary = policy == CLAIMS.primary.policy and scope == "core"
+        primary = policy == CLAIMS.primary.policy and scope is None
         corrected = self.corrected.get(contrast, math.nan) if primary else math.nan
-        gap, _ = pooled_t(self._samples(self._data_gap(policy), policy, scope))
-        sees = all(self._sees(place, policy) for place in self._places(contrast, policy, scope))
+        places = self._places(contrast, policy, scope)
+        gap, _ = pooled_t(self._samples(self._data_gap(policy), policy, scope, set(places)))
+        sees = all(self._sees(place, policy, contrast) for place in places)
         facts = {"paper": CLAIMS.paper_gain(contrast), "corrected": corrected, "gap": gap.mean, "sees": sees}
         said = Verdict.OPEN if self.waits_for(scope) else verdict(interval, **facts)
         return Judged(interval, said, p, corrected)
@@ -301,7 +315,7 @@ class Evidence:
     @cached_property
     def corrected(self) -> dict[Contrast, float]:
         """The p values of the pooled primary contrasts after Holm's correction over those that were run."""
-        samples = [self._samples(c, CLAIMS.primary.policy, "core") for c in CLAIMS.primary.contrasts]
+        samples = [self._samples(c, CLAIMS.primary.policy) for c in CLAIMS.primary.contrasts]
         return dict(zip(CLAIMS.primary.contrasts, holm([pooled_t(each)[1] for each in samples]), strict=True))
 
     def _by_place(self, contrast: Contrast, policy: Policy) -> dict[Place, Judged]:
@@ -318,7 +332,7 @@ class Evidence:
                 "paper": CLAIMS.paper_gain(contrast) if place.papers and place.usual else None,
                 "corrected": corrected,
                 "gap": math.nan if gap is None else float(gap.mean()),
-                "sees": self._sees(place, policy),
+                "sees": self._sees(place, policy, contrast),
             }
             judged[place] = Judged(interval, verdict(interval, **facts), p, corrected)
         return judged
@@ -340,27 +354,34 @@ class Evidence:
             for place in self.places
         }
 
-    def _sees(self, place: Place, policy: Policy) -> bool:
+    def _sees(self, place: Place, policy: Policy, contrast: Contrast) -> bool:
+        """Whether the cells of a place that the contrast reads can all see small steps."""
         runs = self.runs[self.runs["policy"] == policy]
         for name, value in place._asdict().items():
             runs = runs[runs[name] == value]
-        return bool(runs["sees"].all())
+        sides = {(side.share, side.length) for side in (contrast.better, contrast.worse)}
+        cells = pd.MultiIndex.from_frame(runs[["share", "length"]])
+        return bool(runs["sees"][cells.isin(sides)].all())
 
     def _data_gap(self, policy: Policy) -> Contrast:
         run = {arm for kind, arm, *_ in self._accuracies if kind == policy}
         return Contrast(better=oracle_of(run), worse="naive")
 
-    def _places(self, contrast: Contrast, policy: Policy, scope: str) -> list[Place]:
-        counts = {"core": lambda place: place.core, "all": lambda place: place.usual}[scope]
-        return [place for place in self.differences(contrast, policy) if counts(place)]
+    def _places(self, contrast: Contrast, policy: Policy, scope: Scope = None) -> list[Place]:
+        suites = scope or CLAIMS.core
+        return [place for place in self.differences(contrast, policy) if place.usual and place.suite in suites]
 
-    def _samples(self, contrast: Contrast, policy: Policy, scope: str) -> list[pd.Series]:
-        """Differences in points by source and network, one per trajectory.
+    def _samples(
+        self, contrast: Contrast, policy: Policy, scope: Scope = None, among: Container[Place] | None = None
+    ) -> list[pd.Series]:
+        """Differences in points by source and network, one per trajectory. among: the only places that are read.
 
         A trajectory that stands in several suites or with several targets counts once, with the mean over them.
         """
         pools: dict[tuple[str, str], list[pd.Series]] = {}
         for place in self._places(contrast, policy, scope):
+            if among is not None and place not in among:
+                continue
             pools.setdefault((place.source, place.network), []).append(self.differences(contrast, policy)[place])
         return [pd.concat(own).groupby(level="trajectory").mean() for _, own in sorted(pools.items())]
 
@@ -387,17 +408,18 @@ class Evidence:
 
 
 def costs(published: Sequence[Published]) -> pd.DataFrame:
-    """What the two KNOWNs cost in the core suites: rows of cost_by_arm.csv, possibly none."""
+    """What the two KNOWNs cost in the core suites: rows of cost_by_arm.csv with their suite, possibly none."""
     by_name = {one.name: one for one in published}
     arms = [f"{line.arm}_{factor}" for line in CLAIMS.lines.values() for factor in ("x2", "x8")]
-    tables = [by_name[name].table("cost_by_arm") for name in CLAIMS.core if name in by_name]
-    rows = [table[table["arm"].isin(arms)] for table in tables if table is not None]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COST)
+    tables = {name: by_name[name].table("cost_by_arm") for name in CLAIMS.core if name in by_name}
+    rows = [t[t["arm"].isin(arms)].assign(suite=name) for name, t in tables.items() if t is not None]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*COST, "suite"])
 
 
 def cost_verdict(rows: pd.DataFrame) -> Verdict:
-    """Holds where every prediction in `costs` is cheap; open until there are costs of each network of `cost_of`."""
-    if not set(CLAIMS.cost_of) <= set(rows["network"]):
+    """Holds where the deepest predictions are cheap in all suites of `cost_of`; open until these have been run."""
+    rows = rows[rows["suite"].isin(CLAIMS.cost_of) & rows["arm"].isin(line.deepest for line in CLAIMS.lines.values())]
+    if not set(CLAIMS.cost_of) <= set(rows["suite"]):
         return Verdict.OPEN
     cheap = (rows["seconds"] < CLAIMS.cheap * rows["theta_0_seconds"]).all()
     return Verdict.HOLDS if cheap else Verdict.EXCLUDED

@@ -310,7 +310,7 @@ def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
 def said(finding: Finding) -> str:
     """A finding in words."""
     if finding.explained:
-        return f"{finding.verdict}, explained by {' or '.join(finding.explained)}"
+        return f"{finding.verdict} ({finding.because}), explained as well by {' or '.join(finding.explained)}"
     return f"{finding.verdict}: {finding.because}" if finding.because else str(finding.verdict)
 
 
@@ -346,7 +346,9 @@ def contrasts(evidence: Evidence, claim: Claim) -> pd.DataFrame:
     every, rows = evidence.contrasts(claim), []
     for contrast in every:
         at = {policy: evidence.by_place(contrast, policy) for policy in POLICIES}
-        places = [place for place in evidence.places if place in at["tuned"] and (place.core or claim.suites == "all")]
+        places = [
+            place for place in evidence.places if place in at["tuned"] and place.suite in (claim.suites or CLAIMS.core)
+        ]
         if claim.everywhere or len(every) <= CLAIMS.shown_by_place:
             for place in (place for place in places if place.usual):
                 said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]

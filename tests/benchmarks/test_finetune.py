@@ -154,13 +154,12 @@ def test_the_learning_rate_is_in_no_seed(target, seen):
 
 
 @pytest.mark.parametrize("kept", [finetune.KEPT, 0])
-def test_what_fine_tunes_share_changes_none_of_them(target, monkeypatch, kept):
-    monkeypatch.setattr(finetune, "KEPT", kept)
+def test_what_fine_tunes_share_changes_none_of_them(target, kept):
     settings = SETTINGS.model_copy(update={"recipe": SETTINGS.recipe.model_copy(update={"augment": "shift"})})
     starts = [Start(used()), Start(weights(1, "normcnn"), {"conv2.weight": 2.0}, "recalibrate")]
     asked = itertools.product(starts, GRID[:2], [7, 8], [1.0, 0.5])
     requests = [FineTune(start, share, rate, seed, False) for start, rate, seed, share in asked]
-    tuner = finetune.FineTuner("normcnn", target, settings)
+    tuner = finetune.FineTuner("normcnn", target, settings, keep=kept)
     results = [tuner(request) for request in requests]
     assert results == [fine_tune(request, "normcnn", target, settings) for request in requests]
     assert len(set(map(str, results))) == len(requests)

@@ -66,7 +66,7 @@ def counted():
 def test_fine_tunes_are_those_of_the_search_and_of_every_policy(counted):
     row = counted()
     assert row["fine_tunes"] == 4 * (2 * 8 + 3 * 2)
-    heads = 4 * (2 + 3)  # of every arm and trajectory, for all rates
+    heads = 4 * (2 * 3 + 3)  # of every arm and trajectory, for all rates; the grid grows twice
     assert row["target_images"] == 100 * (row["fine_tunes"] * RECIPE["epochs"] + heads * RECIPE["head_epochs"])
     more = counted(transfer={"fine_tunes": 4, "pilot_fine_tunes": 2})
     assert more["fine_tunes"] == 4 * (2 * 2 * 8 + 3 * 4 * 2)
