@@ -6,7 +6,8 @@ Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the 
 networks as many source images as its budget has: those of the four forgetting steps, or a multiple of those that made
 theta_0. Labels and choices on held-out images are counted like images in training. Each attempt is judged by source
 test accuracy with running statistics measured anew, and then, with --transfer, by fine-tuning on the target at tuned
-rates, where validation images alone are read. What was found is in docs/LOG.md; at most three go into the suites.
+rates, where validation images alone are read. At most three go into the suites. Intervals are not corrected for the
+number of attempts, so these tables prove nothing; they say what is worth a confirmation.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from benchmarks.training import correct, deterministic, evaluated, logits, recal
 from benchmarks.trajectories import SourceRun, make_origin, source_run
 from benchmarks.workers import workers
 from know.checkpoints import State, load_facts, load_state, save_state
-from know.files import PRETRAINED, digest, write_csv
+from know.errors import KnowError
+from know.files import PRETRAINED, digest, sha256_file, write_csv
 from know.fingerprint import code_hash
 from know.prediction import predict
 from know.roles import only_predicted, roles
@@ -50,9 +52,10 @@ SUITE, SOURCE, TARGET, TRAJECTORIES, FINE_TUNES = "core/plaincnn", "cifar100", "
 TABLES = Path("benchmarks/explored/sources.csv"), Path("benchmarks/explored/targets.csv")
 COLUMNS = ["network", "budget", "attempt", "trajectory", "images", "source_accuracy", "source_loss"]
 TRANSFERRED = [*COLUMNS[:4], "learning_rate", "fine_tune", "validation_accuracy"]
-FILE = "weights.safetensors"
-HELD_OUT, CALIBRATION = 1000, 2048
-"""Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics."""
+FILE, GROUP = "weights.safetensors", "without_cifar"
+HELD_OUT, CALIBRATION, CHOICE = 1000, 2048, 12_000
+"""Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics; how many images a
+choice of coefficients shows at most. No other attempt has images outside D0: `further, more` is the control."""
 BUDGETS = {"forgetting": None, "x1": 1, "x3": 3}
 """The images of the forgetting steps, or how many times those that made theta_0."""
 
@@ -67,26 +70,33 @@ class Budget:
         self.run, self.trajectory, self.images, self.shown = run, trajectory, images, 0
         self.theta_0, self.d0, self.step = run.theta_0, run.d0, run.settings.step
 
-    def train(
+    def train(self, images: float, name: str, *, average: float | None = None, **how: Any) -> State:
+        """theta_0 trained further as by `run_on`, or, if `average` is given, the mean of the iterates after that share
+        of the steps. Running statistics are measured anew.
+        """
+        last, mean, _ = self.run_on(images, name, average=average, **how)
+        return self.calibrated(last if mean is None else mean)
+
+    def run_on(
         self,
         images: float,
         name: str,
         *,
         split: Split | None = None,
-        start: State | None = None,
+        start: tuple[State, dict] | None = None,
         average: float | None = None,
         **recipe: Any,
-    ) -> State:
-        """theta_0, or `start`, trained in the manner of the forgetting steps on `images` images of D0, or of `split`.
+    ) -> tuple[State, State | None, dict]:
+        """theta_0, or what an earlier call gave, trained in the manner of the forgetting steps on `images` images of
+        D0, or of `split`: the last weights, the mean of the iterates if it was asked for, and the optimiser's state.
 
-        name: decides the order of batches. average: if given, the mean of the iterates after this share of the steps.
-        recipe: settings that differ from those of a forgetting step.
+        name: decides the order of batches. start: weights and the optimiser's state. recipe: settings that differ from
+        those of a forgetting step.
         """
         split = self.d0 if split is None else split
-        steps = round(images / self.step.batch_size)
-        own = self.step.model_copy(update={"steps": steps, **recipe})
-        model = copy.deepcopy(self.run.start)
-        model.load_state_dict(self.theta_0 if start is None else start)
+        weights, optimizer = start or (self.theta_0, self.run.optimizer)
+        own = self.step.model_copy(update={"steps": round(images / self.step.batch_size), **recipe})
+        model = self.model(weights)
         mean = AveragedModel(model, use_buffers=True)
 
         def after_step(step: int, total: int) -> None:
@@ -94,19 +104,19 @@ class Budget:
                 mean.update_parameters(model)
 
         seed = stream(self.run.seed, "exploration", name)
-        outcome = train(
-            model, self.run.dataset, split, own, seed=seed, optimizer_state=self.run.optimizer, after_step=after_step
-        )
-        self.shown += steps * self.step.batch_size
-        made = mean.module if average is not None else model
-        return self.calibrated(made.state_dict()) if outcome.status == "ok" else self.theta_0
+        asked = {"seed": seed, "optimizer_state": optimizer, "after_step": after_step}
+        outcome = train(model, self.run.dataset, split, own, **asked)
+        if outcome.status != "ok":
+            raise KnowError(f"{name}: the loss is not finite at learning rate {own.learning_rate:g}")
+        self.shown += own.steps * own.batch_size
+        return _copy(model), None if average is None else _copy(mean.module), outcome.optimizer
 
     def calibrated(self, state: State) -> State:
         """The same weights with running statistics measured on images of D0."""
         model = self.model(state)
         if has_running_statistics(model):
             recalibrate(model, self.run.dataset, self.d0.take(torch.arange(min(CALIBRATION, len(self.d0)))))
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return _copy(model)
 
     def model(self, state: State) -> nn.Module:
         model = copy.deepcopy(self.run.start)
@@ -141,18 +151,28 @@ def further(b: Budget, **how: Any) -> State:
     return b.train(b.images, "further", **how)
 
 
+def further_on_more(b: Budget) -> State:
+    """The same on D0 and the held-out images, and for as long as a choice takes besides."""
+    more = b.held_out()
+    both = Split(torch.cat([b.d0.images, more.images]), torch.cat([b.d0.labels, more.labels]))
+    return b.train(b.images + CHOICE, "further", split=both)
+
+
 def local_oracle(b: Budget) -> State:
     """The same on twice the data."""
     return b.train(b.images, "further", split=b.run.pretraining.subset(2))
 
 
-def rotation(b: Budget, **how: Any) -> State:
-    """The same, on one half of D0 and then on the other, in turns of a quarter of the budget; `average` is of all."""
-    halves, states, state = b.halves(), [], None
+def rotation(b: Budget, *, average: bool) -> State:
+    """The same, on one half of D0 and then on the other, in turns of a quarter of the budget; or the mean of all
+    iterates on that way.
+    """
+    halves, means, now = b.halves(), [], None
     for turn in range(4):
-        state = b.train(b.images / 4, f"rotation {turn}", split=halves[turn % 2], start=state, **how)
-        states.append(state)
-    return b.calibrated(mixed({k: 0.25 for k in range(4)}, states)) if how else state
+        how = {"split": halves[turn % 2], "start": now, "average": 0.0}
+        last, mean, optimizer = b.run_on(b.images / 4, f"rotation {turn}", **how)
+        now, means = (last, optimizer), [*means, mean]
+    return b.calibrated(mixed(dict.fromkeys(range(4), 0.25), means) if average else now[0])
 
 
 def experts(b: Budget, share: float) -> list[State]:
@@ -179,7 +199,7 @@ def model_stock(b: Budget) -> State:
 
 
 def distilled(b: Budget) -> State:
-    """theta_0 trained on labels that are half true and half from the expert that did not see the image."""
+    """theta_0 trained on labels that are half true, half from the expert that has not seen the image since theta_0."""
     halves, teachers = b.halves(), experts(b, 0.4)
     classes = len(b.run.dataset.classes)
     soft = [b.labels(teachers[1 - k], half) for k, half in enumerate(halves)]
@@ -199,7 +219,7 @@ def chosen(b: Budget, points: Sequence[State], *, layers: bool) -> State:
     model, images = b.model(b.theta_0).train(), next(evaluated(b.run.dataset, split, len(split)))
 
     def combined(a: Tensor) -> dict[str, Tensor]:
-        made = dict(b.theta_0)
+        made = {name: tensor.clone() for name, tensor in b.theta_0.items()}  # the call changes running statistics
         for name, role in names.items():
             place = places.index(name if layers else role)
             moved = sum(a[k, place] * (point[name] - b.theta_0[name]) for k, point in enumerate(points))
@@ -216,6 +236,8 @@ def chosen(b: Budget, points: Sequence[State], *, layers: bool) -> State:
         return value
 
     optimizer.step(loss)
+    if not a.isfinite().all():
+        raise KnowError("no finite coefficients were found")
     return b.calibrated({name: tensor.detach() for name, tensor in combined(a.detach()).items()})
 
 
@@ -227,25 +249,29 @@ def combination(b: Budget, *, layers: bool = False) -> State:
 
 def soup(b: Budget, *, layers: bool = False) -> State:
     """Four points on the way of further training, combined by loss on held-out images."""
-    points, state = [], None
+    points, now = [], None
     for turn in range(4):
-        state = b.train((b.images - 12 * HELD_OUT) / 4, f"soup {turn}", start=state)
-        points.append(state)
+        last, _, optimizer = b.run_on((b.images - CHOICE) / 4, f"soup {turn}", start=now)
+        now, points = (last, optimizer), [*points, last]
     return chosen(b, points, layers=layers)
 
 
 def jackknife(b: Budget) -> State:
     """theta_0 trained on, moved away from the mean of two networks trained on halves, by a step for each layer."""
-    budget = b.images - 12 * HELD_OUT
+    budget = b.images - CHOICE
     whole = b.train(budget / 2, "further")
     pair = [b.train(budget / 4, f"expert {k}", split=half) for k, half in enumerate(b.halves())]
     return chosen(b, [whole, mixed({0: 0.5, 1: 0.5}, pair)], layers=True)
 
 
-def known_scaled(b: Budget, *, group: str = "without_cifar") -> State:
+def known_scaled(b: Budget) -> State:
     """KNOWN's step at x2, scaled for each role by loss on held-out images; 0 and negative factors are allowed."""
     b.shown += b.run.forgetting_images
-    return chosen(b, [predict(b.trajectory, "known", 1, known=PRETRAINED / group / "5")], layers=False)
+    return chosen(b, [predict(b.trajectory, "known", 1, known=PRETRAINED / GROUP / "5")], layers=False)
+
+
+def _copy(model: nn.Module) -> State:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def mixed(weights: Mapping[int, float], states: Sequence[State]) -> State:
@@ -260,15 +286,15 @@ def mixed(weights: Mapping[int, float], states: Sequence[State]) -> State:
 ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "theta_0": (theta_0, {}),
     "further": (further, {}),
-    "further, annealed": (further, {"schedule": "cosine"}),
+    "further, annealed by epochs": (further, {"schedule": "cosine"}),
     "further, average of all": (further, {"average": 0.0}),
     "further, average of last half": (further, {"average": 0.5}),
     "further, augmented": (further, {"augment": "shift"}),
-    "further, augmented, annealed": (further, {"augment": "shift", "schedule": "cosine"}),
+    "further, augmented, annealed by epochs": (further, {"augment": "shift", "schedule": "cosine"}),
     "further, augmented, average of all": (further, {"augment": "shift", "average": 0.0}),
     "further, augmented, average of last half": (further, {"augment": "shift", "average": 0.5}),
-    "rotation": (rotation, {}),
-    "rotation, average of all": (rotation, {"average": 0.0}),
+    "rotation": (rotation, {"average": False}),
+    "rotation, average of all": (rotation, {"average": True}),
     "mean of halves": (mean_of_halves, {}),
     "model stock": (model_stock, {}),
     "distilled": (distilled, {}),
@@ -277,9 +303,11 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "combination, by role": (combination, {"layers": False}),
     "combination, by layer": (combination, {"layers": True}),
     "KNOWN, scaled by role": (known_scaled, {}),
+    "further, more": (further_on_more, {}),
     "local oracle": (local_oracle, {}),
 }
-"""Every attempt: its function and settings. The last trains on twice the data, as no attempt may."""
+"""Every attempt: its function and settings. The last two are the control of those that choose coefficients on held-out
+images, and what twice the data give."""
 OF_FORGETTING = ("combination", "KNOWN")
 """Attempts that need the forgetting trajectory itself, so that they exist at one budget."""
 
@@ -309,9 +337,13 @@ class Exploration:
                 continue
             images = run.forgetting_images if budget == "forgetting" else BUDGETS[budget] * run.images
             place = {"network": self.network, "trajectory": name, "attempt": attempt, "budget": budget}
-            about = {**place, "options": options, "settings": settings.model_dump(mode="json")}
-            about |= {"pretraining": recipe.model_dump(mode="json"), "data": run.dataset.sha256}
-            codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "Budget")]
+            about = {**place, "source": SOURCE, "options": options, "images": images, "data": run.dataset.sha256}
+            about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}
+            if attempt.startswith(OF_FORGETTING):
+                about["snapshots"] = [each["sha256"] for each in trajectory.manifest["snapshots"]]
+            if attempt.startswith("KNOWN"):
+                about["known"] = sha256_file(PRETRAINED / GROUP / "5" / "known.safetensors")
+            codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "_attempt")]
             make = functools.partial(_attempt, run, trajectory, images, function, options)
             file = self.store.folder("explored", about | computing(digest(codes), self.device), FILE, make) / FILE
             sources.append({**place, **load_facts(file)})
@@ -321,7 +353,7 @@ class Exploration:
 
     def _transfer(self, weights: State, seed: int) -> Iterator[dict[str, Any]]:
         """Fine-tunes of weights at every rate of the search, each judged by validation images of the target."""
-        tuner, start = _tuner(self.network), Start(weights)
+        tuner, start = _tuner(self.network, self.device), Start(weights)
         settings = tuner.settings
         made = {"network": self.network, **computing(code_hash("benchmarks.finetune"), self.device)}
         kept = self.store.results("explored-fine-tunes", {**made, "target": tuner.target.sha256})
@@ -336,8 +368,8 @@ class Exploration:
 
 
 @functools.lru_cache(maxsize=1)
-def _tuner(network: str) -> FineTuner:
-    return FineTuner(network, load(TARGET), load_suite(SUITE).transfer)
+def _tuner(network: str, device: str) -> FineTuner:
+    return FineTuner(network, load(TARGET, device=device), load_suite(SUITE).transfer)
 
 
 def _attempt(
@@ -375,6 +407,8 @@ def _tuned(targets: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
     found = {}
     for place, own in targets.groupby(["network", "budget", "attempt"]):
         table = 100 * own.pivot_table(index="trajectory", columns="learning_rate", values="validation_accuracy")
+        if len(table) < 2:
+            continue
         chosen = {each: table.drop(index=each).mean().idxmax() for each in table.index}
         found[place] = pd.Series({each: table.loc[each, rate] for each, rate in chosen.items()})
     return found
@@ -389,12 +423,12 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=columns)
 
 
-def _add(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    """Add rows to a table, in place of earlier ones of the same attempts."""
-    keys, new = columns[:4], pd.DataFrame(rows, columns=columns)
-    before = _read(path, columns)
-    before = before[~before.set_index(keys).index.isin(new.set_index(keys).index)]
-    write_csv(path, pd.concat([before, new]).sort_values(keys, kind="stable").to_dict("records"), columns)
+def _add(columns: list[str], rows: list[dict[str, Any]], path: Path, made: pd.DataFrame) -> None:
+    """Add rows to a table, in place of all that it has of the attempts that were made."""
+    keys, before = columns[:4], _read(path, columns)
+    before = before[~before.set_index(keys).index.isin(made.set_index(keys).index)]
+    both = pd.concat([before, pd.DataFrame(rows, columns=columns)])
+    write_csv(path, both.sort_values(keys, kind="stable").to_dict("records"), columns)
 
 
 def main() -> None:
@@ -408,11 +442,12 @@ def main() -> None:
     deterministic(1)
     for network in chosen.network:
         names, how = [f"e{k}" for k in range(chosen.trajectories)], (tuple(chosen.budget), Store(WORK / STORE))
-        exploration = Exploration(network, *how, WORK / "exploration", tuple(chosen.transfer))
+        asked = {"further", *chosen.transfer} if chosen.transfer else set()  # all are compared with it
+        exploration = Exploration(network, *how, WORK / "exploration", tuple(sorted(asked)))
         with workers(chosen.processes) as each:
             for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
-                _add(TABLES[0], COLUMNS, sources)
-                _add(TABLES[1], TRANSFERRED, targets)
+                for each_table in zip((COLUMNS, TRANSFERRED), (sources, targets), TABLES, strict=True):
+                    _add(*each_table, pd.DataFrame(sources))
     both = zip(TABLES, (COLUMNS, TRANSFERRED), strict=True)
     print(summary(*(_read(*each) for each in both)).to_markdown(index=False, disable_numparse=True))
 

@@ -1,6 +1,8 @@
 """The one store of finished work: what was made is kept under a hash of everything that decides it.
 
     work/store/trajectories/KEY/          one trajectory on one track, as `know.forget` writes it
+    work/store/pretrained/KEY/            one run from an initialisation, with its averages
+    work/store/references/KEY/            further weights of one trajectory, such as compute-matched
     work/store/meta-trajectories/KEY/     histories of weights of the small trajectories that are trained at once
     work/store/fine-tunes/KEY/*.jsonl     results of fine-tunes, one line each
     work/store/steps/KEY/*.jsonl          steps of a suite that were run without Snakemake

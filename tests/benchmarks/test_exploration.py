@@ -32,12 +32,23 @@ def place(tmp_path_factory):
 def budget(place, monkeypatch):
     """A fresh budget of the forgetting steps' images."""
     monkeypatch.setattr(exploration, "HELD_OUT", 20)
+    monkeypatch.setattr(exploration, "CHOICE", 12 * 20)
     run, trajectory = place
     return Budget(run, trajectory, run.forgetting_images)
 
 
 def same(one, other) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_way_in_turns_goes_on_where_it_was(budget):
+    way = {"split": budget.d0}
+    first, _, optimizer = budget.run_on(160, "one", **way)
+    last, mean, _ = budget.run_on(160, "two", start=(first, optimizer), average=0.0, **way)
+    fresh, _, _ = budget.run_on(160, "two", start=(first, budget.run.optimizer), **way)
+    assert not same(last, fresh)  # the optimiser's state counts
+    assert not same(last, mean)
+    assert same(last, budget.run_on(160, "two", start=(first, optimizer), **way)[0])
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
@@ -48,7 +59,7 @@ def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, plac
     assert same(made, function(again, **options))
     assert budget.shown == again.shown
     # what needs the forgetting trajectory makes its choices on top of it; nobody goes over by more than rounding
-    extra = 12 * 20 if attempt.startswith(OF_FORGETTING) else 0
+    extra = 12 * 20 if attempt.startswith((*OF_FORGETTING, "further, more")) else 0
     assert budget.shown <= budget.images + extra + 4 * FORGETTING.step.batch_size
     assert attempt == "theta_0" or budget.shown >= 0.9 * budget.images
     assert attempt == "theta_0" or not same(made, budget.calibrated(budget.theta_0))
