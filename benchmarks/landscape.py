@@ -42,8 +42,8 @@ def make_landscape(
     x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
     `IMAGES` images of the source test set. There is one row per `snapshot` (theta_4 ... theta_0), `known` prediction
     (x2, ...: r^-depth) and oracle (`oracle`, or else `oracle_steps`, if kept), with the loss of the weights themselves,
-    which lie off the plane. The rows `grid` have the loss on the plane. `variance`: the share of the points' variance along x and along y. `about`:
-    what is drawn, in words.
+    which lie off the plane. The rows `grid` have the loss on the plane. `variance`: the share of the points' variance
+    along x and along y. `about`: what is drawn, in words.
     """
     trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
     facts = trajectory.manifest
