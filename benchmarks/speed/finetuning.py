@@ -33,7 +33,7 @@ from benchmarks.training import deterministic
 from know.files import write_json
 
 HERE, SUITE = Path(__file__).parent, "core/plaincnn"
-SHAPE, CLASSES, REPEATS, SHARE = (3, 32, 32), 10, 3, 4
+SHAPE, CLASSES, REPEATS, SHARE = (3, 32, 32), 10, 2, 4
 NETWORKS = ("plaincnn", "resnet8", "vit_tiny")
 
 
