@@ -167,7 +167,15 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Folder for weights, know_config.yml and README.md; must not exist.")
     ] = None,
-    method: Method = "known",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--predictor",
+            help="Name of a method (see `know predictors`), or NAME:depth. With --validate it may be repeated.",
+            show_default="known",
+        ),
+    ] = None,
     depth: Depth = 1,
     fractions: Fractions = None,
     known: KnownFile = None,
@@ -179,9 +187,13 @@ def predict(
     validate: Annotated[
         str | None,
         typer.Option(
-            help="SCRIPT.py:function, from the path of a checkpoint to a number, the higher the better. Tries theta_0"
-            " and a few lengths of the step (0.25, 0.5, 1, or --scale) and keeps the best."
+            help="SCRIPT.py:function, from the path of a checkpoint, and a split if it takes one, to a number, the"
+            " higher the better. Tries theta_0 and every method at a few lengths of its step (0.25, 0.5, 1, or --scale)"
+            " and keeps the best."
         ),
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(help="With --validate: how many checkpoints are judged at most; default: all.")
     ] = None,
     role: Role = None,
     skip: Skip = None,
@@ -200,31 +212,41 @@ def predict(
     Reads .safetensors, folders of Hugging Face (shards too) and .pt files in weights-only mode, piece by piece.
     Normalisation parameters and buffers are copied. Fine-tune the result as you would the original.
     """
-    from know import export
+    from know import choosing, export
 
     if out is None and not dry_run:
         raise KnowError("give --out, a folder to make, or --dry-run")
     _refuse_existing(out)
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
-    roles = list(_roles(role).items())
+    roles, named = list(_roles(role).items()), method or ["known"]
     if dry_run:
         rows = export.plan(trajectory, dict(roles))
         for row in rows:
             shape = "x".join(map(str, row.shape)) or "-"
             print(f"{row.tensor:48} {shape:>18} {row.dtype:9} {row.action} ({row.reason})")
         done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
-        for note in export.notes(trajectory, export.Request(method, roles=tuple(roles))):
+        for note in export.notes(trajectory, export.Request.of(named[0], roles=tuple(roles))):
             print(f"note: {note}")
         print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
-    scales = _numbers(scale, "--scale") if scale is not None else [0.25, 0.5, 1.0] if validate else [1.0]
-    if not validate and len(scales) > 1:
-        raise KnowError("--scale takes several lengths only with --validate, which chooses among them")
+    scales = _numbers(scale, "--scale") if scale is not None else list(choosing.SCALES) if validate else [1.0]
     options = tuple(_option(text) for text in option or [])
-    request = export.Request(method, depth, scales[0], known, seed, tuple(roles), options)
-    config, changes = export.predict_files(trajectory, request, out, validate=validate, scales=scales, say=print)
+    for name, given in {"--scale": len(scales) > 1, "--method": len(named) > 1, "--evaluations": evaluations}.items():
+        if given and not validate:
+            what = "belongs to a choice, so only" if name == "--evaluations" else "takes several values only"
+            raise KnowError(f"{name} {what} with --validate, which chooses among them")
+    if options and len(named) > 1:
+        raise KnowError("-o is an option of one method; give one --method with it")
+    asked = {"scale": scales[0], "known": known, "seed": seed, "roles": tuple(roles), "options": options}
+    requests = [export.Request.of(text, depth, **asked) for text in named]
+    if validate:
+        limits = {"scales": scales, "evaluations": evaluations}
+        config, changes = choosing.choose_files(trajectory, requests, out, validate, **limits, say=print)
+    else:
+        config, changes = export.predict_files(trajectory, requests[0], out)
+    method, depth = config["method"], config["depth"]
     factor = config["virtual_data"]
     place = f" at depth {depth}, {factor:g} times the data" if factor else ", which has no depth"
     print(f"{out}: {method}{place}")
@@ -232,6 +254,7 @@ def predict(
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
         print(f"{kept}step {step:.3g} times |theta_0|; {changes.weights:,} weights predicted, {share:.1%} changed")
+    request = next(request for request in requests if (request.method, request.depth) == (method, depth))
     for note in export.notes(trajectory, request, changes):
         print(f"note: {note}")
     if config["learnt_from"]:

@@ -182,16 +182,13 @@ def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Cand
     yield Candidate(THETA_0)
     seen = {THETA_0}
     for text in ["known:1", "known:3", "shrink:3", *methods]:
-        name, _, depth = text.partition(":")
-        if not (depth or "1").isdecimal():
-            raise KnowError(f"--method {text!r}: write it as NAME or NAME:depth, such as known:2")
-        steps = int((depth or "1")[:9])
-        check_depth(trajectory, steps)
-        factor = (trajectory.fractions[-1] / trajectory.fractions[-2]) ** steps
-        label = f"{name}_x{factor:.3g}" if get(name).depths else name
+        request = Request.of(text)
+        check_depth(trajectory, request.depth)
+        factor = (trajectory.fractions[-1] / trajectory.fractions[-2]) ** request.depth
+        label = f"{request.method}_x{factor:.3g}" if get(request.method).depths else request.method
         if label not in seen:
             seen.add(label)
-            yield Candidate(label, Request(name, steps))
+            yield Candidate(label, request)
     for name in CONTINUATIONS:
         if name in trajectory.manifest.get("references", {}):
             yield Candidate(name)

@@ -7,14 +7,12 @@ file, the settings that make it again (know_config.yml), and a model card.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import math
 import re
 import shutil
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,6 @@ from know.layout import SafetensorsWriter, TorchWriter, entries_beside
 from know.methods import get
 from know.prediction import Piece, pieces, predicted
 from know.roles import PREDICTED, Role
-from know.scripts import call, function_of
 from know.trajectory import Trajectory
 
 CARD = PACKAGE / "card.md.j2"
@@ -99,6 +96,14 @@ class Request:
     seed: int = 0
     roles: tuple[tuple[str, str], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, text: str, depth: int = 1, **settings: Any) -> Request:
+        """The request for a method as it is named on the command line: NAME, then at `depth`, or NAME:depth."""
+        name, colon, own = text.partition(":")
+        if colon and not own.isdecimal():
+            raise KnowError(f"--method {text!r}: write it as NAME or NAME:depth, such as known:2")
+        return cls(name, int(own[:9]) if colon else depth, **settings)
 
 
 def plan(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> list[Planned]:
@@ -243,80 +248,30 @@ def _is_stale(inner: Path) -> bool:
     return inner.suffix in WEIGHTS and bool(TRAINING.fullmatch(inner.name) or MODEL.fullmatch(inner.name))
 
 
-def predict_files(
-    trajectory: Trajectory,
-    request: Request,
-    out: Path | str,
-    *,
-    validate: str | None = None,
-    scales: Sequence[float] = (),
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Any], Changes]:
+def predict_files(trajectory: Trajectory, request: Request, out: Path | str) -> tuple[dict[str, Any], Changes]:
     """Make the folder `out` from a trajectory: weights, know_config.yml, README.md. It must not exist.
-
-    validate: "SCRIPT.py:function": function(checkpoint path) -> number, the higher the better. It is asked about
-        theta_0 itself (scale 0) and about each of `scales`; the best one is kept, theta_0 where none is better.
-    say: gets one line for each candidate.
 
     Returns what know_config.yml says, and what changed. KnowError for whatever is wrong with the inputs; then nothing
     stands at `out`.
     """
     out, _ = as_path("out", out), predicted(trajectory, dict(request.roles))  # most errors before anything is made
-    function = function_of(validate, "--validate") if validate else None
     with new_folder(out) as folder:
-        if function is None:
-            _, changes, models = write_prediction(trajectory, request, folder)
-            config = describe(trajectory, request, models)
-        else:
-            score = functools.partial(_score, function, validate)
-            request, values, changes, models = _best(trajectory, request, folder, scales, score, say)
-            script, _, name = validate.rpartition(":")
-            config = describe(trajectory, request, models)
-            config["validate"] = {"function": f"{Path(script).name}:{name}", "values": values}
-            config["validate"]["sha256"] = sha256_file(script)
-        write_text(folder / "know_config.yml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
-        theirs = trajectory.paths[-1].is_dir() and (folder / OWN_CARD).exists()
-        write_text(folder / (OTHER_CARD if theirs else OWN_CARD), card(trajectory, request, config, changes))
-    return config, changes
+        _, changes, models = write_prediction(trajectory, request, folder)
+        return complete(trajectory, request, folder, changes, models), changes
 
 
-def _best(
-    trajectory: Trajectory,
-    request: Request,
-    folder: Path,
-    scales: Sequence[float],
-    score: Callable[[Path], float],
-    say: Callable[[str], None],
-) -> tuple[Request, dict[float, float], Changes, Models]:
-    """Leave in `folder` the prediction of the scale with the best score; the request for it, and the score of each.
+def complete(
+    trajectory: Trajectory, request: Request, folder: Path, changes: Changes, models: Models, **facts: Any
+) -> dict[str, Any]:
+    """Write know_config.yml and the card beside a prediction, and return what the former says.
 
-    Where two scores are equal, the shorter step is kept, theta_0 first.
+    facts: what it says besides.
     """
-    values: dict[float, float] = {}
-    best: tuple[Request, Changes, Models] | None = None
-    for scale in dict.fromkeys((0.0, *scales)):
-        asked, candidate = replace(request, scale=scale), folder / f"candidate{len(values)}"
-        candidate.mkdir()
-        checkpoint, changes, models = write_prediction(trajectory, asked, candidate)
-        values[scale] = score(checkpoint)
-        say(f"scale {scale:g}: {values[scale]:g}" + (" (theta_0)" if scale == 0 else ""))
-        if best is None or values[scale] > values[best[0].scale]:
-            best = asked, changes, models
-            for path in candidate.iterdir():
-                if (folder / path.name).is_dir():
-                    shutil.rmtree(folder / path.name)
-                path.replace(folder / path.name)
-        shutil.rmtree(candidate)
-    request, changes, models = best
-    return request, values, changes, models
-
-
-def _score(function: Callable[[Path], float], spec: str, checkpoint: Path) -> float:
-    """The number that the user's function gives a checkpoint; KnowError where it is none."""
-    value = call(lambda: float(function(checkpoint)), spec, "--validate")
-    if not math.isfinite(value):
-        raise KnowError(f"--validate {spec!r}: the function answered {value}, which is no number to compare")
-    return value
+    config = describe(trajectory, request, models) | facts
+    write_text(folder / "know_config.yml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
+    theirs = trajectory.paths[-1].is_dir() and (folder / OWN_CARD).exists()
+    write_text(folder / (OTHER_CARD if theirs else OWN_CARD), card(trajectory, request, config, changes))
+    return config
 
 
 def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[str, Any]:

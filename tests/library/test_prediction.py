@@ -155,51 +155,6 @@ def test_the_scale_is_the_length_of_the_step(tmp_path):
             assert torch.allclose(half[name] - theta_0, (whole[name] - theta_0) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize(("wanted", "kept"), [(0.4, 0.5), (5, 1.0), (-3, 0.0)])
-def test_validation_keeps_the_best_length_of_the_step_theta_0_included(tmp_path, wanted, kept):
-    """The value falls with the distance from `wanted` steps."""
-    trajectory = written(tmp_path, snapshots())
-    direction = know.predict(trajectory, "linear")["fc.weight"] - trajectory.theta_0["fc.weight"]
-    torch.save((trajectory.theta_0["fc.weight"] + wanted * direction), tmp_path / "target.pt")
-    script = tmp_path / "check.py"
-    script.write_text(
-        "import torch\nfrom pathlib import Path\nfrom safetensors.torch import load_file\n"
-        "target = torch.load(Path(__file__).with_name('target.pt'))\n"
-        "def score(checkpoint):\n    return -float((load_file(checkpoint)['fc.weight'] - target).norm())\n"
-    )
-    lines = []
-    config, _ = predict_files(
-        trajectory, LINEAR, tmp_path / "out", validate=f"{script}:score", scales=(0.25, 0.5, 1), say=lines.append
-    )
-    assert (config["scale"], list(config["validate"]["values"]), len(lines)) == (kept, [0, 0.25, 0.5, 1], 4)
-    found = load_file(tmp_path / "out/model.safetensors")
-    expected = know.predict(trajectory, "linear", scale=kept)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "know_config.yml", "README.md"}
-
-
-@pytest.mark.parametrize(
-    ("script", "name", "said"),
-    [
-        ("def f(path): return 1 / 0", "f", "line 1: ZeroDivisionError"),
-        ("def f(path):\n    return float('nan')", "f", "nan"),
-        ("def f(path): return None", "f", "TypeError"),
-        ("def g(path): return 1", "f", "no function 'f'"),
-        ("import nothing_like_it", "f", "ModuleNotFoundError"),
-        ("def f(", "f", "SyntaxError"),
-        (None, "f", "a script that exists"),
-    ],
-)
-def test_a_validation_that_fails_is_named_and_nothing_is_left(tmp_path, script, name, said):
-    trajectory = written(tmp_path, snapshots())
-    if script is not None:
-        (tmp_path / "check.py").write_text(script)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(KnowError, match=said):
-        predict_files(trajectory, LINEAR, tmp_path / "out", validate=f"{tmp_path / 'check.py'}:{name}", scales=(1,))
-    assert sorted(path for path in tmp_path.iterdir() if path.name != "__pycache__") == before
-
-
 def test_predictor_is_another_name_for_method(tmp_path, capsys):
     trajectory = written(tmp_path, snapshots())
     expected = know.predict(trajectory, "linear", 2, step=0.5)
