@@ -5,7 +5,7 @@
 In every cell of a suite: the first two pilot trajectories, and four arms: naive, the oracle of the data gap, and the
 local oracle with compute-matched, whose difference is the local data gap. Rates are searched as in the run; then each
 trajectory is fine-tuned several times at both policies. Validation images alone are read, and no evaluated trajectory
-is made. The store keeps all of it for the run.
+is made. The store keeps all of it for the run. Printed too: how wide the intervals of the run will be.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from benchmarks.arms import arms_of
 from benchmarks.settings import Arms, Cell
@@ -29,6 +30,13 @@ from know.files import write_csv
 TABLE = Path("benchmarks/pilots.csv")
 COLUMNS = ["suite", "cell", "arm", "policy", "learning_rate", "trajectory", "fine_tune", "validation_accuracy"]
 TRAJECTORIES = 2
+FIRST = {
+    "plaincnn": Path("results/first/cpu/plaincnn"),
+    "resnet8": Path("results/first/cpu/resnet8"),
+    "vit_tiny": Path("results/first/cpu-wide/vit"),
+}
+"""Where the first comparison has single fine-tunes of KNOWN on CIFAR-100 to CIFAR-10."""
+ARMS = ("known_x8", "released_x8")
 GAPS = {"data gap": ("oracle_steps", "naive"), "local data gap": ("local_oracle", "compute_matched")}
 
 
@@ -86,6 +94,52 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def half_widths(rows: pd.DataFrame) -> pd.DataFrame:
+    """By suite: the half-width in points that the 95 % interval of each of `ARMS` minus naive will have at tuned rates.
+
+    The variance of a single difference is that of the first comparison on the same network. The part of it that is
+    between fine-tunes is taken from the local data gap of the pilots, which is also a difference between weights that
+    lie close together; the rest is between trajectories.
+    """
+    found = []
+    for name, own in rows[rows["policy"] == "tuned"].groupby("suite", sort=False):
+        suite = load_suite(name)
+        for network in sorted({cell.network for cell in suite.cells} & set(FIRST)):
+            mine = own[own["cell"].str.contains(f".{network}.", regex=False)]
+            table = 100 * mine.pivot_table(
+                index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy"
+            )
+            better, worse = GAPS["local data gap"]
+            within = float((table[better] - table[worse]).groupby("trajectory").var().mean())
+            n, m = suite.trajectories, suite.transfer.fine_tunes
+            row = {"suite": name, "network": network, "trajectories": str(n), "fine-tunes": str(m)}
+            row["SD between fine-tunes"] = f"{within**0.5:.2f}"
+            for arm in ARMS:
+                single = _first(network, arm)
+                row[f"{arm}, SD of one"] = "-" if single is None else f"{single.std(ddof=1):.2f}"
+                row[arm] = "-" if single is None else f"{half_width(single, within, n, m):.2f}"
+            found.append(row)
+    return pd.DataFrame(found)
+
+
+def half_width(single: np.ndarray, within: float, trajectories: int, fine_tunes: int) -> float:
+    """Half of the 95 % t interval over trajectories that are each the mean of several fine-tunes.
+
+    single: differences of trajectories with one fine-tune each. within: the variance between fine-tunes of one.
+    """
+    between = max(single.var(ddof=1) - within, 0.0)
+    error = ((between + within / fine_tunes) / trajectories) ** 0.5
+    return float(stats.t.ppf(0.975, trajectories - 1) * error)
+
+
+def _first(network: str, arm: str) -> np.ndarray | None:
+    """The first comparison's differences to naive at tuned rates, in points, one for each trajectory."""
+    runs = pd.read_csv(FIRST[network] / "runs.csv")
+    runs = runs[(runs["recipe"] == "tuned") & runs["cell"].str.startswith("overflow.cifar100.cifar10_15k.")]
+    table = 100 * runs.pivot_table(index="trajectory", columns="arm", values="accuracy")
+    return None if arm not in table else (table[arm] - table["naive"]).to_numpy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", nargs="*", default=[], help="suites to run; none only prints the table")
@@ -98,7 +152,9 @@ def main() -> None:
         own = list(run_pilots(name, suite, store=store, work=work, processes=chosen.processes))
         before = pd.read_csv(TABLE).to_dict("records") if TABLE.is_file() else []
         write_csv(TABLE, [row for row in before if row["suite"] != name] + own, COLUMNS)
-    print(summary(pd.read_csv(TABLE)).to_markdown(index=False, disable_numparse=True))
+    rows = pd.read_csv(TABLE)
+    for table in (summary(rows), half_widths(rows)):
+        print(table.to_markdown(index=False, disable_numparse=True), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pandas as pd
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.statistics import pooled_t
 from benchmarks.report.template import fill
-from benchmarks.settings import Shipped
+from benchmarks.settings import Shipped, Skill
 from know.files import read_json, write_text
 from know.roles import PREDICTED
 from know.statistics import Interval, paired_t
@@ -117,10 +117,7 @@ def publish(settings: Shipped, work: Path, windows: pd.DataFrame, out: Path) -> 
 
 def page(settings: Shipped, out: Path) -> str:
     """README.md of the networks that ship, from the tables beside it."""
-    variants, skill = (pd.read_csv(out / f"{name}.csv") for name in ("variants", "skill"))
-    windows = pd.read_csv(out / "windows.csv", dtype=str)
-    folder = out / settings.skill.group / "5"
-    errors = pd.read_csv(folder / "held_out.csv")
+    variants, windows = pd.read_csv(out / "variants.csv"), pd.read_csv(out / "windows.csv", dtype=str)
     held_out = variants[variants["part"] == "held_out"]
     selection = variants[variants["part"] == "selection"]
     chosen = f"{settings.metatraining.loss}-{settings.metatraining.bias_penalty:g}"
@@ -150,12 +147,16 @@ def page(settings: Shipped, out: Path) -> str:
             list(PREDICTED),
             {network: by_role(_of(held_out, f"without-{network}")) for network in networks},
         ),
-        skill=skill_table(skill),
         windows=windows,
-        asked=ASKED,
-        enough=ENOUGH,
-        verdict=verdict(errors, skill),
+        **skill_of(settings.skill, out),
     )
+
+
+def skill_of(settings: Skill, out: Path) -> dict[str, object]:
+    """What pages say of the skill of the networks that ship, from the tables in their folder."""
+    skill, errors = pd.read_csv(out / "skill.csv"), pd.read_csv(out / settings.group / "5" / "held_out.csv")
+    said = {"skill": skill_table(skill), "verdict": verdict(errors, skill), "asked": ASKED, "enough": ENOUGH}
+    return {"skill_settings": settings, **said}
 
 
 def _of(variants: pd.DataFrame, name: str) -> pd.DataFrame:

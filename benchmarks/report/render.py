@@ -12,9 +12,11 @@ from benchmarks.report import tables
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, cost_verdict, costs, gates
 from benchmarks.report.folders import Published
+from benchmarks.report.pretrained import skill_of
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.template import fill
-from benchmarks.suite import SUITES, load_suite, suite_names
+from benchmarks.suite import SUITES, load_shipped, load_suite, suite_names
+from know.files import PRETRAINED
 
 COMMON = {"seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
 """What several templates say."""
@@ -74,9 +76,11 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
             arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.primary_arms
         }
         overviews[one.name] = tables.overview(one, shown)
+    skill = skill_of(load_shipped().skill, PRETRAINED) if (PRETRAINED / "skill.csv").is_file() else {"skill": None}
     return fill(
         "front.md.j2",
         **COMMON,
+        **skill,
         run=bool(evidence.suites),
         verdicts=tables.front(evidence, cost),
         suites=results,

@@ -1,13 +1,19 @@
 """Cells tried on their pilots: what is touched, and the gaps of a table that can be computed by hand."""
 
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import TINY
 
 from benchmarks import transfer
-from benchmarks.pilots import COLUMNS, run_pilots, summary
+from benchmarks.pilots import COLUMNS, half_width, half_widths, run_pilots, summary
 from benchmarks.store import Store
 from benchmarks.suite import load_suite
+from know.statistics import paired_t
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_pilots_are_fine_tuned_at_both_policies_and_no_test_image_is_read(tmp_path, monkeypatch):
@@ -50,3 +56,39 @@ def test_gaps_are_differences_on_one_trajectory_and_one_fine_tune():
     assert float(row["data gap, between fine-tunes"]) == pytest.approx(0.5**0.5, abs=0.01)
     assert row["local data gap"] == "+0.5, +1.0"
     assert float(row["local data gap, between fine-tunes"]) == 0
+
+
+# how wide intervals will be
+
+
+def test_the_half_width_is_that_of_the_t_interval_of_such_trajectories():
+    """Planted variances, estimated from trajectories with one fine-tune each, as from the first comparison."""
+    rng, between, within = np.random.default_rng(0), 0.3, 0.6
+    single = rng.normal(0, (between**2 + within**2) ** 0.5, 4000)
+    for n, m in ((8, 3), (12, 4)):
+        widths = []
+        for _ in range(400):
+            means = rng.normal(0, between, n) + rng.normal(0, within, (m, n)).mean(0)
+            interval = paired_t(means)
+            widths.append(((interval.high - interval.low) / 2) ** 2)
+        assert half_width(single, within**2, n, m) == pytest.approx(np.mean(widths) ** 0.5, rel=0.05)
+
+
+def test_more_fine_tunes_do_not_help_beyond_what_trajectories_differ():
+    single = np.array([-1.0, 0.0, 1.0, 2.0])
+    assert half_width(single, 0.0, 8, 4) == half_width(single, 0.0, 8, 1)
+    assert half_width(single, 100.0, 8, 4) == pytest.approx(half_width(single, 100.0, 8, 1) / 2)
+
+
+def test_half_widths_are_given_for_the_suites_that_were_tried(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    rows = pd.DataFrame(
+        {"suite": "core/resnet8", "cell": "overflow.cifar100.cifar10_15k.resnet8.100", "policy": "tuned"}
+        | {"learning_rate": 1e-3, "trajectory": t, "fine_tune": f, "arm": arm, "validation_accuracy": 0.4 + gain}
+        for t in ("p0", "p1")
+        for f in range(2)
+        for arm, gain in (("local_oracle", 0.01 * f), ("compute_matched", 0.0))
+    )
+    (row,) = half_widths(rows).to_dict("records")
+    assert (row["suite"], row["network"], row["SD between fine-tunes"]) == ("core/resnet8", "resnet8", "0.71")
+    assert 0 < float(row["known_x8"]) < float(row["known_x8, SD of one"])
