@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.report import tables
+from benchmarks.report.browse import index_page
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, cost_verdict, costs, gates
 from benchmarks.report.folders import Published
@@ -58,12 +59,13 @@ def _cell(published: Published, cell: str) -> dict:
 
 
 def front_pages(results: Sequence[Published]) -> dict[str, str]:
-    """The pages that look at all suites together, in Markdown, by the name of their file."""
+    """The pages that look at all suites together, by the name of their file."""
     evidence, cost = Evidence(results), costs(results)
     return {
         "README.md": front_page(results, evidence, cost),
         "CLAIMS.md": claims_page(evidence, cost),
         "COST.md": cost_page(results),
+        "index.html": index_page(results, evidence),
     }
 
 

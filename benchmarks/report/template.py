@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def fill(template: str, **values: Any) -> str:
-    """A page in Markdown with one newline at its end; jinja2's UndefinedError where a value is missing."""
+    """A page in Markdown or HTML with one newline at its end; jinja2's UndefinedError where a value is missing."""
     return _environment().get_template(template).render(**values).rstrip() + "\n"
 
 
@@ -22,7 +22,11 @@ def fill(template: str, **values: Any) -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=jinja2.select_autoescape(["html.j2"], default=False),
     )
     environment.filters["markdown"] = markdown
     return environment

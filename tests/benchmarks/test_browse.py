@@ -1,0 +1,146 @@
+"""The page to browse: one file that holds every run, needs nothing else, and works in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from synthetic import CNN, records, write_results
+
+from benchmarks.report.browse import LIMIT
+from benchmarks.report.folders import load_all
+from benchmarks.report.publish import check, write_pages
+from know.errors import KnowError
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browse") / "results"
+    write_results(folder / "one", [*records(), *records(CNN)])
+    write_results(folder / "two", records(trajectories=5), evidence=True)
+    write_pages(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(results):
+    return (results / "index.html").read_text(encoding="utf-8")
+
+
+def data(html: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, flags=re.S)[1])
+
+
+class Tables(HTMLParser):
+    """The rows of every section, as texts of their cells."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.sections, self.cell = {}, None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "section":
+            self.rows = self.sections[attrs["data-cell"], attrs["data-policy"]] = []
+        elif tag == "tr" and "data-group" in attrs:
+            self.rows.append([])
+        elif tag == "td" and self.sections and self.rows:
+            self.cell = []
+
+    def handle_data(self, text):
+        if self.cell is not None:
+            self.cell.append(text)
+
+    def handle_endtag(self, tag):
+        if tag == "td" and self.cell is not None:
+            self.rows[-1].append("".join(self.cell).strip())
+            self.cell = None
+
+
+def test_every_fine_tune_of_every_suite_is_in_the_page(results, html):
+    held = data(html)
+    for one in load_all(results):
+        rows = [
+            (cell, policy, arm, trajectory, accuracy)
+            for cell, policies in held[one.name].items()
+            for policy, arms in policies.items()
+            for arm, own in arms.items()
+            for trajectory, accuracies in own["runs"].items()
+            for accuracy in accuracies
+        ]
+        columns = ["cell", "policy", "arm", "trajectory"]
+        expected = one.runs[columns].assign(accuracy=(100 * one.runs["accuracy"]).round(2))
+        found = pd.DataFrame(rows, columns=expected.columns)
+        order = list(expected.columns)
+        pd.testing.assert_frame_equal(
+            found.sort_values(order).reset_index(drop=True), expected.sort_values(order).reset_index(drop=True)
+        )
+
+
+def test_without_javascript_every_arm_stands_in_a_table_with_the_numbers_of_the_records(results, html):
+    sections = Tables(html).sections
+    for one in load_all(results):
+        for (cell, policy), rows in one.summary.groupby(["cell", "policy"]):
+            by_arm = rows.set_index("arm")
+            table = sections[f"{one.name}|{cell}", policy]
+            assert {row[0].removesuffix(" †") for row in table} == set(by_arm.index)
+            for row in table:
+                own = by_arm.loc[row[0].removesuffix(" †")]
+                assert row[1] == f"{own['accuracy']:.2f}"
+                if row[2]:
+                    assert float(row[2]) == pytest.approx(own["difference"], abs=0.0051)
+                    limits = [float(each) for each in row[3].strip("[]").split(",")]
+                    assert limits == pytest.approx([own["low"], own["high"]], abs=0.0051)
+
+
+def test_the_page_needs_nothing_else_and_is_small(html):
+    assert len(html.encode()) < LIMIT
+    assert not re.search(r"https?://|<link|<img|<script src|@import|url\(", html)
+    assert all(not target.startswith("/") for target in re.findall(r'href="([^"]*)"', html))
+
+
+def test_a_page_that_does_not_fit_its_records_is_named(results, tmp_path):
+    own = shutil.copytree(results, tmp_path / "results")
+    assert str(own / "index.html") in check(own)
+    page = own / "index.html"
+    page.write_text(page.read_text(encoding="utf-8").replace('"t0":[', '"t0":[99.0,', 1), encoding="utf-8")
+    with pytest.raises(KnowError, match=r"index\.html does not fit"):
+        check(own)
+
+
+def test_a_title_cannot_bring_markup_into_the_page(tmp_path):
+    write_results(tmp_path / "one", records(), title="a <b>bold</b> </script> title")
+    write_pages(tmp_path)
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<b>" not in html
+    assert html.count("</script>") == 2
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_shows_one_cell_at_its_tuned_rate(results, tmp_path):
+    def dom(place: str) -> str:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [BROWSER, *options, "--dump-dom", f"file://{results}/index.html{place}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    def seen(dom: str) -> list[tuple[str, str]]:
+        found = re.findall(r'<section data-cell="([^"]*)" data-policy="([^"]*)"( hidden="")?>', dom)
+        assert len(found) > 2
+        return [(cell, policy) for cell, policy, hidden in found if not hidden]
+
+    ((first, policy),) = seen(dom(""))
+    assert policy == "tuned"
+    (other,) = {one.name for one in load_all(results)} - {first.partition("|")[0]}
+    cell = f"{other}|{next(iter(next(one for one in load_all(results) if one.name == other).cells))}"
+    asked = dom(f"#cell={cell}&policy=short&group=control")
+    assert seen(asked) == [(cell, "short")]
+    section = asked[asked.index(f'data-cell="{cell}" data-policy="short"') :].partition("</section>")[0]
+    shown = {group for group, hidden in re.findall(r'<tr data-group="(\w+)"( hidden="")?>', section) if not hidden}
+    assert "reference" in shown
+    assert shown <= {"reference", "control"}
