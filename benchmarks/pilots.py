@@ -4,8 +4,8 @@
 
 In every cell of a suite: the first two pilot trajectories, and four arms: naive, the oracle of the data gap, and the
 local oracle with compute-matched, whose difference is the local data gap. Rates are searched as in the run; then each
-trajectory is fine-tuned several times at both policies. Validation images alone are read, and no evaluated trajectory
-is made. The store keeps all of it for the run. Printed too: how wide the intervals of the run will be.
+trajectory is fine-tuned several times at the rate of each arm. Validation images alone are read, and no evaluated
+trajectory is made. The store keeps all of it for the run. Printed too: how wide the intervals of the run will be.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.workers import workers
 from know.files import write_csv
 
 TABLE = Path("benchmarks/pilots.csv")
-COLUMNS = ["suite", "cell", "arm", "policy", "learning_rate", "trajectory", "fine_tune", "validation_accuracy"]
+COLUMNS = ["suite", "cell", "arm", "learning_rate", "trajectory", "fine_tune", "validation_accuracy"]
 TRAJECTORIES = 2
 FIRST = {
     "plaincnn": Path("results/first/cpu/plaincnn"),
@@ -63,29 +63,26 @@ def _run_cell(bench: Bench, cell: Cell, pilots: list[str], arms: Arms, processes
             return [result for results, _ in made for result in results]
 
         choice, _ = choose_rates(asked, pilots, settings, evaluate)
+        rates = {arm.name: choice["arms"][arm.name]["learning_rate"] for arm in asked}
         tasks = [
-            Task(trajectory, arm, repeat, rate, policy)
+            Task(trajectory, arm, repeat, rates[arm.name], "tuned")
             for trajectory in pilots
             for arm in asked
-            for policy, rate in {
-                "short": settings.recipe.learning_rate,
-                "tuned": choice["arms"][arm.name]["learning_rate"],
-            }.items()
             for repeat in range(settings.fine_tunes)
         ]
         for task, result in zip(tasks, evaluate(tasks), strict=True):
-            own = {key: getattr(task, key) for key in ("policy", "learning_rate", "trajectory", "fine_tune")}
+            own = {key: getattr(task, key) for key in ("learning_rate", "trajectory", "fine_tune")}
             yield {"arm": task.arm.name, **own, "validation_accuracy": result.validation_accuracy}
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """By cell and policy, in points: validation accuracy of naive, and each gap on each trajectory, with the standard
-    deviation of the gap between fine-tunes of one trajectory.
+    """By cell, in points at tuned rates: validation accuracy of naive, and each gap on each trajectory, with the
+    standard deviation of the gap between fine-tunes of one trajectory.
     """
     found = []
-    for (suite, cell, policy), own in rows.groupby(["suite", "cell", "policy"], sort=False):
+    for (suite, cell), own in rows.groupby(["suite", "cell"], sort=False):
         table = 100 * own.pivot_table(index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy")
-        row = {"suite": suite, "cell": cell, "policy": policy, "naive": f"{table['naive'].mean():.1f}"}
+        row = {"suite": suite, "cell": cell, "naive": f"{table['naive'].mean():.1f}"}
         for gap, (better, worse) in GAPS.items():
             differences = (table[better] - table[worse]).groupby("trajectory")
             row[gap] = ", ".join(f"{value:+.1f}" for value in differences.mean())
@@ -102,7 +99,7 @@ def half_widths(rows: pd.DataFrame) -> pd.DataFrame:
     lie close together; the rest is between trajectories.
     """
     found = []
-    for name, own in rows[rows["policy"] == "tuned"].groupby("suite", sort=False):
+    for name, own in rows.groupby("suite", sort=False):
         suite = load_suite(name)
         for network in sorted({cell.network for cell in suite.cells} & set(FIRST)):
             mine = own[own["cell"].str.contains(f".{network}.", regex=False)]

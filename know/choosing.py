@@ -70,7 +70,9 @@ def choose_files(
     """
     out, _ = as_path("out", out), predicted(trajectory, dict(requests[0].roles))
     judge = _Judge(validate)
-    asked = candidates(requests, scales, evaluations, judge.checks)
+    asked, every = candidates(requests, scales, evaluations, judge.checks), candidates(requests, scales)
+    if len(asked) < len(every):
+        say(f"{len(asked)} of {len(every)} candidates are judged")
     with new_folder(out) as folder:
         tried, best = [], None
         for request in asked:

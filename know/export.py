@@ -36,8 +36,8 @@ CARD = PACKAGE / "card.md.j2"
 """Template of the model card."""
 LARGE_WEIGHT = 2.0
 """Larger weights are pointed out: KNOWN takes raw values, and its answer to them has not been measured."""
-RATIOS = (0.5, 0.9)
-"""Ratios on which KNOWN was meta-trained: drawn from 0.3 to 0.9, of which the smallest subset allowed 0.5 and more."""
+NEAR = 0.01
+"""How far outside the ratios of the meta-training a ratio may lie without a note."""
 _COPIED = 1 << 22  # values copied at once
 STALE = (".h5", ".msgpack", ".onnx", ".xml", ".gguf", ".tflite", ".ot")
 """Endings of files that hold theta_0's weights in another format."""
@@ -136,22 +136,26 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
                 f"beside the weights, {left} was left out as a state of the training, and {kept} carried over as is"
             )
     if get(request.method).group == "known":
-        said += _notes_on_known(trajectory.fractions, changes)
+        own = {"known": "known", "scaled_known": "scaled"}.get(request.method)
+        drawn = Models(request.known)[own].facts.get("drawn", {}).get("ratio") if own else None
+        said += _notes_on_known(trajectory.fractions, drawn, changes)
     asked = predicted(trajectory, dict(request.roles))
     if double := sum(trajectory.meta[name].dtype == torch.float64 for name in asked):
         said.append(f"{double} tensors hold float64: their step is computed in float32 and added in float64")
     return said
 
 
-def _notes_on_known(fractions: Sequence[float], changes: Changes | None) -> Iterator[str]:
-    """What lies outside the meta-training of KNOWN."""
+def _notes_on_known(
+    fractions: Sequence[float], drawn: Sequence[float] | None, changes: Changes | None
+) -> Iterator[str]:
+    """What lies outside the meta-training of KNOWN; drawn: its smallest and largest ratio, where that is known."""
     ratios = [a / b for a, b in itertools.pairwise(fractions)]
     shown = "the ratios of successive fractions are " + ", ".join(f"{ratio:.3g}" for ratio in ratios)
-    low, high = RATIOS
-    if any(not low - 1e-6 <= ratio <= high + 1e-6 for ratio in ratios):
+    low, high = drawn or (0.0, 1.0)
+    if any(not low - NEAR <= ratio <= high + NEAR for ratio in ratios):
         yield (
-            f"{shown}, and KNOWN was meta-trained for {low:g} to {high:g}; it does not see them, so its answer would be"
-            " the same for any others, and the factor on the data is only a label"
+            f"{shown}, and KNOWN was meta-trained for {low:.2f} to {high:.2f}; it does not see them, so its answer"
+            " would be the same for any others, and the factor on the data is only a label"
         )
     elif max(ratios) - min(ratios) > 0.05:
         yield (

@@ -102,7 +102,9 @@ def test_a_limit_of_evaluations_counts_every_call_and_keeps_theta_0_and_each_met
     for function, limit, tried in (("score", 3, 3), ("halves", 6, 4), ("halves", 100, 7)):
         (tmp_path / "asked").unlink(missing_ok=True)
         place, out = f"{script(target)}:{function}", tmp_path / f"{function}{limit}"
-        config, _ = choose_files(trajectory, [LINEAR, SHRINK], out, place, evaluations=limit)
+        lines = []
+        config, _ = choose_files(trajectory, [LINEAR, SHRINK], out, place, evaluations=limit, say=lines.append)
+        assert (f"{tried} of 7 candidates are judged" in lines) == (tried < 7)
         assert len(config["validate"]["tried"]) == tried
         assert len(asked(tmp_path)) == min(limit, 7 + 2 * (function == "halves"))
         assert {one["method"] for one in config["validate"]["tried"]} == {"linear", "shrink"}
