@@ -25,6 +25,7 @@ from benchmarks.training import deterministic
 from benchmarks.trajectories import make_origin
 from benchmarks.transfer import Bench, Task, choose_rates, portions, run_tasks
 from benchmarks.workers import workers
+from know.errors import KnowError
 from know.files import write_csv
 
 TABLE = Path("benchmarks/pilots.csv")
@@ -36,6 +37,8 @@ FIRST = {
     "vit_tiny": Path("results/first/cpu-wide/vit"),
 }
 """Where the first comparison has single fine-tunes of KNOWN on CIFAR-100 to CIFAR-10."""
+TESTED = 10_000
+"""Test images of the target of the first comparison."""
 ARMS = ("known_x8", "released_x8")
 GAPS = {"data gap": ("oracle_steps", "naive"), "local data gap": ("local_oracle", "compute_matched")}
 
@@ -92,30 +95,30 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def half_widths(rows: pd.DataFrame) -> pd.DataFrame:
-    """By suite: the half-width in points that the 95 % interval of each of `ARMS` minus naive will have at tuned rates.
+    """By cell: about how wide, to one side and in points, the 95 % interval of each of `ARMS` minus naive will be.
 
-    The variance of a single difference is that of the first comparison on the same network. The part of it that is
-    between fine-tunes is taken from the local data gap of the pilots, which is also a difference between weights that
-    lie close together; the rest is between trajectories.
+    The variance of a single difference is that of the first comparison with the same network, on CIFAR-100 to CIFAR-10.
+    The part of it that is between fine-tunes is taken from the local data gap of the pilots, which too is a difference
+    between weights that lie close together. It is scaled to the test images of the first comparison, as if all of it
+    came from single images: if some does not, the part between trajectories is smaller than is said, and so is the
+    half-width.
     """
     found = []
-    for name, own in rows.groupby("suite", sort=False):
+    for (name, cell), own in rows.groupby(["suite", "cell"], sort=False):
         suite = load_suite(name)
-        for network in sorted({cell.network for cell in suite.cells} & set(FIRST)):
-            mine = own[own["cell"].str.contains(f".{network}.", regex=False)]
-            table = 100 * mine.pivot_table(
-                index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy"
-            )
-            better, worse = GAPS["local data gap"]
-            within = float((table[better] - table[worse]).groupby("trajectory").var().mean())
-            n, m = suite.trajectories, suite.transfer.fine_tunes
-            row = {"suite": name, "network": network, "trajectories": str(n), "fine-tunes": str(m)}
-            row["SD between fine-tunes"] = f"{within**0.5:.2f}"
-            for arm in ARMS:
-                single = _first(network, arm)
-                row[f"{arm}, SD of one"] = "-" if single is None else f"{single.std(ddof=1):.2f}"
-                row[arm] = "-" if single is None else f"{half_width(single, within, n, m):.2f}"
-            found.append(row)
+        (network,) = {each.network for each in suite.cells if each.slug == cell}
+        table = 100 * own.pivot_table(index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy")
+        better, worse = GAPS["local data gap"]
+        within = float((table[better] - table[worse]).groupby("trajectory").var().mean())
+        within *= suite.transfer.validation / TESTED
+        n, m = suite.trajectories, suite.transfer.fine_tunes
+        row = {"suite": name, "cell": cell, "trajectories": str(n), "fine-tunes": str(m)}
+        row["SD between fine-tunes"] = f"{within**0.5:.2f}"
+        for arm in ARMS:
+            single = _first(network, arm) if network in FIRST else None
+            row[f"{arm}, SD of one"] = "-" if single is None else f"{single.std(ddof=1):.2f}"
+            row[f"{arm}, half-width"] = "-" if single is None else f"{half_width(single, within, n, m):.2f}"
+        found.append(row)
     return pd.DataFrame(found)
 
 
@@ -124,7 +127,8 @@ def half_width(single: np.ndarray, within: float, trajectories: int, fine_tunes:
 
     single: differences of trajectories with one fine-tune each. within: the variance between fine-tunes of one.
     """
-    between = max(single.var(ddof=1) - within, 0.0)
+    within = min(within, single.var(ddof=1))  # a part is no larger than the whole
+    between = single.var(ddof=1) - within
     error = ((between + within / fine_tunes) / trajectories) ** 0.5
     return float(stats.t.ppf(0.975, trajectories - 1) * error)
 
@@ -149,6 +153,8 @@ def main() -> None:
         own = list(run_pilots(name, suite, store=store, work=work, processes=chosen.processes))
         before = pd.read_csv(TABLE).to_dict("records") if TABLE.is_file() else []
         write_csv(TABLE, [row for row in before if row["suite"] != name] + own, COLUMNS)
+    if not TABLE.is_file():
+        raise KnowError(f"there is no {TABLE} yet; name suites to run with --suite")
     rows = pd.read_csv(TABLE)
     for table in (summary(rows), half_widths(rows)):
         print(table.to_markdown(index=False, disable_numparse=True), end="\n\n")

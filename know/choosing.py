@@ -2,11 +2,12 @@
 
 theta_0 is always among the candidates. The best of several numbers is too high, as it was chosen for being high. A
 function that takes a split of the validation data is therefore asked about a second split, for theta_0 and for what was
-chosen alone; the difference of the two gains is what the choice cost in optimism.
+chosen alone. The gain there is the one to report, and the difference of the two gains estimates the optimism.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import shutil
@@ -19,12 +20,13 @@ from know.errors import KnowError, as_path
 from know.export import Changes, Request, complete, write_prediction
 from know.files import new_folder, sha256_file
 from know.known import Models
-from know.prediction import predicted
+from know.methods import get
+from know.prediction import Overflow, pieces, predicted
 from know.scripts import call, function_of
 from know.trajectory import Trajectory
 
-SCALES = (0.25, 0.5, 1.0)
-"""Lengths of the step that are tried where none are given."""
+SCALES = (1.0, 0.5, 0.25)
+"""Lengths of the step that are tried where none are given, the method's own first."""
 CHOICE, CHECK = "choice", "check"
 """The splits of the validation data: by the first the choice is made, and the second sees its outcome."""
 
@@ -34,9 +36,10 @@ def candidates(
 ) -> list[Request]:
     """theta_0, then every request at the first scale, then every request at the second, and so on.
 
-    evaluations: how many are asked about at most, `checks` included, which are no candidates; None: no limit.
+    evaluations: how often the function may be called, `checks` included, which are no candidates; None: no limit.
     """
-    asked = [replace(requests[0], scale=0.0)]
+    still = {"method": "linear", "depth": 1, "options": (("step", 0.0),), "scale": 0.0}  # cheap, and never overflows
+    asked = [replace(requests[0], **still)]
     asked += [replace(request, scale=scale) for scale in dict.fromkeys(scales) if scale for request in requests]
     asked = list(dict.fromkeys(asked))
     if evaluations is None:
@@ -61,56 +64,78 @@ def choose_files(
 
     requests: at least one. scales, evaluations: see `candidates`.
     validate: "SCRIPT.py:function": function(checkpoint path) -> number, the higher the better; or
-        function(checkpoint path, split), where split is "choice" or "check" and names the part of the validation data.
+        function(checkpoint path, split), where split, which has no default, is "choice" or "check" and names the part
+        of the validation data.
     say: gets one line for each candidate.
 
-    Where two numbers are equal, the shorter step is kept. know_config.yml gets the entry "validate": the candidates
-    with their numbers, the gain over theta_0, and, where the function takes a split, the gain on the second one.
-    KnowError as for a prediction, and if the function fails or answers what is no number.
+    Where two numbers are equal, the shorter step is kept. A candidate that overflows is not judged. know_config.yml
+    gets the entry "validate": the candidates with their numbers, the gain over theta_0, and, where the function takes
+    a split, the gain on the second one. KnowError as for a prediction, for any of the requests and before the function
+    is called, and if the function fails or answers what is no number.
     """
     out, _ = as_path("out", out), predicted(trajectory, dict(requests[0].roles))
     judge = _Judge(validate)
     asked, every = candidates(requests, scales, evaluations, judge.checks), candidates(requests, scales)
+    for request in asked:
+        _try(trajectory, request)
     if len(asked) < len(every):
-        say(f"{len(asked)} of {len(every)} candidates are judged")
+        say(f"{len(asked)} of {len(every)} candidates are judged; not: {', '.join(map(label, every[len(asked) :]))}")
     with new_folder(out) as folder:
         tried, best = [], None
         for request in asked:
             place = folder / f"candidate{len(tried)}"
             place.mkdir()
-            checkpoint, changes, models = write_prediction(trajectory, request, place)
-            value = judge(checkpoint, CHOICE)
-            tried.append({"method": request.method, "depth": request.depth, "scale": request.scale, "value": value})
-            say(f"{label(request)}: {value:g}")
-            if request.scale == 0:
-                theta_0 = judge(checkpoint, CHECK) if judge.splits else None
-            found = _Found(request, changes, models, value, folder / checkpoint.relative_to(place))
-            if best is None or found.better(best):
-                best = found
-                _replace(place, folder)
+            try:
+                checkpoint, changes, models = write_prediction(trajectory, request, place)
+            except Overflow:
+                say(f"{label(request)}: overflows, not judged")
+            else:
+                value = judge(checkpoint, CHOICE)
+                tried.append({"candidate": label(request), "value": value})
+                say(f"{label(request)}: {value:g}")
+                if request.scale == 0 and judge.splits:
+                    theta_0 = judge(checkpoint, CHECK)
+                found = _Found(request, changes, models, value, folder / checkpoint.relative_to(place))
+                if best is None or found.better(best):
+                    best = found
+                    _replace(place, folder)
             shutil.rmtree(place)
-        facts = {"function": judge.name, "sha256": judge.sha256, "tried": tried, "gain": best.value - tried[0]["value"]}
-        if judge.splits:
+        gain, kept = best.value - tried[0]["value"], best.request.scale != 0
+        facts = {"function": judge.name, "sha256": judge.sha256, "tried": tried, "kept": label(best.request)}
+        facts |= {"gain": gain, "said": f"none of {len(tried) - 1} was better than theta_0"}
+        if kept and judge.splits:
             facts["gain_on_check"] = judge(best.checkpoint, CHECK) - theta_0
-        facts["said"] = optimism(facts)
-        say(f"kept: {label(best.request)}; {facts['said']}")
+        if kept:
+            facts["said"] = _optimism(gain, facts.get("gain_on_check"), len(tried))
+        say(f"kept: {facts['kept']}; {facts['said']}")
         config = complete(trajectory, best.request, folder, best.changes, best.models, validate=facts)
     return config, best.changes
 
 
+def _try(trajectory: Trajectory, request: Request) -> None:
+    """Ask for the first piece of a prediction alone, so that a request that cannot be met is known at once."""
+    asked = {"known": request.known, "seed": request.seed, "scale": request.scale, "roles": dict(request.roles)}
+    answers = pieces(trajectory, request.method, request.depth, **asked, **dict(request.options))
+    with contextlib.closing(answers), contextlib.suppress(Overflow):
+        next(answers)
+
+
 def label(request: Request) -> str:
     """What a candidate is called in a line of text."""
-    return f"{request.method}:{request.depth}, scale {request.scale:g}" if request.scale else "theta_0"
+    if request.scale == 0:
+        return "theta_0"
+    depth = f":{request.depth}" if get(request.method).depths else ""
+    return f"{request.method}{depth} at scale {request.scale:g}"
 
 
-def optimism(facts: dict[str, Any]) -> str:
+def _optimism(gain: float, check: float | None, judged: int) -> str:
     """What is known of the optimism of a choice, as a sentence without its end."""
-    gain = f"gain over theta_0 {facts['gain']:+.4g}"
-    if "gain_on_check" not in facts:
-        return f"{gain}, which is too high, as it is the best of {len(facts['tried'])}: judge it on other data"
-    check = facts["gain_on_check"]
-    too_high = facts["gain"] - check
-    return f"{gain} on the split that chose it, {check:+.4g} on the other: the choice cost {too_high:.4g} in optimism"
+    if check is None:
+        return f"its gain over theta_0, {gain:+.4g}, is the best of {judged} and so too high: judge it on other data"
+    return (
+        f"its gain over theta_0 is {gain:+.4g} on the split that chose it and {check:+.4g} on the other, which is the"
+        f" one to report; the difference, {gain - check:+.4g}, estimates what the choice cost in optimism"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,10 +172,12 @@ class _Judge:
 
 
 def _takes_split(function: Callable[..., float]) -> bool:
+    """Whether a function has to be given a split; one with a default is the user's own business."""
     try:
-        return "split" in inspect.signature(function).parameters
+        split = inspect.signature(function).parameters.get("split")
     except (TypeError, ValueError):  # functions that are not written in Python have none
         return False
+    return split is not None and split.default is inspect.Parameter.empty
 
 
 def _replace(place: Path, folder: Path) -> None:

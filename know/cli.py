@@ -5,6 +5,7 @@ torch is imported only by commands that compute.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -172,7 +173,8 @@ def predict(
         typer.Option(
             "--method",
             "--predictor",
-            help="Name of a method (see `know predictors`), or NAME:depth. With --validate it may be repeated.",
+            help="Name of a method (see `know predictors`), or NAME:depth in place of --depth. With --validate it may"
+            " be repeated.",
             show_default="known",
         ),
     ] = None,
@@ -188,12 +190,12 @@ def predict(
         str | None,
         typer.Option(
             help="SCRIPT.py:function, from the path of a checkpoint, and a split if it takes one, to a number, the"
-            " higher the better. Tries theta_0 and every method at a few lengths of its step (0.25, 0.5, 1, or --scale)"
+            " higher the better. Tries theta_0 and every method at a few lengths of its step (1, 0.5, 0.25, or --scale)"
             " and keeps the best."
         ),
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(help="With --validate: how many checkpoints are judged at most; default: all.")
+        int | None, typer.Option(help="With --validate: how often the function is called at most; default: no limit.")
     ] = None,
     role: Role = None,
     skip: Skip = None,
@@ -219,32 +221,38 @@ def predict(
     _refuse_existing(out)
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
-    roles, named = list(_roles(role).items()), method or ["known"]
+    roles = list(_roles(role).items())
+    options = tuple(_option(text) for text in option or [])
+    asked = {"known": known, "seed": seed, "roles": tuple(roles), "options": options}
+    requests = [export.Request.of(text, depth, **asked) for text in method or ["known"]]
     if dry_run:
         rows = export.plan(trajectory, dict(roles))
         for row in rows:
             shape = "x".join(map(str, row.shape)) or "-"
             print(f"{row.tensor:48} {shape:>18} {row.dtype:9} {row.action} ({row.reason})")
         done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
-        for note in export.notes(trajectory, export.Request.of(named[0], roles=tuple(roles))):
+        for note in dict.fromkeys(note for request in requests for note in export.notes(trajectory, request)):
             print(f"note: {note}")
         print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
     scales = _numbers(scale, "--scale") if scale is not None else list(choosing.SCALES) if validate else [1.0]
-    options = tuple(_option(text) for text in option or [])
-    for name, given in {"--scale": len(scales) > 1, "--method": len(named) > 1, "--evaluations": evaluations}.items():
+    several = {"--scale": len(scales) > 1, "--method": len(requests) > 1, "--evaluations": evaluations is not None}
+    for name, given in several.items():
         if given and not validate:
             what = "belongs to a choice, so only" if name == "--evaluations" else "takes several values only"
             raise KnowError(f"{name} {what} with --validate, which chooses among them")
-    if options and len(named) > 1:
+    if options and len({request.method for request in requests}) > 1:
         raise KnowError("-o is an option of one method; give one --method with it")
-    asked = {"scale": scales[0], "known": known, "seed": seed, "roles": tuple(roles), "options": options}
-    requests = [export.Request.of(text, depth, **asked) for text in named]
     if validate:
         limits = {"scales": scales, "evaluations": evaluations}
         config, changes = choosing.choose_files(trajectory, requests, out, validate, **limits, say=print)
+        if not config["scale"]:
+            print(f"{out}: theta_0, unchanged")
+            return
+        requests = [one for one in requests if (one.method, one.depth) == (config["method"], config["depth"])]
     else:
+        requests = [dataclasses.replace(requests[0], scale=scales[0])]
         config, changes = export.predict_files(trajectory, requests[0], out)
     method, depth = config["method"], config["depth"]
     factor = config["virtual_data"]
@@ -254,8 +262,7 @@ def predict(
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
         print(f"{kept}step {step:.3g} times |theta_0|; {changes.weights:,} weights predicted, {share:.1%} changed")
-    request = next(request for request in requests if (request.method, request.depth) == (method, depth))
-    for note in export.notes(trajectory, request, changes):
+    for note in export.notes(trajectory, requests[0], changes):
         print(f"note: {note}")
     if config["learnt_from"]:
         print(f"asked: the networks that ship, meta-trained on {', '.join(config['learnt_from'])}")

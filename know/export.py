@@ -36,6 +36,8 @@ CARD = PACKAGE / "card.md.j2"
 """Template of the model card."""
 LARGE_WEIGHT = 2.0
 """Larger weights are pointed out: KNOWN takes raw values, and its answer to them has not been measured."""
+RATIOS = (0.5, 0.9)
+"""Smallest and largest ratio of a meta-training whose facts do not say it: those of the networks that ship."""
 NEAR = 0.01
 """How far outside the ratios of the meta-training a ratio may lie without a note."""
 _COPIED = 1 << 22  # values copied at once
@@ -136,8 +138,8 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
                 f"beside the weights, {left} was left out as a state of the training, and {kept} carried over as is"
             )
     if get(request.method).group == "known":
-        own = {"known": "known", "scaled_known": "scaled"}.get(request.method)
-        drawn = Models(request.known)[own].facts.get("drawn", {}).get("ratio") if own else None
+        asked_for = Models(request.known)["known"].facts if request.method == "known" else {}
+        drawn = asked_for.get("drawn", {}).get("ratio", RATIOS)
         said += _notes_on_known(trajectory.fractions, drawn, changes)
     asked = predicted(trajectory, dict(request.roles))
     if double := sum(trajectory.meta[name].dtype == torch.float64 for name in asked):
@@ -146,12 +148,12 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
 
 
 def _notes_on_known(
-    fractions: Sequence[float], drawn: Sequence[float] | None, changes: Changes | None
+    fractions: Sequence[float], drawn: Sequence[float], changes: Changes | None
 ) -> Iterator[str]:
-    """What lies outside the meta-training of KNOWN; drawn: its smallest and largest ratio, where that is known."""
+    """What lies outside the meta-training of KNOWN; drawn: its smallest and largest ratio."""
     ratios = [a / b for a, b in itertools.pairwise(fractions)]
     shown = "the ratios of successive fractions are " + ", ".join(f"{ratio:.3g}" for ratio in ratios)
-    low, high = drawn or (0.0, 1.0)
+    low, high = drawn
     if any(not low - NEAR <= ratio <= high + NEAR for ratio in ratios):
         yield (
             f"{shown}, and KNOWN was meta-trained for {low:.2f} to {high:.2f}; it does not see them, so its answer"
@@ -296,7 +298,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
         "seed": request.seed,
         "roles": [list(pair) for pair in request.roles],
         "fractions": list(trajectory.fractions),
-        "virtual_data": factor if has_depth else None,
+        "virtual_data": factor if has_depth and request.scale else None,
         "inputs": inputs,
         "learnt_from": know.Known.pretrained().facts["data"] if shipped else None,
         "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},

@@ -4,48 +4,56 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.report import tables
-from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, costs, gates, marked
+from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, Evidence, gates, informative, marked
 from benchmarks.report.folders import GROUPS, Published
+from benchmarks.report.statistics import CONFIDENCE, FEW, Interval
 from benchmarks.report.template import fill
+from know.errors import KnowError
 
 LIMIT = 1_500_000
 """Bytes that the page may have."""
 WIDTH, REACH = 120, 4.0
-"""Width of the drawn intervals in pixels, and the difference in points at their edges; what is beyond is cut off."""
+"""Width of a drawn interval in pixels, and the difference in points at its edges; what lies beyond is not drawn."""
 
 
-def index_page(results: Sequence[Published], evidence: Evidence) -> str:
-    """The page, in HTML. The runs stand in it as one block of sorted JSON (`runs_of`)."""
-    runs = {one.name: runs_of(one.runs) for one in results}
-    return fill(
+def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFrame) -> str:
+    """The page, in HTML. The runs stand in it as one block of sorted JSON (`runs_of`). cost: from `evidence.costs`.
+
+    KnowError where it would have more than `LIMIT` bytes.
+    """
+    runs = json.dumps({one.name: runs_of(one.runs) for one in results}, sort_keys=True, separators=(",", ":"))
+    seen = {policy for one in results for policy in one.runs["policy"]}
+    page = fill(
         "index.html.j2",
-        verdicts=tables.front(evidence, costs(results)) if evidence.suites else None,
-        suites=[{"name": one.name, "settings": one.settings, "cells": _cells(one)} for one in results],
-        policies={
-            policy: POLICIES[policy] for policy in POLICIES if any(policy in set(one.runs["policy"]) for one in results)
-        },
+        verdicts=tables.front(evidence, cost) if evidence.suites else None,
+        suites=[{"name": one.name, "about": one.settings, "lost": one.lost, "cells": _cells(one)} for one in results],
+        policies={policy: name for policy, name in POLICIES.items() if policy in seen},
         groups={key: name for key, name in GROUPS.items() if key != "reference"},
         width=WIDTH,
         reach=REACH,
+        confidence=100 * CONFIDENCE,
+        few=FEW,
+        dagger=DAGGER,
         seen_note=SEEN_NOTE,
-        runs=json.dumps(runs, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c"),
+        runs=runs.replace("<", "\\u003c"),  # so that no name can end the element that it stands in
     )
+    if (size := len(page.encode())) > LIMIT:
+        raise KnowError(f"index.html would have {size:,} bytes, and {LIMIT:,} are its limit; publish fewer suites")
+    return page
 
 
 def runs_of(runs: pd.DataFrame) -> dict[str, Any]:
     """Runs by cell, policy and arm: learning rates, and by trajectory the accuracies of its fine-tunes in percent."""
     found: dict[str, Any] = {}
-    for (cell, policy, arm), own in runs.groupby(["cell", "policy", "arm"], sort=True):
-        ordered = own.sort_values(["trajectory", "fine_tune"])
-        by = {
-            name: [round(100 * value, 2) for value in part["accuracy"]] for name, part in ordered.groupby("trajectory")
-        }
+    ordered = runs.sort_values(["trajectory", "fine_tune"])
+    for (cell, policy, arm), own in ordered.groupby(["cell", "policy", "arm"], sort=True):
+        by = {name: [round(100 * value, 2) for value in part["accuracy"]] for name, part in own.groupby("trajectory")}
         rates = sorted(set(own["learning_rate"]))
         found.setdefault(cell, {}).setdefault(policy, {})[arm] = {"rates": rates, "runs": by}
     return found
@@ -58,33 +66,46 @@ def _cells(published: Published) -> list[dict[str, Any]]:
         rows, marks = published.summary[published.summary["cell"] == cell], marked(published, cell)
         policies = {}
         for policy in (policy for policy in POLICIES if policy in set(rows["policy"])):
-            own = rows[rows["policy"] == policy].set_index("arm")
+            own, passed = rows[rows["policy"] == policy].set_index("arm"), gates(published, cell, policy)
             arms = [arm for arm in published.order if arm in own.index]
+            told = informative(passed)
             policies[policy] = {
-                "gates": tables.passed_in_words(gates(published, cell, policy)),
-                "arms": [{"group": groups[arm], "mark": arm in marks, **_row(arm, own.loc[arm])} for arm in arms],
+                "gates": tables.passed_in_words(passed),
+                "arms": [
+                    {"arm": arm, "group": groups[arm], "mark": arm in marks, **_row(own.loc[arm], arm, told)}
+                    for arm in arms
+                ],
             }
-        found.append({"slug": cell, "title": tables.cell_title(runs.iloc[0]), "policies": policies})
+        unavailable = sorted(published.settings["unavailable"].get(cell, {}), key=published.order.__getitem__)
+        title = tables.cell_title(runs.iloc[0])
+        found.append({"slug": cell, "title": title, "policies": policies, "unavailable": unavailable})
     return found
 
 
-def _row(arm: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    mean, low, high = (row[key] for key in ("difference", "low", "high"))
-    compared = arm != "naive" and not math.isnan(mean)
+def _row(row: pd.Series, arm: str, told: bool) -> dict[str, Any]:
+    """told: whether the cell is informative, so that an interval without 0 is coloured."""
+    interval = Interval(row["difference"], row["low"], row["high"], row["n"])
+    compared = arm != "naive" and not math.isnan(interval.mean)
+    difference, _, limits = tables.signed(interval).partition(" ")
     return {
-        "arm": arm,
         "accuracy": f"{row['accuracy']:.2f}",
-        "difference": f"{round(mean, 2) + 0.0:+.2f}" if compared else "",
-        "interval": f"[{round(low, 2) + 0.0:+.2f}, {round(high, 2) + 0.0:+.2f}]" if compared and row["n"] > 1 else "",
-        "drawn": [_place(value) for value in (low, mean, high)] if compared and row["n"] > 1 else None,
-        "decided": compared and row["n"] > 1 and (low > 0 or high < 0),
+        "failed": int(row["failed"]),
+        "difference": difference if compared else "",
+        "interval": limits if compared and interval.n > 1 else "",
+        "drawn": _drawn(interval, told) if compared and interval.n > 1 else None,
         "rate": f"{row['learning_rate']:.3g}{'*' if row['on_edge'] else ''}",
         "source": f"{row['source_accuracy_recalibrated']:.2f}",
-        "n": int(row["n"]),
+        "n": interval.n,
     }
 
 
+def _drawn(interval: Interval, told: bool) -> dict[str, Any]:
+    """Places in a drawing of `WIDTH` pixels: both ends of the interval, and its mean where that is not beyond."""
+    low, high = (min(max(value, -REACH), REACH) for value in (interval.low, interval.high))
+    mean = _place(interval.mean) if abs(interval.mean) <= REACH else None
+    side = "gain" if interval.low > 0 else "loss" if interval.high < 0 else ""
+    return {"low": _place(low), "high": _place(high), "mean": mean, "side": side if told else ""}
+
+
 def _place(points: float) -> str:
-    """Where a difference stands in a drawing of `WIDTH` pixels."""
-    share = (min(max(points, -REACH), REACH) + REACH) / (2 * REACH)
-    return f"{share * WIDTH:.0f}"
+    return f"{(points + REACH) / (2 * REACH) * WIDTH:.0f}"

@@ -1,4 +1,6 @@
-"""The pages: each is a function of the files in results/, so that `python -m benchmarks report --check` can compare."""
+"""The pages: each is a function of the files in results/, and the front page of those in know/pretrained/ too, so that
+`python -m benchmarks report --check` can compare.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ def front_pages(results: Sequence[Published]) -> dict[str, str]:
         "README.md": front_page(results, evidence, cost),
         "CLAIMS.md": claims_page(evidence, cost),
         "COST.md": cost_page(results),
-        "index.html": index_page(results, evidence),
+        "index.html": index_page(results, evidence, cost),
     }
 
 

@@ -1,4 +1,4 @@
-"""Pages from templates: the words and the layout stand in templates/*.md.j2, the numbers come from Python."""
+"""Pages from templates: the words and the layout stand in templates/*.j2, the numbers come from Python."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from synthetic import CNN, records, write_results
 
-from benchmarks.report.browse import LIMIT
+from benchmarks.report import browse
 from benchmarks.report.folders import load_all
 from benchmarks.report.publish import check, write_pages
 from know.errors import KnowError
@@ -93,14 +93,20 @@ def test_without_javascript_every_arm_stands_in_a_table_with_the_numbers_of_the_
             for row in table:
                 own = by_arm.loc[row[0].removesuffix(" †")]
                 assert row[1] == f"{own['accuracy']:.2f}"
+                assert (row[2] == "") == (row[0] == "naive")
                 if row[2]:
                     assert float(row[2]) == pytest.approx(own["difference"], abs=0.0051)
                     limits = [float(each) for each in row[3].strip("[]").split(",")]
                     assert limits == pytest.approx([own["low"], own["high"]], abs=0.0051)
 
 
-def test_the_page_needs_nothing_else_and_is_small(html):
-    assert len(html.encode()) < LIMIT
+def test_a_page_that_grows_too_large_is_refused(results, monkeypatch):
+    monkeypatch.setattr(browse, "LIMIT", 1000)
+    with pytest.raises(KnowError, match="1,000 are its limit"):
+        check(results)
+
+
+def test_the_page_needs_nothing_else(html):
     assert not re.search(r"https?://|<link|<img|<script src|@import|url\(", html)
     assert all(not target.startswith("/") for target in re.findall(r'href="([^"]*)"', html))
 
@@ -122,25 +128,73 @@ def test_a_title_cannot_bring_markup_into_the_page(tmp_path):
     assert html.count("</script>") == 2
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_a_browser_shows_one_cell_at_its_tuned_rate(results, tmp_path):
-    def dom(place: str) -> str:
+@pytest.fixture
+def dom(results, tmp_path):
+    """A function: the page as a browser has made it, at an address and after a script has acted on it."""
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+
+    def loaded(address: str = "", script: str = "") -> str:
+        page = tmp_path / "index.html"
+        html = (results / "index.html").read_text(encoding="utf-8")
+        page.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [BROWSER, *options, "--dump-dom", f"file://{results}/index.html{place}"]
+        command = [BROWSER, *options, "--dump-dom", f"file://{page}{address}"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
-    def seen(dom: str) -> list[tuple[str, str]]:
-        found = re.findall(r'<section data-cell="([^"]*)" data-policy="([^"]*)"( hidden="")?>', dom)
-        assert len(found) > 2
-        return [(cell, policy) for cell, policy, hidden in found if not hidden]
+    return loaded
 
-    ((first, policy),) = seen(dom(""))
+
+def seen(dom: str) -> list[tuple[str, str]]:
+    found = re.findall(r'<section data-cell="([^"]*)" data-policy="([^"]*)"( hidden="")?>', dom)
+    assert len(found) > 2
+    return [(cell, policy) for cell, policy, hidden in found if not hidden]
+
+
+def shown(dom: str) -> list[tuple[str, str]]:
+    """Group and arm of the rows that are to be seen."""
+    ((cell, policy),) = seen(dom)
+    section = dom[dom.index(f'data-cell="{cell}" data-policy="{policy}"') :].partition("</section>")[0]
+    rows = re.findall(r'<tr data-group="(\w+)"( hidden="")?><td>([^<]*)', section)
+    return [(group, arm) for group, hidden, arm in rows if not hidden]
+
+
+def test_a_browser_shows_one_cell_at_its_tuned_rate_or_what_the_address_asks_for(results, dom):
+    ((first, policy),) = seen(dom())
     assert policy == "tuned"
     (other,) = {one.name for one in load_all(results)} - {first.partition("|")[0]}
     cell = f"{other}|{next(iter(next(one for one in load_all(results) if one.name == other).cells))}"
     asked = dom(f"#cell={cell}&policy=short&group=control")
     assert seen(asked) == [(cell, "short")]
-    section = asked[asked.index(f'data-cell="{cell}" data-policy="short"') :].partition("</section>")[0]
-    shown = {group for group, hidden in re.findall(r'<tr data-group="(\w+)"( hidden="")?>', section) if not hidden}
-    assert "reference" in shown
-    assert shown <= {"reference", "control"}
+    assert {group for group, _ in shown(asked)} == {"reference", "control"}
+
+
+def test_a_column_is_sorted_downwards_then_upwards_then_as_it_was(dom):
+    def accuracies(script: str) -> list[float]:
+        page = dom(script=script)
+        section = page[page.index('data-policy="tuned"') :].partition("</section>")[0]
+        return [float(text) for text in re.findall(r"data-arm=[^>]*>([\d.]+)<", section)]
+
+    click = "document.querySelector('section:not([hidden]) th:nth-child(2) button').click();"
+    before, down, up, again = (accuracies(click * times) for times in range(4))
+    assert down == sorted(before, reverse=True) != before
+    assert up == sorted(before)
+    assert again == before
+    assert shown(dom(script=3 * click)) == shown(dom())
+
+
+def test_an_accuracy_opens_its_runs_beside_those_of_naive(results, dom):
+    click = "document.querySelector('section:not([hidden]) a[data-arm=known_x2]').click();"
+    opened = dom(script=click)
+    dialog = opened[opened.index('<dialog id="runs"') :].partition("</dialog>")[0]
+    assert dialog.startswith('<dialog id="runs" aria-labelledby="of" open="">')
+    rows = [re.findall(r"<t[hd]>([^<]*)", row) for row in dialog.split("<tr>")[1:]]
+    assert [text.partition(",")[0] for text in rows[0]] == ["trajectory", "naive", "known_x2"]
+    ((place, policy),) = seen(opened)
+    suite, _, cell = place.partition("|")
+    (runs,) = (one.runs for one in load_all(results) if one.name == suite)
+    runs = runs.set_index(["cell", "policy", "trajectory", "arm", "fine_tune"]).sort_index()["accuracy"]
+    for name, *texts in rows[1:]:
+        for arm, text in zip(("naive", "known_x2"), texts, strict=True):
+            assert text == ", ".join(f"{100 * value:.2f}" for value in runs.loc[cell, policy, name, arm])
+    assert {row[0] for row in rows[1:]} == set(runs.loc[cell, policy].index.get_level_values("trajectory"))

@@ -76,6 +76,8 @@ def test_the_half_width_is_that_of_the_t_interval_of_such_trajectories():
 def test_more_fine_tunes_do_not_help_beyond_what_trajectories_differ():
     single = np.array([-1.0, 0.0, 1.0, 2.0])
     assert half_width(single, 0.0, 8, 4) == half_width(single, 0.0, 8, 1)
+    for within in (0.0, 0.7, 100.0):  # with one fine-tune it is the interval of such differences, whatever its parts
+        assert half_width(single, within, 4, 1) == pytest.approx(paired_t(single).high - single.mean())
     assert half_width(single, 100.0, 8, 4) == pytest.approx(half_width(single, 100.0, 8, 1) / 2)
 
 
@@ -89,5 +91,6 @@ def test_half_widths_are_given_for_the_suites_that_were_tried(monkeypatch):
         for arm, gain in (("local_oracle", 0.01 * f), ("compute_matched", 0.0))
     )
     (row,) = half_widths(rows).to_dict("records")
-    assert (row["suite"], row["network"], row["SD between fine-tunes"]) == ("core/resnet8", "resnet8", "0.71")
-    assert 0 < float(row["known_x8"]) < float(row["known_x8, SD of one"])
+    scaled = 0.5**0.5 * (2000 / 10_000) ** 0.5  # from validation images to the test images of the first comparison
+    assert float(row["SD between fine-tunes"]) == pytest.approx(scaled, abs=0.005)
+    assert 0 < float(row["known_x8, half-width"]) < float(row["known_x8, SD of one"])

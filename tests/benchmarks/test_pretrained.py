@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import meta_settings
+from synthetic import meta_settings, records, write_results
 
 from benchmarks.metaset import make_metaset
 from benchmarks.metatraining import fit_known, fit_variant
-from benchmarks.report import pretrained
+from benchmarks.report import pretrained, render
+from benchmarks.report.folders import load_all
 from benchmarks.settings import Arms, Group, Shipped, Skill, variants
 from benchmarks.skill import differences, measure, windows_table
 from benchmarks.store import Store
@@ -104,6 +105,17 @@ def test_the_page_and_the_cards_are_made_from_the_tables_and_give_the_rule_s_cho
     drawn = read_json(out / "general" / "5" / "facts.json")["drawn"]
     assert f"r from {drawn['ratio'][0]:.2f} to {drawn['ratio'][1]:.2f}" in card
     assert drawn["ratio"][0] > (16 / 648) ** (1 / 6)  # all that the data allow, not what the settings ask for
+
+
+def test_the_front_page_of_the_results_says_the_same_of_their_skill(made, tmp_path, monkeypatch):
+    settings, out = made
+    monkeypatch.setattr(render, "PRETRAINED", out)
+    monkeypatch.setattr(render, "load_shipped", lambda: settings)
+    write_results(tmp_path / "one", records())
+    front = render.front_pages(load_all(tmp_path))["README.md"]
+    own = (out / "README.md").read_text(encoding="utf-8")
+    section = own[own.index("## Skill at r = 0.5") : own.index("## Which loss")]
+    assert section in front
 
 
 def test_an_unknown_variant_is_named(made, tmp_path):

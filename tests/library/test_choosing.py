@@ -37,6 +37,12 @@ def halves(checkpoint, split):
 
 def same(checkpoint):
     return 0.0
+
+def moved(checkpoint):
+    return float(not torch.equal(load_file(checkpoint)["fc.weight"], TARGET["fc.weight"]))
+
+def usual(checkpoint, split="validation"):
+    return {"validation": 1.0}[split]
 """
 
 
@@ -71,8 +77,10 @@ def test_the_best_length_of_the_step_is_kept_theta_0_included(tmp_path, trajecto
     target = know.predict(trajectory, "linear", scale=wanted)
     lines = []
     config, _ = choose_files(trajectory, [LINEAR], tmp_path / "out", f"{script(target)}:score", say=lines.append)
-    assert [one["scale"] for one in config["validate"]["tried"]] == [0, 0.25, 0.5, 1]
+    names = ["theta_0", "linear:1 at scale 1", "linear:1 at scale 0.5", "linear:1 at scale 0.25"]
+    assert [one["candidate"] for one in config["validate"]["tried"]] == names
     assert (config["scale"], len(lines)) == (kept, 5)
+    assert ("Theta_0, unchanged" in (tmp_path / "out/README.md").read_text(encoding="utf-8")) == (kept == 0)
     assert equal(load_file(tmp_path / "out/model.safetensors"), know.predict(trajectory, "linear", scale=kept))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "know_config.yml", "README.md"}
     assert yaml.safe_load((tmp_path / "out/know_config.yml").read_text(encoding="utf-8")) == config
@@ -92,9 +100,29 @@ def test_the_best_of_several_methods_is_kept(tmp_path, trajectory, script, wante
 
 def test_theta_0_is_kept_where_all_are_equal_and_a_shorter_step_where_two_are(tmp_path, trajectory, script):
     place = script(trajectory.theta_0)
-    config, _ = choose_files(trajectory, [LINEAR, SHRINK], tmp_path / "out", f"{place}:same")
-    assert config["scale"] == 0
-    assert equal(load_file(tmp_path / "out/model.safetensors"), trajectory.theta_0)
+    config, _ = choose_files(trajectory, [LINEAR, SHRINK], tmp_path / "same", f"{place}:same")
+    assert (config["scale"], config["virtual_data"]) == (0, None)
+    assert equal(load_file(tmp_path / "same/model.safetensors"), trajectory.theta_0)
+    config, _ = choose_files(trajectory, [LINEAR], tmp_path / "moved", f"{place}:moved")
+    assert config["scale"] == 0.25  # all that have moved are equal
+
+
+def test_a_split_with_a_default_is_left_to_the_function(tmp_path, trajectory, script):
+    place = script(trajectory.theta_0)
+    config, _ = choose_files(trajectory, [LINEAR], tmp_path / "out", f"{place}:usual")
+    assert "gain_on_check" not in config["validate"]
+
+
+def test_a_candidate_that_overflows_is_left_out(tmp_path, script):
+    paths = []
+    for k, size in enumerate((1e38, 1.2e38, 1.4e38)):
+        paths.append(tmp_path / f"large{k}.safetensors")
+        save_file({"fc.weight": torch.full((6, 4), size)}, paths[-1])
+    huge, lines = Trajectory.from_checkpoints(paths, (0.25, 0.5, 1)), []
+    place, asked = script(huge.theta_0), [Request("linear", options=(("step", 20.0),)), LINEAR]
+    config, _ = choose_files(huge, asked, tmp_path / "out", f"{place}:moved", scales=(0.25, 1), say=lines.append)
+    assert "linear:1 at scale 1: overflows, not judged" in lines
+    assert (config["method"], config["options"], config["scale"]) == ("linear", {}, 0.25)
 
 
 def test_a_limit_of_evaluations_counts_every_call_and_keeps_theta_0_and_each_method(tmp_path, trajectory, script):
@@ -104,10 +132,11 @@ def test_a_limit_of_evaluations_counts_every_call_and_keeps_theta_0_and_each_met
         place, out = f"{script(target)}:{function}", tmp_path / f"{function}{limit}"
         lines = []
         config, _ = choose_files(trajectory, [LINEAR, SHRINK], out, place, evaluations=limit, say=lines.append)
-        assert (f"{tried} of 7 candidates are judged" in lines) == (tried < 7)
+        assert any(f"{tried} of 7 candidates are judged; not: " in line for line in lines) == (tried < 7)
         assert len(config["validate"]["tried"]) == tried
         assert len(asked(tmp_path)) == min(limit, 7 + 2 * (function == "halves"))
-        assert {one["method"] for one in config["validate"]["tried"]} == {"linear", "shrink"}
+        first = ["theta_0", "linear:1 at scale 1", "shrink:3 at scale 1"]
+        assert [one["candidate"] for one in config["validate"]["tried"]][:3] == first
     with pytest.raises(KnowError, match="2 and 2 for the second split"):
         choose_files(trajectory, [LINEAR], tmp_path / "none", place, evaluations=3)
 
@@ -129,7 +158,8 @@ def test_the_second_split_says_what_the_choice_cost(tmp_path, trajectory, script
     assert facts["gain"] == pytest.approx(float(step[0::2].norm()), rel=1e-5)
     assert facts["gain_on_check"] == pytest.approx(-float(step[1::2].norm()), rel=1e-5)
     assert asked(tmp_path) == "ckccck"  # theta_0 twice, the others once, and what was kept once more
-    assert "optimism" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert f"{facts['gain'] - facts['gain_on_check']:+.4g}, estimates" in facts["said"]
+    assert facts["said"] in (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert (CHOICE, CHECK) == ("choice", "check")  # what the user's function is asked with
 
 
@@ -162,6 +192,9 @@ def test_a_validation_that_fails_is_named_and_nothing_is_left(tmp_path, trajecto
         (["--scale", "0.5,1"], "--scale takes several values only with --validate"),
         (["--evaluations", 4], "--evaluations belongs to a choice"),
         (["--method", "linear:x"], "NAME or NAME:depth"),
+        (["--method", "known", "--method", "typo", "--validate", "check.py:score"], "typo"),
+        (["--method", "known", "--method", "mean:2", "--validate", "check.py:score"], "mean has no depth"),
+        (["--scale", "0.5,nan", "--validate", "check.py:score"], "nan"),
         (["--method", "linear", "--method", "shrink", "-o", "step=1", "--validate", "check.py:score"], "one --method"),
         (["--evaluations", 1, "--validate", "check.py:score"], "theta_0 and one prediction need 2"),
     ],
@@ -173,3 +206,4 @@ def test_what_cannot_be_chosen_is_said(tmp_path, trajectory, script, arguments, 
     assert call("predict", *files, "--out", tmp_path / "out", *arguments) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert not asked(tmp_path)  # nothing was judged before
