@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from know.arguments import numbers, option_of, roles_of
 from know.errors import KnowError
 
 
@@ -151,7 +152,7 @@ def forget(
     from know import forgetting, scripts
 
     _threads(threads)
-    chosen = _numbers(fractions, "--fractions") if fractions is not None else None
+    chosen = numbers(fractions, "--fractions") if fractions is not None else None
     settings = {"ratio": ratio, "length": length, "fractions": chosen, "seed": seed, "out": out}
 
     def make() -> Any:
@@ -221,8 +222,8 @@ def predict(
     _refuse_existing(out)
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
-    roles = list(_roles(role).items())
-    options = tuple(_option(text) for text in option or [])
+    roles = list(roles_of(role).items())
+    options = tuple(option_of(text) for text in option or [])
     asked = {"known": known, "seed": seed, "roles": tuple(roles), "options": options}
     requests = [export.Request.of(text, depth, **asked) for text in method or ["known"]]
     if dry_run:
@@ -236,7 +237,7 @@ def predict(
         print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
-    scales = _numbers(scale, "--scale") if scale is not None else list(choosing.SCALES) if validate else [1.0]
+    scales = numbers(scale, "--scale") if scale is not None else list(choosing.SCALES) if validate else [1.0]
     several = {"--scale": len(scales) > 1, "--method": len(requests) > 1, "--evaluations": evaluations is not None}
     for name, given in several.items():
         if given and not validate:
@@ -310,7 +311,7 @@ def compare(
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
     asked = {"seeds": seeds, "pilots": pilots, "methods": method or (), "jobs": jobs, "keep": keep}
-    rows = comparison.compare(trajectory, task, _numbers(rates, "--rates"), out=out, say=print, **asked)
+    rows = comparison.compare(trajectory, task, numbers(rates, "--rates"), out=out, say=print, **asked)
     print(comparison.verdict(rows))
     print(f"table and figure: {out / 'README.md'}")
 
@@ -369,8 +370,8 @@ def inspect_(
 
     _refuse_existing(out)
     _threads(threads)
-    trajectory, options = _trajectory(inputs, fractions, key, strip), dict(_option(text) for text in option or [])
-    roles = _roles(role)
+    trajectory, options = _trajectory(inputs, fractions, key, strip), dict(option_of(text) for text in option or [])
+    roles = roles_of(role)
     beside = inspection.placebo_of(trajectory, placebo)
     asked = {"known": known, "seed": seed, "scale": scale, "roles": roles, "placebo": beside, "out": out, **options}
     rows = inspection.inspect_trajectory(trajectory, method, depth, **asked)
@@ -427,41 +428,4 @@ def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | Non
         return Trajectory.load(inputs[0])
     if not fractions:
         raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")
-    return Trajectory.from_checkpoints(inputs, _numbers(fractions, "--fractions"), key=key, strip=strip or ())
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise KnowError(f"{option} {text!r}: give numbers with commas between, such as 0.25,0.5,1") from error
-
-
-def _pair(text: str, option: str, form: str) -> tuple[str, str]:
-    before, equals, after = text.rpartition("=")
-    if not equals or not before:
-        raise KnowError(f"{option} {text!r}: write it as {form}")
-    return before, after
-
-
-def _roles(given: list[str] | None) -> dict[str, str]:
-    """Patterns to roles, in an order in which the later wins, also where a pattern was given twice."""
-    roles: dict[str, str] = {}
-    for pattern, role in (_pair(text, "--role", "PATTERN=ROLE") for text in given or []):
-        roles.pop(pattern, None)
-        roles[pattern] = role
-    return roles
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise KnowError(f"-o {text!r}: write it as name=value")
-    if value.lower() in ("true", "false"):
-        return key, value.lower() == "true"
-    for kind in (int, float):
-        try:
-            return key, kind(value)
-        except ValueError:
-            continue
-    return key, value
+    return Trajectory.from_checkpoints(inputs, numbers(fractions, "--fractions"), key=key, strip=strip or ())

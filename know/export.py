@@ -147,9 +147,7 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
     return said
 
 
-def _notes_on_known(
-    fractions: Sequence[float], drawn: Sequence[float], changes: Changes | None
-) -> Iterator[str]:
+def _notes_on_known(fractions: Sequence[float], drawn: Sequence[float], changes: Changes | None) -> Iterator[str]:
     """What lies outside the meta-training of KNOWN; drawn: its smallest and largest ratio."""
     ratios = [a / b for a, b in itertools.pairwise(fractions)]
     shown = "the ratios of successive fractions are " + ", ".join(f"{ratio:.3g}" for ratio in ratios)
