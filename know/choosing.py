@@ -38,10 +38,11 @@ def candidates(
 
     evaluations: how often the function may be called, `checks` included, which are no candidates; None: no limit.
     """
-    still = {"method": "linear", "depth": 1, "options": (("step", 0.0),), "scale": 0.0}  # cheap, and never overflows
-    asked = [replace(requests[0], **still)]
+    asked = [replace(requests[0], scale=0.0)]
     asked += [replace(request, scale=scale) for scale in dict.fromkeys(scales) if scale for request in requests]
     asked = list(dict.fromkeys(asked))
+    if len(asked) == 1:
+        raise KnowError("there is nothing to choose: theta_0 is the only candidate")
     if evaluations is None:
         return asked
     if evaluations < 2 + checks:
@@ -76,14 +77,14 @@ def choose_files(
     out, _ = as_path("out", out), predicted(trajectory, dict(requests[0].roles))
     judge = _Judge(validate)
     asked, every = candidates(requests, scales, evaluations, judge.checks), candidates(requests, scales)
-    for request in asked:
+    for request in asked[1:]:
         _try(trajectory, request)
     if len(asked) < len(every):
         say(f"{len(asked)} of {len(every)} candidates are judged; not: {', '.join(map(label, every[len(asked) :]))}")
     with new_folder(out) as folder:
         tried, best = [], None
         for request in asked:
-            place = folder / f"candidate{len(tried)}"
+            place = folder / f".candidate{len(tried)}"  # no hidden file is carried over from theta_0's folder
             place.mkdir()
             try:
                 checkpoint, changes, models = write_prediction(trajectory, request, place)
@@ -115,7 +116,7 @@ def choose_files(
 def _try(trajectory: Trajectory, request: Request) -> None:
     """Ask for the first piece of a prediction alone, so that a request that cannot be met is known at once."""
     asked = {"known": request.known, "seed": request.seed, "scale": request.scale, "roles": dict(request.roles)}
-    answers = pieces(trajectory, request.method, request.depth, **asked, **dict(request.options))
+    answers = pieces(trajectory, request.method, request.depth, **asked, **request.checked_options())
     with contextlib.closing(answers), contextlib.suppress(Overflow):
         next(answers)
 
@@ -157,18 +158,34 @@ class _Judge:
     """The user's function."""
 
     def __init__(self, spec: str):
-        self.spec, self.function = spec, function_of(spec, "--validate")
         script, _, name = spec.rpartition(":")
+        self.spec, self.function = spec, function_of(spec, "--validate")
         self.name, self.sha256 = f"{Path(script).name}:{name}", sha256_file(Path(script))
         self.splits = _takes_split(self.function)
         self.checks = 2 if self.splits else 0
 
     def __call__(self, checkpoint: Path, split: str) -> float:
         further = {"split": split} if self.splits else {}
-        value = call(lambda: float(self.function(checkpoint, **further)), self.spec, "--validate")
-        if not math.isfinite(value):
-            raise KnowError(f"--validate {self.spec!r}: the function answered {value}, which is no number to compare")
-        return value
+        before = _listing(checkpoint)
+        answer = call(lambda: self.function(checkpoint, **further), self.spec, "--validate")
+        if _listing(checkpoint) != before:
+            raise KnowError(f"--validate {self.spec!r}: the function changed the checkpoint that it should only read")
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # of more than one number
+            answer = answer.item()
+        if isinstance(answer, bool) or not isinstance(answer, int | float):
+            kind = type(answer).__name__
+            raise KnowError(f"--validate {self.spec!r}: the function must return one number; it returned a {kind}")
+        if not math.isfinite(answer):
+            what = f"{answer} for {checkpoint.name}, which is no number to compare"
+            raise KnowError(f"--validate {self.spec!r}: the function answered {what}")
+        return float(answer)
+
+
+def _listing(checkpoint: Path) -> list[tuple[str, int, int]]:
+    """Every file of a checkpoint, which is a file or a folder, with its size and time of change."""
+    paths = sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _takes_split(function: Callable[..., float]) -> bool:

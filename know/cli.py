@@ -63,7 +63,7 @@ Strip = Annotated[
     list[str] | None, typer.Option(help="Prefix to take off the names that have it, as 'module.'; may be repeated.")
 ]
 Seed = Annotated[int, typer.Option(help="For methods that draw random numbers.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: torch's own choice.")]
 
 
 class InOrder(TyperCommand):
@@ -215,7 +215,7 @@ def predict(
     Reads .safetensors, folders of Hugging Face (shards too) and .pt files in weights-only mode, piece by piece.
     Normalisation parameters and buffers are copied. Fine-tune the result as you would the original.
     """
-    from know import choosing, export
+    from know import choosing, export, methods
 
     if out is None and not dry_run:
         raise KnowError("give --out, a folder to make, or --dry-run")
@@ -237,15 +237,17 @@ def predict(
         print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
-    scales = numbers(scale, "--scale") if scale is not None else list(choosing.SCALES) if validate else [1.0]
+    scales = (
+        numbers(scale, "--scale") if scale is not None else list(choosing.SCALES) if validate is not None else [1.0]
+    )
     several = {"--scale": len(scales) > 1, "--method": len(requests) > 1, "--evaluations": evaluations is not None}
     for name, given in several.items():
-        if given and not validate:
+        if given and validate is None:
             what = "belongs to a choice, so only" if name == "--evaluations" else "takes several values only"
             raise KnowError(f"{name} {what} with --validate, which chooses among them")
     if options and len({request.method for request in requests}) > 1:
         raise KnowError("-o is an option of one method; give one --method with it")
-    if validate:
+    if validate is not None:
         limits = {"scales": scales, "evaluations": evaluations}
         config, changes = choosing.choose_files(trajectory, requests, out, validate, **limits, say=print)
         if not config["scale"]:
@@ -257,7 +259,8 @@ def predict(
         config, changes = export.predict_files(trajectory, requests[0], out)
     method, depth = config["method"], config["depth"]
     factor = config["virtual_data"]
-    place = f" at depth {depth}, {factor:g} times the data" if factor else ", which has no depth"
+    data = f", {factor:g} times the data" if factor else ""
+    place = f" at depth {depth}{data}" if methods.get(method).depths else ", which has no depth"
     print(f"{out}: {method}{place}")
     if changes.weights:
         step, share = changes.step or 0.0, changes.changed / changes.weights
@@ -366,12 +369,13 @@ def inspect_(
     placebo, how much of the movement is forgetting. --out adds csv files, the response curves of the network that is
     asked, and a figure.
     """
-    from know import inspection
+    from know import inspection, methods
 
     _refuse_existing(out)
     _threads(threads)
     trajectory, options = _trajectory(inputs, fractions, key, strip), dict(option_of(text) for text in option or [])
     roles = roles_of(role)
+    options = methods.get(method).check_options(options)
     beside = inspection.placebo_of(trajectory, placebo)
     asked = {"known": known, "seed": seed, "scale": scale, "roles": roles, "placebo": beside, "out": out, **options}
     rows = inspection.inspect_trajectory(trajectory, method, depth, **asked)
@@ -408,6 +412,7 @@ def import_keras(
     """Turn the authors' Keras files into a file for `know predict --known`. Needs h5py (pip install h5py)."""
     from know.known import Known
 
+    _refuse_existing(out)
     Known.from_keras(source, model, roles=roles).save(out)
     print(f"{out}: {model}, three networks; ask it with `know predict RUN --known {out} --out BETTER`")
 

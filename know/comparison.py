@@ -218,7 +218,8 @@ class _Results:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
             if line.endswith("\n"):  # else its process was killed while it wrote
                 run = json.loads(line)
-                self.known[run["candidate"], run["learning_rate"], run["seed"]] = run
+                if run["status"] == "ok":  # what failed is tried again, since its cause may be gone
+                    self.known[run["candidate"], run["learning_rate"], run["seed"]] = run
         lines = "".join(json.dumps(run) + "\n" for run in self.known.values())
         write_text(path, lines)
 

@@ -107,6 +107,10 @@ class Request:
             raise KnowError(f"--method {text!r}: write it as NAME or NAME:depth, such as known:2")
         return cls(name, int(own[:9]) if colon else depth, **settings)
 
+    def checked_options(self) -> dict[str, Any]:
+        """The options, with their defaults; KnowError for one that the method does not have."""
+        return get(self.method).check_options(dict(self.options))
+
 
 def plan(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> list[Planned]:
     """What a prediction would do to every tensor, in the order of the file; reads values until one has moved."""
@@ -176,8 +180,9 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
     """
     last, changes, models = trajectory.checkpoints[-1], Changes(), Models(request.known)
     asked = {"known": models, "seed": request.seed, "scale": request.scale, "roles": dict(request.roles)}
-    answers = pieces(trajectory, request.method, request.depth, **asked, **dict(request.options))
-    expected = predicted(trajectory, dict(request.roles))
+    options = request.checked_options()
+    answers = pieces(trajectory, request.method, request.depth, **asked, **options)
+    expected = predicted(trajectory, dict(request.roles)) if request.scale else {}  # theta_0 is copied, bit for bit
     followers: dict[str, list[str]] = {}
     for name, other in last.tied.items():
         if other in expected:
@@ -205,7 +210,8 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
                 for one in own:
                     write(one, done, values)
                 done += len(values)
-    next(answers, None)  # raises the error of a prediction of nothing
+    if request.scale:
+        next(answers, None)  # raises the error of a prediction of nothing
     trajectory.verify()
     return (folder if last.path.is_dir() else next(folder.iterdir())), changes, models
 
@@ -296,7 +302,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
         "seed": request.seed,
         "roles": [list(pair) for pair in request.roles],
         "fractions": list(trajectory.fractions),
-        "virtual_data": factor if has_depth and request.scale else None,
+        "virtual_data": factor if has_depth and request.scale == 1 else None,
         "inputs": inputs,
         "learnt_from": know.Known.pretrained().facts["data"] if shipped else None,
         "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},

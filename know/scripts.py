@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,11 @@ def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any
 
 
 def call(function: Callable[..., Any], spec: str, option: str, *arguments: Any) -> Any:
-    """What a function answers that runs the user's script; KnowError with the line of the script where it fails."""
+    """What a function answers that runs the user's script; KnowError with the line of the script where it fails.
+
+    The working directory is afterwards what it was, so that relative paths go on to mean the same.
+    """
+    place = Path.cwd()
     try:
         return function(*arguments)
     except KnowError:
@@ -64,8 +69,10 @@ def call(function: Callable[..., Any], spec: str, option: str, *arguments: Any) 
     except (Exception, SystemExit) as error:
         line, trace, script = None, error.__traceback__, Path(spec.rpartition(":")[0]).name
         while trace:
-            if trace.tb_frame.f_code.co_filename.endswith(script):
+            if Path(trace.tb_frame.f_code.co_filename).name == script:
                 line = trace.tb_lineno  # the last line of the script that the error has passed
             trace = trace.tb_next
-        place = f" in line {line}" if line else ""
-        raise KnowError(f"{option} {spec!r} failed{place}: {type(error).__name__}: {error}") from error
+        where = f" in line {line}" if line else ""
+        raise KnowError(f"{option} {spec!r} failed{where}: {type(error).__name__}: {error}") from error
+    finally:
+        os.chdir(place)

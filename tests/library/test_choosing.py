@@ -43,6 +43,19 @@ def moved(checkpoint):
 
 def usual(checkpoint, split="validation"):
     return {"validation": 1.0}[split]
+
+def elsewhere(checkpoint):
+    import os
+    os.chdir("/")
+    return torch.tensor([0.0])
+
+def overwrites(checkpoint):
+    Path(checkpoint).write_bytes(b"other")
+    return 0.0
+
+def removes(checkpoint):
+    Path(checkpoint).unlink()
+    return 0.0
 """
 
 
@@ -113,6 +126,33 @@ def test_a_split_with_a_default_is_left_to_the_function(tmp_path, trajectory, sc
     assert "gain_on_check" not in config["validate"]
 
 
+@pytest.mark.parametrize("name", ["overwrites", "removes"])
+def test_a_function_that_changes_what_it_judges_is_stopped(tmp_path, trajectory, script, name):
+    with pytest.raises(KnowError, match="changed the checkpoint that it should only read"):
+        choose_files(trajectory, [LINEAR], tmp_path / "out", f"{script(trajectory.theta_0)}:{name}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_function_that_goes_elsewhere_changes_no_relative_path(tmp_path, trajectory, script, monkeypatch):
+    script(trajectory.theta_0)
+    monkeypatch.chdir(tmp_path)
+    files = [*(path.name for path in trajectory.paths), "--fractions", GIVEN]
+    assert call("predict", *files, "--validate", "check.py:elsewhere", "--out", "out") == 0
+    assert equal(load_file(tmp_path / "out/model.safetensors"), trajectory.theta_0)
+
+
+def test_theta_0_is_kept_bit_for_bit_where_its_own_method_would_overflow(tmp_path, script):
+    paths = []
+    for k in range(3):
+        paths.append(tmp_path / f"extreme{k}.safetensors")
+        save_file({"fc.weight": torch.tensor([[3e38 * (-1) ** k, -0.0], [1.0, k / 2]])}, paths[-1])
+    extreme = Trajectory.from_checkpoints(paths, (0.25, 0.5, 1))
+    config, _ = choose_files(extreme, [LINEAR], tmp_path / "out", f"{script(extreme.theta_0)}:same")
+    kept = load_file(tmp_path / "out/model.safetensors")["fc.weight"]
+    assert config["scale"] == 0
+    assert kept.view(torch.int32).equal(extreme.theta_0["fc.weight"].view(torch.int32))
+
+
 def test_a_candidate_that_overflows_is_left_out(tmp_path, script):
     paths = []
     for k, size in enumerate((1e38, 1.2e38, 1.4e38)):
@@ -168,7 +208,10 @@ def test_the_second_split_says_what_the_choice_cost(tmp_path, trajectory, script
     [
         ("def f(path): return 1 / 0", "f", "line 1: ZeroDivisionError"),
         ("def f(path):\n    return float('nan')", "f", "nan"),
-        ("def f(path): return None", "f", "TypeError"),
+        ("def f(path): return None", "f", "must return one number; it returned a NoneType"),
+        ("def f(path): return 1, 2", "f", "it returned a tuple"),
+        ("def f(path): return '0.5'", "f", "it returned a str"),
+        ("import torch\ndef f(path): return torch.zeros(2)", "f", "it returned a Tensor"),
         ("def f(path, split): return {'choice': 1}[split]", "f", "KeyError"),
         ("def g(path): return 1", "f", "no function 'f'"),
         ("import nothing_like_it", "f", "ModuleNotFoundError"),
@@ -192,6 +235,11 @@ def test_a_validation_that_fails_is_named_and_nothing_is_left(tmp_path, trajecto
         (["--scale", "0.5,1"], "--scale takes several values only with --validate"),
         (["--evaluations", 4], "--evaluations belongs to a choice"),
         (["--method", "linear:x"], "NAME or NAME:depth"),
+        (["--method", "linear", "-o", "depth=3"], "option of method linear 'depth'"),
+        (["--method", "linear", "-o", "predictor=known"], "option of method linear 'predictor'"),
+        (["--validate", ""], "write it as SCRIPT.py:function"),
+        (["--scale", "0", "--validate", "check.py:score"], "theta_0 is the only candidate"),
+        (["--threads", 10**12], "--threads"),
         (["--method", "known", "--method", "typo", "--validate", "check.py:score"], "typo"),
         (["--method", "known", "--method", "mean:2", "--validate", "check.py:score"], "mean has no depth"),
         (["--scale", "0.5,nan", "--validate", "check.py:score"], "nan"),

@@ -352,6 +352,8 @@ def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
         (["run", "--method", "knwon"], "'knwon': did you mean 'known'"),
         (["run", "--out", "earlier"], "earlier exists already"),
         (["run", "--method", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),
+        (["run", "--method", "linear", "-o", "scale=3"], "option of method linear 'scale'"),
+        (["run", "-o", "out=elsewhere"], "option of method known 'out'"),
     ],
 )
 def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
@@ -384,6 +386,7 @@ def test_a_model_that_is_not_here_is_named_with_the_reason(place, fails, intact,
 def test_import_keras_refuses_what_is_no_keras_file(place, fails, intact):
     intact()
     assert "KNOWN_Conv.h5" in fails("import-keras", "earlier", "better")
+    assert "exists already" in fails("import-keras", "earlier", "run")
     assert "'wnm': did you mean 'wnn'" in fails("import-keras", "earlier", "better", "--model", "wnm")
     assert "'papper': did you mean 'paper'" in fails("import-keras", "earlier", "better", "--roles", "papper")
     intact()

@@ -131,6 +131,19 @@ def test_a_task_that_never_works_is_said_with_its_error(run, task, said):
     assert not Path("compared").exists()
 
 
+def test_what_failed_is_tried_again_when_its_cause_is_gone(run):
+    given = {"rates": RATES, "seeds": 2}
+    compare(run, "task.py:fine_tune", **given, out="whole")
+    broken = TASK.replace("    time.sleep(", "    open('data.txt')\n    time.sleep(")
+    Path("task.py").write_text(broken)
+    with pytest.raises(KnowError, match=r"data\.txt"):
+        compare(run, "task.py:fine_tune", **given, out="mended")
+    Path("data.txt").touch()
+    compare(run, "task.py:fine_tune", **given, out="mended")
+    pages = [Path(name, "runs.csv").read_bytes() for name in ("whole", "mended")]
+    assert pages[0] == pages[1]
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_comparison_goes_on_to_the_same_bytes(run, folder_bytes, jobs):
     """Only what is killed needs a process of its own; the other two runs are calls."""
