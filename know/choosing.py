@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,9 +175,8 @@ class _Judge:
         if isinstance(answer, bool) or not isinstance(answer, int | float):
             kind = type(answer).__name__
             raise KnowError(f"--validate {self.spec!r}: the function must return one number; it returned a {kind}")
-        if not math.isfinite(answer):
-            what = f"{answer} for {checkpoint.name}, which is no number to compare"
-            raise KnowError(f"--validate {self.spec!r}: the function answered {what}")
+        if not -sys.float_info.max <= answer <= sys.float_info.max:
+            raise KnowError(f"--validate {self.spec!r}: the function answered no finite number for {checkpoint.name}")
         return float(answer)
 
 

@@ -9,11 +9,12 @@ import fnmatch
 import re
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from know.errors import KnowError, unknown
+
+if TYPE_CHECKING:  # pages that name roles are made without torch
+    from torch import Tensor
 
 Role = Literal["conv", "fc", "bias", "norm", "buffer", "skip"]
 PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")

@@ -207,7 +207,7 @@ def test_the_second_split_says_what_the_choice_cost(tmp_path, trajectory, script
     ("script", "name", "said"),
     [
         ("def f(path): return 1 / 0", "f", "line 1: ZeroDivisionError"),
-        ("def f(path):\n    return float('nan')", "f", "nan"),
+        ("def f(path):\n    return float('nan')", "f", "no finite number"),
         ("def f(path): return None", "f", "must return one number; it returned a NoneType"),
         ("def f(path): return 1, 2", "f", "it returned a tuple"),
         ("def f(path): return '0.5'", "f", "it returned a str"),
