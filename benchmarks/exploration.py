@@ -215,7 +215,9 @@ def chosen(b: Budget, points: Sequence[State], *, layers: bool) -> State:
     """
     split, names = b.held_out(), only_predicted(roles(b.theta_0))
     places = sorted(set(names) if layers else set(names.values()))
-    a = torch.zeros(len(points), len(places), requires_grad=True)
+    device = split.labels.device
+    points = [{name: tensor.to(device) for name, tensor in point.items()} for point in points]
+    a = torch.zeros(len(points), len(places), device=device, requires_grad=True)
     model, images = b.model(b.theta_0).train(), next(evaluated(b.run.dataset, split, len(split)))
 
     def combined(a: Tensor) -> dict[str, Tensor]:
@@ -438,12 +440,13 @@ def main() -> None:
     parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
     parser.add_argument("--transfer", nargs="+", choices=ATTEMPTS, default=[], help="fine-tune these on the target too")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
     chosen = parser.parse_args()
     deterministic(1)
     for network in chosen.network:
         names, how = [f"e{k}" for k in range(chosen.trajectories)], (tuple(chosen.budget), Store(WORK / STORE))
         asked = {"further", *chosen.transfer} if chosen.transfer else set()  # all are compared with it
-        exploration = Exploration(network, *how, WORK / "exploration", tuple(sorted(asked)))
+        exploration = Exploration(network, *how, WORK / "exploration", tuple(sorted(asked)), chosen.device)
         with workers(chosen.processes) as each:
             for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
                 for each_table in zip((COLUMNS, TRANSFERRED), (sources, targets), TABLES, strict=True):

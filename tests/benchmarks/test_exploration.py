@@ -18,14 +18,19 @@ RECIPE = Recipe(epochs=2, learning_rate=3e-3, batch_size=16)
 FORGETTING = Forgetting(step=Recipe(epochs=4, learning_rate=1e-3, batch_size=16), smallest=16)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=CUDA)])
+def place(tmp_path_factory, request):
     """The run that makes theta_0, and its forgetting trajectory."""
     folder = tmp_path_factory.mktemp("exploration")
-    store = Store(folder / "store", forced=False)
+    store, device = Store(folder / "store", forced=False), request.param
     out = folder / "made"
-    make_origin(ORIGIN, ["e0"], ["overflow"], RECIPE, FORGETTING, references=[], store=store, out=out)
-    return source_run(ORIGIN, "e0", RECIPE, FORGETTING, store=store), Trajectory.load(out / "e0" / "overflow")
+    asked = {"references": [], "store": store, "out": out, "device": device}
+    make_origin(ORIGIN, ["e0"], ["overflow"], RECIPE, FORGETTING, **asked)
+    run = source_run(ORIGIN, "e0", RECIPE, FORGETTING, store=store, device=device)
+    return run, Trajectory.load(out / "e0" / "overflow")
 
 
 @pytest.fixture
