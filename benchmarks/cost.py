@@ -106,7 +106,7 @@ class _Counted:
     def average(self, kind: str) -> float:
         return self.theta_0
 
-    def train_on(self, factor: int = 1) -> float:
+    def train_on(self, factor: int = 1, **how: bool) -> float:
         return self.theta_0 + sum(self._step(self.size * self.cell.ratio**k) for k in range(1, self.cell.length))
 
 

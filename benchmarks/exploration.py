@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from benchmarks.data import Split, load
 from benchmarks.finetune import FineTune, FineTuner, Start
@@ -97,7 +97,7 @@ class Budget:
         weights, optimizer = start or (self.theta_0, self.run.optimizer)
         own = self.step.model_copy(update={"steps": round(images / self.step.batch_size), **recipe})
         model = self.model(weights)
-        mean = AveragedModel(model, use_buffers=True)
+        mean = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
         def after_step(step: int, total: int) -> None:
             if average is not None and step > average * total:

@@ -34,9 +34,10 @@ class SourceRun(Protocol):
     def average(self, kind: Average) -> State:
         """An average over the run that made theta_0."""
 
-    def train_on(self, factor: int = 1) -> State:
+    def train_on(self, factor: int = 1, *, augmented: bool = False, averaged: bool = False) -> State:
         """theta_0 trained on `factor` times D0, in the manner of the forgetting steps, for as many steps as all of them
-        together."""
+        together. augmented: with crops and mirror images. averaged: the mean of the weights over the last half of the
+        steps, with running statistics measured anew on D0."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,24 @@ def decay_average(run: SourceRun) -> State:
 def compute_matched(run: SourceRun) -> State:
     """Naive, but theta_0 was trained on D0 for as many further steps as the forgetting trajectory took."""
     return run.train_on()
+
+
+@reference("Izmailov et al. 2018, arXiv 1803.05407", group="average")
+def compute_averaged(run: SourceRun) -> State:
+    """Mean of the weights over the last half of the further steps of compute_matched."""
+    return run.train_on(averaged=True)
+
+
+@reference("control, this project", group="control")
+def compute_augmented(run: SourceRun) -> State:
+    """Compute-matched, with crops and mirror images."""
+    return run.train_on(augmented=True)
+
+
+@reference("Izmailov et al. 2018, arXiv 1803.05407", group="average")
+def compute_augmented_averaged(run: SourceRun) -> State:
+    """Mean of the weights over the last half of the further steps of compute_augmented."""
+    return run.train_on(augmented=True, averaged=True)
 
 
 @reference("reference", overflow_only=True, factor=2)

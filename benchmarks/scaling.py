@@ -103,7 +103,7 @@ class _SourceRuns:
     def average(self, kind: Average) -> float:
         return 0.0
 
-    def train_on(self, factor: int = 1) -> float:
+    def train_on(self, factor: int = 1, **how: bool) -> float:
         self.further += sum(map(self._step, self.sizes))
         return 0.0
 

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 from torch.utils.data import Subset
 
 from benchmarks.data import Dataset, Split, load
@@ -29,7 +29,7 @@ from benchmarks.progress import progress
 from benchmarks.references import REFERENCES, Average, Reference, kept
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
 from benchmarks.store import Store, computing, link_files, link_folder
-from benchmarks.training import Outcome, accuracy, steps_per_epoch, train
+from benchmarks.training import Outcome, accuracy, recalibrate, steps_per_epoch, train
 from benchmarks.workers import workers
 from know.checkpoints import State, load_state, save_state
 from know.errors import KnowError
@@ -47,6 +47,9 @@ PRETRAINING = "benchmarks.trajectories:_pretrain"
 TAIL, MEMORY, DECAY = 0.25, 0.1, 3
 """The tail average covers the last quarter of the steps. The time constant of the EMA is a tenth of the steps. In the
 decaying average step t has a weight that rises as t to this power."""
+LATE, MEASURED = 0.5, 2048
+"""The share of further steps over which they are averaged, the last ones, and on how many images of D0 the running
+statistics of that average are measured."""
 
 
 class _Fit:
@@ -99,7 +102,7 @@ class _Averages:
             for kind, function in (("ema", ema), ("decay", _decaying)):
                 self.averages[kind] = AveragedModel(self.model, multi_avg_fn=function, use_buffers=True)
         if "tail" not in self.averages and step > (1 - TAIL) * steps:
-            self.averages["tail"] = AveragedModel(self.model, use_buffers=True)
+            self.averages["tail"] = AveragedModel(self.model, avg_fn=get_swa_avg_fn(), use_buffers=True)
         for average in self.averages.values():
             average.update_parameters(self.model)
 
@@ -373,15 +376,25 @@ class SourceRun:
     def average(self, kind: Average) -> State:
         return self.averages.state(kind) if self.averages else load_state(self.made / f"{kind}.safetensors")
 
-    def train_on(self, factor: int = 1) -> State:
+    def train_on(self, factor: int = 1, *, augmented: bool = False, averaged: bool = False) -> State:
         """Train theta_0 further, (r + ... + r^(S-1)) times the epochs of a step on D0: 0.94 at r = 0.5, S = 5."""
         settings, split = self.settings, self.pretraining.subset(factor)
-        recipe = settings.step.model_copy(update={"steps": self.forgetting_steps})
+        changes = {"steps": self.forgetting_steps, **({"augment": "shift"} if augmented else {})}
+        recipe = settings.step.model_copy(update=changes)
         model, state = copy.deepcopy(self.start), self.optimizer if settings.carry_optimizer else None
+        mean = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
+
+        def after_step(step: int, steps: int) -> None:
+            if averaged and step > (1 - LATE) * steps:
+                mean.update_parameters(model)
+
         seed = stream(self.seed, "compute_matched" if factor == 1 else "local_oracle")
-        outcome = train(model, self.dataset, split, recipe, seed=seed, optimizer_state=state)
+        carried = {"optimizer_state": state, "after_step": after_step}
+        outcome = train(model, self.dataset, split, recipe, seed=seed, **carried)
         _demand_finite(outcome, f"further training of theta_0 on {factor} times D0")
-        return _copy(model)
+        if averaged:
+            recalibrate(mean.module, self.dataset, split.take(range(min(MEASURED, len(split)))))
+        return _copy(mean.module if averaged else model)
 
     def describe(self, model: nn.Module, index: list[int]) -> dict[str, float]:
         """Source test accuracy, and accuracy on D0 without the subset (`left_out`), of `model` and of theta_0."""

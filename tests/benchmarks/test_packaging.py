@@ -16,6 +16,7 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -283,10 +284,25 @@ def test_the_networks_that_ship_are_small_those_of_the_settings_and_described_by
             assert [path.stem for path in models] == ["known", "meta_linear", "scaled"]
             assert all(path.stat().st_size < 200 * 1024 for path in models)
             known = Known.pretrained(name, length)
-            if "drawn" in known.facts:  # the networks that were made before lack what their card would say
-                assert (folder / "README.md").read_text(encoding="utf-8") == card(folder)
+            assert (folder / "README.md").read_text(encoding="utf-8") == card(folder)
             assert known.facts["data"] == read_json(folder / "facts.json")["data"]
             assert not {family(data) for data in known.facts["data"]} & set(group.without)
+
+
+def test_what_ships_is_what_the_rule_chooses_and_the_page_is_made_from_the_tables(monkeypatch):
+    """Rule 27 of docs/RULES.md."""
+    from benchmarks.report import pretrained
+    from benchmarks.suite import load_shipped
+    from know.files import PRETRAINED, read_json
+
+    monkeypatch.chdir(REPOSITORY)
+    folder, settings = PRETRAINED, load_shipped()
+    chosen = pretrained.choice(pd.read_csv(folder / "variants.csv").query("part == 'selection'"))
+    assert chosen == f"{settings.metatraining.loss}-{settings.metatraining.bias_penalty:g}"
+    for path in folder.glob("*/*/facts.json"):
+        made = read_json(path)["settings"]
+        assert f"{made['loss']}-{made['bias_penalty']:g}" == chosen
+    assert (folder / "README.md").read_text(encoding="utf-8") == pretrained.page(settings, folder)
 
 
 def test_what_the_library_reads_from_its_folder_is_packaged():

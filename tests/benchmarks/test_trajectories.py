@@ -133,6 +133,7 @@ def test_an_eighth_of_the_source_has_oracles_of_its_multiples_on_nested_subsets(
 
 def test_all_references_exist_on_both_tracks_and_differ(runs):
     both = {"scratch", "oracle", "tail_average", "ema", "decay_average", "compute_matched"}
+    both |= {"compute_averaged", "compute_augmented", "compute_augmented_averaged"}
     alone = {"oracle_steps", "double_steps", "local_oracle"}
     for track, expected in (("overflow", both | alone), ("retrodiction", both)):
         own = runs[track]
@@ -184,6 +185,7 @@ def test_compute_matched_goes_on_from_theta_0_for_as_many_steps_as_forgetting_to
         own = Trajectory.load(out / "p0" / track)
         half = round(len(load("digits:0-4").train) / 2)
         further = [call for call in that_starts(calls, own.theta_0) if call.recipe.steps]
+        further = [call for call in further if call.recipe.augment == "none"]
         steps, beside = [], []
         for state, other in zip(
             reversed(own.states[1:]), reversed(own.placebo.states[1:]), strict=True
@@ -192,7 +194,9 @@ def test_compute_matched_goes_on_from_theta_0_for_as_many_steps_as_forgetting_to
             steps.append(call)
             number = len(call.states)
             beside += [c for c in that_starts(calls, other, steps=number) if c.images == half and number < 2 * half]
-        (matched,) = [c for c in further if c.images == half and len(c.states) == sum(len(s.states) for s in steps)]
+        # it is made once for itself, and once for the mean of its late weights
+        matched, again = [c for c in further if c.images == half and len(c.states) == sum(len(s.states) for s in steps)]
+        assert equal(matched.states[-1], again.states[-1])
         assert [len(call.states) for call in beside] == [len(call.states) for call in steps]  # the placebo's
         assert equal(beside[-1].states[-1], own.placebo.states[0])
         if track == "overflow":
@@ -203,6 +207,28 @@ def test_compute_matched_goes_on_from_theta_0_for_as_many_steps_as_forgetting_to
         assert len(matched.states) == sum(len(call.states) for call in steps)
         assert equal(matched.states[-1], own.reference("compute_matched"))
         assert equal(steps[-1].states[-1], own.states[0])  # forgetting went its own way from theta_0
+
+
+@pytest.mark.parametrize("network", ["mlp", "normcnn"])
+def test_averages_of_further_training_are_means_of_its_late_weights(made, tmp_path, network):
+    """Running statistics are measured on D0 instead, with those weights."""
+    out, calls = made if network == "mlp" else make(["p0"], tmp_path, origin=Origin("digits:0-4", network))
+    for track in TRACKS:
+        own = Trajectory.load(out / "p0" / track)
+        for name, last in (
+            ("compute_averaged", "compute_matched"),
+            ("compute_augmented_averaged", "compute_augmented"),
+        ):
+            further = [call for call in that_starts(calls, own.theta_0) if call.states]
+            call = next(call for call in further if equal(call.states[-1], own.reference(last)))
+            assert call.recipe.augment == ("shift" if "augmented" in name else "none")
+            late, found = call.states[len(call.states) // 2 :], own.reference(name)
+            means = {key: sum(state[key].double() for state in late) / len(late) for key in found}
+            for key, tensor in found.items():
+                if "running" in key:
+                    assert not torch.allclose(tensor.double(), means[key], atol=1e-5)
+                elif tensor.is_floating_point():
+                    torch.testing.assert_close(tensor.double(), means[key], atol=1e-5, rtol=1e-5)
 
 
 # what is kept, interruptions, refusals
