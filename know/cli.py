@@ -109,7 +109,7 @@ def main_of(commands: typer.Typer, name: str) -> None:
             raise
         _fail(f"{error.format_message()} (see `{name} {' '.join(sys.argv[1:2])} --help`)")
     except KeyboardInterrupt:
-        print("know: interrupted; run the same command again to resume", file=sys.stderr)
+        print("know: interrupted; the same command goes on from what was kept", file=sys.stderr)
         sys.exit(130)
 
 
@@ -227,6 +227,8 @@ def predict(
     asked = {"known": known, "seed": seed, "roles": tuple(roles), "options": options}
     requests = [export.Request.of(text, depth, **asked) for text in method or ["known"]]
     if dry_run:
+        for request in requests:
+            request.check(trajectory)
         rows = export.plan(trajectory, dict(roles))
         for row in rows:
             shape = "x".join(map(str, row.shape)) or "-"

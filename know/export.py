@@ -28,7 +28,7 @@ from know.formats import SINGLE, TRAINING, WEIGHTS, SafetensorsFile, TorchFile
 from know.known import Models
 from know.layout import SafetensorsWriter, TorchWriter, entries_beside
 from know.methods import get
-from know.prediction import Piece, pieces, predicted
+from know.prediction import Piece, check_asked, pieces, predicted
 from know.roles import PREDICTED, Role
 from know.trajectory import Trajectory
 
@@ -110,6 +110,11 @@ class Request:
     def checked_options(self) -> dict[str, Any]:
         """The options, with their defaults; KnowError for one that the method does not have."""
         return get(self.method).check_options(dict(self.options))
+
+    def check(self, trajectory: Trajectory) -> None:
+        """KnowError if the method cannot be asked so about this trajectory."""
+        self.checked_options()
+        check_asked(trajectory, get(self.method), self.depth)
 
 
 def plan(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> list[Planned]:

@@ -123,7 +123,8 @@ def pieces(
             moved = exact + (moved - theta_0).double()
         piece = Piece(info.name, info.role, start, theta_0, moved.to(dtype))
         if not finite(piece.answer.float()):
-            raise overflow(chosen.name, info, window)
+            with trajectory.hashes_first():
+                raise overflow(chosen.name, info, window)
         asked += len(piece.answer)
         yield piece
     if not asked:
@@ -142,7 +143,10 @@ def predicted(trajectory: Trajectory, given: Mapping[str, str] | None = None) ->
 def overflow(method: str, info: TensorInfo, window: Tensor) -> Overflow:
     """The error of a method whose answer to a tensor with this window (N, S) is not finite."""
     largest = float(window.abs().max())
-    return Overflow(f"method {method} overflows at tensor {info.name!r}, whose history reaches {largest:.3g}")
+    return Overflow(
+        f"method {method} overflows at tensor {info.name!r}, whose history reaches {largest:.3g}; --skip {info.name!r}"
+        " leaves it alone"
+    )
 
 
 def _answers(
@@ -156,11 +160,7 @@ def _answers(
 ) -> Iterator[tuple[TensorInfo, int, Tensor, Tensor]]:
     """The answers of a method to every predicted tensor, each with its place and the window (N, S) asked about."""
     options = chosen.check_options(options)
-    check_depth(trajectory, depth)
-    if depth > 1 and not chosen.depths:
-        raise KnowError(f"method {chosen.name} has no depth; leave it at 1")
-    if len(trajectory.fractions) < chosen.least:
-        raise KnowError(f"method {chosen.name} takes at least {chosen.least} snapshots")
+    check_asked(trajectory, chosen, depth)
     total = sum(trajectory.meta[name].numel() for name in predicted(trajectory, given))
     bar = tqdm(total=total, desc=chosen.name, unit=" weights", unit_scale=True, disable=None, delay=1, leave=False)
     asked = _asked(trajectory, depth, Models(known), seed, given, pieces=chosen.elementwise)
@@ -201,6 +201,15 @@ def windows(trajectory: Trajectory, depth: int, models: Models, seed: int) -> It
     check_depth(trajectory, depth)
     for info, _, window in _asked(trajectory, depth, models, seed, None, pieces=False):
         yield info, window
+
+
+def check_asked(trajectory: Trajectory, chosen: Method, depth: int) -> None:
+    """KnowError if a method cannot be asked about this trajectory at this depth."""
+    check_depth(trajectory, depth)
+    if depth > 1 and not chosen.depths:
+        raise KnowError(f"method {chosen.name} has no depth; leave it at 1")
+    if len(trajectory.fractions) < chosen.least:
+        raise KnowError(f"method {chosen.name} takes at least {chosen.least} snapshots")
 
 
 def check_depth(trajectory: Trajectory, depth: int) -> None:

@@ -46,7 +46,9 @@ def choose_fractions(fractions: Sequence[float] | None, ratio: float, length: in
     """`fractions`, checked, or `length` of them at r^(S-1), ..., r, 1."""
     if fractions is None:
         number("length", length, whole=True, least=2)
-        fractions = [number("ratio", ratio) ** k for k in reversed(range(length))]
+        if not 0 < number("ratio", ratio) < 1:
+            raise KnowError(f"ratio must lie between 0 and 1, each subset being that share of the last; got {ratio:g}")
+        fractions = [ratio**k for k in reversed(range(length))]
     return check_fractions(fractions)
 
 

@@ -84,8 +84,10 @@ class Trajectory:
             files += [entry["file"] for entry in manifest.get("placebo", ())]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise KnowError(f"{folder / 'manifest.json'} is no trajectory manifest ({error!r})") from error
-        paths = tuple(inside(folder, file) for file in files)[: len(snapshots)]
-        return cls(paths, check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
+        paths = tuple(inside(folder, file) for file in files)
+        if gone := [path.name for path in paths if not path.is_file()]:
+            raise KnowError(f"{folder} has lost {', '.join(gone)}; make the trajectory again, in a new folder")
+        return cls(paths[: len(snapshots)], check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
 
     @classmethod
     @contextlib.contextmanager
@@ -132,7 +134,7 @@ class Trajectory:
     @functools.cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """All snapshots, opened, under the names of theta_0, in the order of `fractions`."""
-        with self._hashes_first():
+        with self.hashes_first():
             opened = tuple(Checkpoint(path, key=self.key, strip=self.strip) for path in self.paths)
             for checkpoint, fraction in zip(opened, self.fractions, strict=True):
                 said = checkpoint.facts.get("fraction")
@@ -182,7 +184,7 @@ class Trajectory:
     @functools.cached_property
     def states(self) -> tuple[State, ...]:
         """All snapshots in memory."""
-        with self._hashes_first():
+        with self.hashes_first():
             states = tuple(checkpoint.state() for checkpoint in self.checkpoints)
         self.verify()
         return states
@@ -202,7 +204,7 @@ class Trajectory:
         """As `roles`, each with the reason."""
         facts = {"buffers": self.manifest.get("buffers", ()), "others": self.unlike}
         found = reasons(self.meta, given, **facts)
-        with self._hashes_first():
+        with self.hashes_first():
             for name, wrong in self.unlike.items():
                 role = found[name][0] if name in found else self._role_elsewhere(name, given)
                 own = [checkpoint.meta[name] for checkpoint in self.checkpoints if name in checkpoint.meta]
@@ -239,7 +241,7 @@ class Trajectory:
                 _compare_hash(checkpoint.path, checkpoint.hashes[checkpoint.path.name], recorded["sha256"])
 
     @contextlib.contextmanager
-    def _hashes_first(self) -> Iterator[None]:
+    def hashes_first(self) -> Iterator[None]:
         """If the block fails and a file has another hash than in the manifest, raise that error: it is the cause."""
         try:
             yield
@@ -301,7 +303,7 @@ class Trajectory:
         """Raise KnowError, naming tensor and file, where a value of a window is not finite."""
         if not finite(window):
             row = int((~window.isfinite()).any(0).nonzero()[0])
-            with self._hashes_first():
+            with self.hashes_first():
                 raise KnowError(
                     f"tensor {name!r} of {self.paths[row]} has values that are not finite (NaN or infinite)"
                 )

@@ -125,4 +125,4 @@ def test_an_interruption_says_how_to_go_on(place, capsys, monkeypatch):
 
     monkeypatch.setattr("benchmarks.report.publish.check", interrupted)
     assert run("report", "--check") == 130
-    assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"
+    assert capsys.readouterr().err == "know: interrupted; the same command goes on from what was kept\n"

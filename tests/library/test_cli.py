@@ -148,7 +148,7 @@ def test_an_interrupted_forget_is_resumed_by_the_same_command(place, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(forgetting, "_check_step", _interrupted_at(0.25))
         assert call("forget", "mine.py:setup", "--out", "made") == 130
-    assert capsys.readouterr().err == "know: interrupted; run the same command again to resume\n"
+    assert capsys.readouterr().err == "know: interrupted; the same command goes on from what was kept\n"
     assert not Path("made").exists()
     assert sorted(path.name for path in Path("made.partial").glob("s*")) == ["s0.safetensors", "s1.safetensors"]
     seen = []
@@ -201,7 +201,7 @@ def test_a_setup_that_returns_something_else_is_an_error_of_one_line(place, fail
         (["mine.py:setup", "--out", "better"], "'mine.py:setup': write it as SCRIPT.py:function"),
         ([SETUP.removesuffix(":setup"), "--out", "better"], "write it as SCRIPT.py:function"),
         ([f"{SETUP}s", "--out", "better"], "no function 'setups'"),
-        ([SETUP, "--ratio", "1.5", "--out", "better"], "must rise"),
+        ([SETUP, "--ratio", "1.5", "--out", "better"], "ratio must lie between 0 and 1"),
         ([SETUP, "--length", "1", "--out", "better"], "at least 2"),
         ([SETUP, "--length", "20", "--out", "better"], "640 items are too few"),
         ([SETUP, "--fractions", "a", "--out", "better"], "--fractions 'a'"),

@@ -35,6 +35,12 @@ def test_subsets_are_nested_and_training_is_sequential(tmp_path, data):
     assert [s["images"] for s in trajectory.manifest["snapshots"]] == [12, 24, 48, 96]
 
 
+def test_a_finished_trajectory_that_has_lost_a_snapshot_is_not_taken_for_whole(tmp_path, data):
+    know.forget(new_model(), data, Fit(), length=3, out=tmp_path / "run").paths[1].unlink()
+    with pytest.raises(KnowError, match=r"has lost s1\.safetensors; make the trajectory again"):
+        know.forget(new_model(), data, Fit(), length=3, out=tmp_path / "run")
+
+
 def test_fractions_may_be_given(tmp_path, data):
     fit = Fit()
     trajectory = know.forget(new_model(), data, fit, fractions=[0.25, 0.75, 1], out=tmp_path / "run")
@@ -46,8 +52,8 @@ def test_fractions_may_be_given(tmp_path, data):
     ("settings", "said"),
     [
         ({"ratio": 0.5, "length": 9}, "96 items are too few .*0\\.00390625.*empty"),
-        ({"ratio": 1.0}, "must rise"),
-        ({"ratio": 1.5}, "must rise|end at 1"),
+        ({"ratio": 1.0}, "ratio must lie between 0 and 1"),
+        ({"ratio": 1.5}, "ratio must lie between 0 and 1"),
         ({"length": 1}, "at least 2"),
         ({"fractions": [0.5, 0.9]}, "end at 1"),
     ],

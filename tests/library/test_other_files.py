@@ -279,6 +279,22 @@ def test_a_tensor_that_snapshots_do_not_share_is_no_obstacle_when_skipped(writte
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--depth", "2000"], "times the data"),
+        (["--method", "mean", "--depth", "2"], "has no depth"),
+        (["--method", "shrink", "-o", "size=1"], "size"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_prediction_would_refuse(written, options, said):
+    trajectory = written(base)
+    line = ["predict", *map(str, trajectory.paths), "--fractions", ",".join(map(str, FRACTIONS)), *options]
+    for more in (["--dry-run"], ["--out", str(trajectory.paths[0].parent / "better")]):
+        with pytest.raises(KnowError, match=said):
+            app([*line, *more], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
     ("options", "count"), [(["--skip", "*", "--role", "fc*=fc"], 2), (["--role", "fc*=fc", "--skip=*"], 0)]
 )
 def test_of_roles_and_skips_the_later_wins(written, capsys, options, count):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import struct
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
 from know.files import sha256_file
 from know.forgetting import forget
+from know.prediction import predict
 from know.roles import roles
 from know.trajectory import Trajectory, check_fractions
 
@@ -170,6 +172,17 @@ def test_a_damaged_file_is_named_and_called_damaged(tmp_path, suffix, damage):
     trajectory = Trajectory.from_checkpoints(paths, [0.25, 0.5, 1])
     with pytest.raises(KnowError, match=rf"/1\{suffix}.*(corrupt|cut short|empty)"):
         _ = trajectory.states
+
+
+def test_a_damaged_byte_is_named_rather_than_the_answer_that_it_spoils(tmp_path):
+    """A value near the largest one in place of a small one: a step of twice its size overflows."""
+    with Trajectory.record(tmp_path / "run", length=3) as record:
+        for k, fraction in enumerate((1, 0.5, 0.25)):
+            record.add({"fc.weight": torch.full((3, 4), 1.0 + k)}, fraction)
+    path = tmp_path / "run" / "s1.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + struct.pack("<f", -3e38))
+    with pytest.raises(KnowError, match=r"s1\.safetensors does not have the hash in its manifest"):
+        predict(Trajectory.load(path.parent), "linear", 2)
 
 
 def test_a_missing_file_is_named(tmp_path):

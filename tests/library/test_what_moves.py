@@ -169,8 +169,16 @@ def test_ratios_outside_what_known_was_shown_are_said(written, tmp_path, fractio
 
 
 def test_large_weights_are_counted(written, tmp_path):
-    trajectory = written(lambda k: {"fc.weight": torch.tensor([[0.1, 20.0], [-3.0, 1.0]]) * (1 + 0.01 * k)})
+    trajectory = written(lambda k: {"fc.weight": torch.tensor([[0.1, 4.0], [-3.0, 1.0]]) * (1 + 0.01 * k)})
     assert any(note.startswith("2 weights are larger than 2") for note in predict_to(trajectory, tmp_path / "out"))
+
+
+def test_weights_at_which_known_overflows_are_named_with_the_way_out(written, tmp_path):
+    trajectory = written(lambda k: {"fc.weight": torch.full((2, 2), 20.0 + k), "head.weight": torch.rand(2, 2) + k / 9})
+    with pytest.raises(KnowError, match="overflows at tensor 'fc.weight'.*--skip 'fc.weight' leaves it alone"):
+        know.predict(trajectory)
+    left_alone = know.predict(trajectory, roles={"fc.weight": "skip"})
+    assert torch.equal(left_alone["fc.weight"], trajectory.theta_0["fc.weight"])
 
 
 def test_inspect_takes_the_reading_options_of_predict(written):
