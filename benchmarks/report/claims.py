@@ -77,6 +77,25 @@ class Primary(Data):
     contrasts: tuple[Contrast, ...]
 
 
+class Finalist(Data):
+    """An arm that may become a part of the library, and the arm of equal compute that it has to beat."""
+
+    arm: str
+    matched: str
+
+    @property
+    def contrasts(self) -> tuple[Contrast, Contrast]:
+        return Contrast(better=self.arm, worse="naive"), Contrast(better=self.arm, worse=self.matched)
+
+
+class Ships(Data):
+    """In how many informative core cells, of how many networks and pairs of datasets, a finalist has to hold."""
+
+    cells: int
+    networks: int
+    pairs: int
+
+
 class Line(Data):
     """The arms of one of the two KNOWNs: the start of their names, and the deepest of them."""
 
@@ -129,15 +148,23 @@ class Claims(Data):
     least: Least
     shown_by_place: int
     primary: Primary
+    finalists: tuple[Finalist, ...]
+    ships: Ships
     paper: Paper
     lines: dict[LineName, Line]
     controls: tuple[Control, ...]
     claims: tuple[Claim, ...]
 
     @property
+    def families(self) -> tuple[tuple[Contrast, ...], ...]:
+        """The primary contrasts, and those of the finalists: Holm's correction is over each of the two."""
+        return self.primary.contrasts, tuple(each for one in self.finalists for each in one.contrasts)
+
+    @property
     def primary_arms(self) -> frozenset[str]:
-        """The arms of the primary contrasts."""
-        return frozenset(side.arm for pair in self.primary.contrasts for side in (pair.better, pair.worse))
+        """The arms of these contrasts."""
+        contrasts = (contrast for family in self.families for contrast in family)
+        return frozenset(side.arm for pair in contrasts for side in (pair.better, pair.worse))
 
     def paper_gain(self, contrast: Contrast) -> float | None:
         """The same difference of the paper's numbers, in points; None where the paper lacks one of them."""

@@ -7,8 +7,9 @@ thresholds. Only suites whose `evidence` is true count, and no cell that fails a
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchmarks.report.claims import CLAIMS, Claim, Contrast
+from benchmarks.report.claims import CLAIMS, Claim, Contrast, Finalist
 from benchmarks.report.folders import COST, Published
 from benchmarks.report.statistics import (
     Interval,
@@ -270,6 +271,19 @@ class Evidence:
             return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, fixed[0])), because)
         return Finding(said["tuned"])
 
+    def confirmed(self, finalist: Finalist) -> tuple[Verdict, list[Place]]:
+        """Whether a finalist becomes a part of the library, and the informative core cells in which it holds against
+        naive and against the arm of equal compute.
+        """
+        found = [self.by_place(contrast, CLAIMS.primary.policy) for contrast in finalist.contrasts]
+        places = [place for place in found[0] if place.core and all(place in own for own in found)]
+        holding = [place for place in places if all(own[place].verdict.positive for own in found)]
+        networks, pairs = {place.network for place in holding}, {(place.source, place.target) for place in holding}
+        reached, asked = (len(holding), len(networks), len(pairs)), CLAIMS.ships
+        if all(a >= b for a, b in zip(reached, (asked.cells, asked.networks, asked.pairs), strict=True)):
+            return Verdict.HOLDS, holding
+        return Verdict.OPEN if self.waits_for() else Verdict.CANNOT, holding
+
     def _too_few(self) -> str:
         """Why the informative core cells at tuned rates are too few for a claim about them, or an empty text."""
         if self.runs.empty:
@@ -314,9 +328,8 @@ class Evidence:
 
     @cached_property
     def corrected(self) -> dict[Contrast, float]:
-        """The p values of the pooled primary contrasts after Holm's correction over those that were run."""
-        samples = [self._samples(c, CLAIMS.primary.policy) for c in CLAIMS.primary.contrasts]
-        return dict(zip(CLAIMS.primary.contrasts, holm([pooled_t(each)[1] for each in samples]), strict=True))
+        """The p values of the pooled primary contrasts after Holm's correction over those of a family that were run."""
+        return _corrected(lambda contrast: pooled_t(self._samples(contrast, CLAIMS.primary.policy))[1])
 
     def _by_place(self, contrast: Contrast, policy: Policy) -> dict[Place, Judged]:
         """The contrast in every place; the verdict on a primary contrast takes Holm's correction over those of the same
@@ -347,12 +360,10 @@ class Evidence:
 
     @cached_property
     def _corrections(self) -> dict[Place, dict[Contrast, float]]:
-        contrasts = CLAIMS.primary.contrasts
-        values = [self.differences(contrast, CLAIMS.primary.policy) for contrast in contrasts]
-        return {
-            place: dict(zip(contrasts, holm([pooled_t([own.get(place, [])])[1] for own in values]), strict=True))
-            for place in self.places
-        }
+        def p_value(place: Place, contrast: Contrast) -> float:
+            return pooled_t([self.differences(contrast, CLAIMS.primary.policy).get(place, [])])[1]
+
+        return {place: _corrected(functools.partial(p_value, place)) for place in self.places}
 
     def _sees(self, place: Place, policy: Policy, contrast: Contrast) -> bool:
         """Whether the cells of a place that the contrast reads can all see small steps."""
@@ -405,6 +416,15 @@ class Evidence:
         side, levels = ["policy", "arm", "share", "length"], [*Place._fields, "trajectory"]
         means = self.runs.groupby([*side, *levels])["accuracy"].mean()
         return {key: part.droplevel(side) for key, part in means.groupby(level=side)}
+
+
+def _corrected(p_value: Callable[[Contrast], float]) -> dict[Contrast, float]:
+    """The p values of all primary contrasts after Holm's correction over each family."""
+    return {
+        contrast: corrected
+        for family in CLAIMS.families
+        for contrast, corrected in zip(family, holm([p_value(each) for each in family]), strict=True)
+    }
 
 
 def costs(published: Sequence[Published]) -> pd.DataFrame:

@@ -120,6 +120,7 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
         cells=tables.cells(evidence),
         waiting=evidence.waits_for(),
         primary=tables.primary(evidence),
+        finalists=tables.finalists(evidence),
         claims=claims,
         ablations=tables.ablations(evidence),
         costs=tables.costs_of_known(cost),

@@ -317,9 +317,10 @@ def said(finding: Finding) -> str:
 def primary(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """The primary contrasts by heading: pooled, then in each place, with p values after Holm's correction in each."""
     policy = CLAIMS.primary.policy
-    tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in CLAIMS.primary.contrasts}}
+    every = [contrast for family in CLAIMS.families for contrast in family]
+    tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in every}}
     for place in evidence.places:
-        tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in CLAIMS.primary.contrasts}
+        tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in every}
     made = {}
     for heading, found in tables.items():
         rows = [
@@ -331,6 +332,15 @@ def primary(evidence: Evidence) -> dict[str, pd.DataFrame]:
             made[heading] = pd.DataFrame(rows, columns=["contrast", "difference", "n", "p (Holm)", "verdict"]).astype(
                 str
             )
+    return made
+
+
+def finalists(evidence: Evidence) -> list[dict[str, object]]:
+    """For each finalist: the arms, the core cells in which it holds, and whether it becomes a part of the library."""
+    made = []
+    for one in CLAIMS.finalists:
+        verdict, places = evidence.confirmed(one)
+        made.append({"arm": one.arm, "matched": one.matched, "verdict": verdict, "places": list(map(title_of, places))})
     return made
 
 

@@ -365,6 +365,50 @@ def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(core, tmp_pat
     assert {row[-1] for row in rows} == {said}
 
 
+FURTHER = {
+    **STEADY,
+    "local_oracle": (2, 2.2, 1.8, 2, 2.1),
+    "compute_averaged": (1, 1.2, 0.8, 1, 1),
+    "compute_augmented": (1, 1.1, 0.9, 1, 1),
+    "compute_augmented_averaged": (1, 1.2, 0.8, 1.1, 0.9),
+}
+"""The mean of late weights gains one point where nothing is augmented; where something is, averaging gains nothing."""
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ([{"network": "mlp"}, {"network": "resnet8"}], "cannot be told"),  # two cells
+        ([{"network": network} for network in ("mlp", "resnet8", "vit_tiny")], "cannot be told"),  # one pair of datasets
+        ([{"target": target} for target in ("mnist", "pacs", "gtsrb_32")], "cannot be told"),  # one network
+        ([{"network": "mlp"}, {"network": "resnet8"}, {"source": "pacs"}], "holds"),
+    ],
+)
+def test_a_finalist_holds_against_naive_and_its_control_in_cells_enough(publish, empty, tmp_path, where, said):
+    for name in CLAIMS.core:
+        shutil.copytree(empty, tmp_path / name)
+    cells = [dataclasses.replace(MLP, **changes) for changes in where]
+    evidence = publish({name: {cell: FURTHER} for name, cell in zip(CLAIMS.core, cells, strict=False)})
+    averaged, augmented = CLAIMS.finalists
+    verdict, places = evidence.confirmed(averaged)
+    assert (verdict, len(places)) == (said, len(where))
+    assert evidence.confirmed(augmented) == ("cannot be told", [])
+    text = page(tmp_path).split("## What else")[1].split("\n## ")[0]
+    assert f"`compute_averaged`, against naive and `compute_matched`: **{said}**; it holds in core/" in text
+    assert "`compute_augmented_averaged`, against naive and `compute_augmented`: **cannot be told**.\n" in text
+
+
+def test_a_finalist_is_open_until_all_core_suites_have_been_run(publish):
+    assert publish({CLAIMS.core[0]: {MLP: FURTHER}}).confirmed(CLAIMS.finalists[0])[0] == "open"
+
+
+def test_what_the_finalists_do_changes_no_correction_of_the_claims(core):
+    further = {arm: gains for arm, gains in FURTHER.items() if arm not in STEADY}
+    (alone,), (beside,) = (core({MLP: {**GOOD, **more}}).by_place(X8, "tuned").values() for more in ({}, further))
+    assert alone.corrected > alone.p
+    assert beside == alone
+
+
 def test_the_correction_is_within_a_place(core):
     cells = {MLP: {**GOOD, "known_x8": WEAK}, RESNET: {**GOOD, **OTHERS, "known_x8": WEAK}}
     judged = core(cells).by_place(X8, "tuned")

@@ -175,7 +175,7 @@ def test_large_weights_are_counted(written, tmp_path):
 
 def test_weights_at_which_known_overflows_are_named_with_the_way_out(written, tmp_path):
     trajectory = written(lambda k: {"fc.weight": torch.full((2, 2), 20.0 + k), "head.weight": torch.rand(2, 2) + k / 9})
-    with pytest.raises(KnowError, match="overflows at tensor 'fc.weight'.*--skip 'fc.weight' leaves it alone"):
+    with pytest.raises(KnowError, match=r"overflows at tensor 'fc\.weight'.*--skip 'fc\.weight' leaves it alone"):
         know.predict(trajectory)
     left_alone = know.predict(trajectory, roles={"fc.weight": "skip"})
     assert torch.equal(left_alone["fc.weight"], trajectory.theta_0["fc.weight"])
