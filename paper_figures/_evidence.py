@@ -1,4 +1,4 @@
-"""The front picture: the arms of the primary contrasts in the suites that these are read in, side by side.
+"""The front picture: what every core cell says, by network and rate policy, from the data gap to the paper's baselines.
 
 `python paper_figures/_evidence.py results [folder]` draws it into results/figures/evidence.svg and .png; so does
 `python -m paper_figures results/<suite>` after the suite's own figures, where it is one of these.
@@ -8,73 +8,155 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import style
-from accuracy_by_arm import draw_cell
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.statistics import summarise
-from know.files import read_json
+from benchmarks.report.evidence import DAGGER, POLICIES, gates, informative, marked
+from benchmarks.report.folders import Published, load
+from benchmarks.report.statistics import compare, data_gaps, paired_t, trajectory_means
 
-BESIDE = {
-    "oracle",
-    "oracle_steps",
-    "local_oracle",
-    "matched_rate_x8",
-    "matched_rate_released_x8",
-    "renorm_x8",
-    "renorm_released_x8",
+ROWS = {
+    "What could be seen": {
+        "data gap": "share",
+        "local data gap": "local_share",
+        "noise floor: a random step": "random_step_x8",
+    },
+    "KNOWN": {
+        "ours ×2": "known_x2",
+        "ours ×8": "known_x8",
+        "the authors' ×2": "released_x2",
+        "the authors' ×8": "released_x8",
+    },
+    "The same compute": {
+        "further training": "compute_matched",
+        **{one.arm.replace("compute_", "further, ").replace("_", ", "): one.arm for one in CLAIMS.finalists},
+    },
+    "The paper's baselines": {
+        "LogFit ×2": "logfit_x2",
+        "TaskVector ×2": "linear_x2",
+        "TSV ×2": "tsv_x2",
+        "WNN ×2": "wnn_x2",
+    },
 }
-"""Arms to show beside those of the primary contrasts and all depths of KNOWN."""
+"""Rows by heading: an arm, of which the difference to naive is shown, or one of the two data gaps."""
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#332288", "#7F7F7F", "#000000"]
+"""Of the pairs of datasets, in turn."""
+BAR, HEADING = 0.055, 0.14
+"""Height in inches of a bar, and of a heading or of the rest of a row."""
 
 
-def published(results: Path) -> list[Path]:
-    """The folders of the suites that the primary contrasts are read in, as far as they have been run."""
-    return [results / name for name in CLAIMS.core if (results / name / "suite.json").is_file()]
+class Shown(NamedTuple):
+    """The means of one cell at one rate policy: a row per trajectory and a column per arm, in points."""
+
+    network: str
+    pair: str
+    policy: str
+    means: pd.DataFrame
+    informative: bool
+    marked: set[str]
+    """Arms that ask the authors' networks about data that they were meta-trained on."""
+
+
+def published(results: Path) -> list[Published]:
+    """The core suites that have been run."""
+    return [load(results / name, results) for name in CLAIMS.core if (results / name / "suite.json").is_file()]
+
+
+def cells(suites: list[Published]) -> list[Shown]:
+    found = []
+    for one in suites:
+        d0 = one.settings["forgetting"]["d0"]
+        for cell, runs in one.cells.items():
+            first, means = runs.iloc[0], 100 * trajectory_means(runs).droplevel("cell")
+            share = "" if d0 == 0.5 else f", D0 {d0:g} of the source"
+            pair = f"{first['source']} → {first['target']}{share}"
+            for policy in (policy for policy in POLICIES if policy in means.index):
+                own = means.loc[policy].dropna(axis="columns", how="all")
+                said = informative(gates(one, cell, policy)), marked(one, cell)
+                found.append(Shown(first["network"], pair, policy, own, *said))
+    return found
 
 
 def draw(results: Path) -> Figure:
-    panels = [cell for folder in published(results) for cell in cells(folder)]
-    height = 0.75 + style.ROW * max(len(rows) for *_, rows in panels)
-    figure, axes = style.panels(len(panels), columns=2, height=height)
-    for place, (axis, (name, part, unavailable, rows)) in enumerate(zip(axes, panels, strict=True)):
-        levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.policies_of(part))
-        style.title(axis, f"{name}, {style.counted(part['n'])}\nnaive {levels}", beside=1.45)
-        draw_cell(axis, part, rows, unavailable)
-        if place % 2 and rows["label"].tolist() == panels[place - 1][-1]["label"].tolist():
-            axis.set_yticklabels([])
-        axis.set_xlabel("accuracy − naive (points)")
-    style.legend(figure, axes, 2)
-    n = pd.concat(part["n"] for _, part, *_ in panels)
-    labels = pd.concat(rows for *_, rows in panels)["label"]
+    shown = cells(published(results))
+    networks = sorted({each.network for each in shown})
+    policies = [policy for policy in POLICIES if policy in {each.policy for each in shown}]
+    pairs = list(dict.fromkeys(each.pair for each in shown))
+    looks = {pair: COLOURS[place % len(COLOURS)] for place, pair in enumerate(pairs)}
+    count = {network: len({each.pair for each in shown if each.network == network}) for network in networks}
+    lines, headings = sum(map(len, ROWS.values())), len(ROWS)
+    heights = [lines * (BAR * count[n] + HEADING / 2) + headings * HEADING + 0.4 for n in networks]
+    figure = style.plt.figure(figsize=(style.PAGE, sum(heights) + 0.9 + 0.13 * len(pairs) / 2))
+    grid = figure.add_gridspec(len(networks), len(policies), height_ratios=heights)
+    for (down, network), (across, policy) in ((a, b) for a in enumerate(networks) for b in enumerate(policies)):
+        axis = figure.add_subplot(grid[down, across])
+        own = {each.pair: each for each in shown if (each.network, each.policy) == (network, policy)}
+        style.title(axis, f"{network}, {POLICIES[policy]}" + ("" if own else ": not run"), beside=1.7)
+        _panel(axis, {pair: own[pair] for pair in pairs if pair in own}, count[network], looks)
+        axis.tick_params(labelleft=not across)
+        if down == len(networks) - 1:
+            axis.set_xlabel("points of target test accuracy")
+    for pair, colour in looks.items():
+        figure.axes[0].plot([], [], "o", color=colour, markersize=2.8, label=pair)
+    style.legend(figure, figure.axes[:1], 2)
+    n = pd.Series([len(each.means) for each in shown])
     style.footnote(
         figure,
-        f"{style.interval_note(n)} Points: percentage points of target test accuracy. Above: the accuracy of naive, "
-        "by rate policy. Arrows: what lies beyond the axis; a number beside one is the mean. Yellow: oracles, "
-        f"really trained on twice the data.{style.dagger_note(labels)}",
+        f"{style.interval_note(n)} Arms: minus naive fine-tuning. Data gap: twice the source data at equal steps, "
+        "minus naive. Local data gap: theta_0 trained further on twice the data, minus on D0. Hollow: the cell fails a "
+        "gate at that rate, and is in no verdict. Arrows: what lies beyond the axis; a number beside one is the mean. "
+        f"{DAGGER} The authors' networks were meta-trained on data of that cell.",
     )
     return figure
 
 
-def cells(folder: Path) -> list[tuple[str, pd.DataFrame, dict[str, str], pd.DataFrame]]:
-    """Of every cell of a suite: its name, the summary by (policy, arm), what is not available, and the rows to show."""
-    runs, every = style.load_runs(folder), style.arms_of(folder)
-    unavailable = read_json(folder / "suite.json")["unavailable"]
-    chosen = every[every.index.isin(CLAIMS.primary_arms | BESIDE) | (every["group"] == "known")].drop("naive")
-    summary = summarise(runs)
-    return [
-        (
-            name,
-            summary[(summary["cell"] == cell) & summary["arm"].isin(["naive", *chosen.index])].set_index(
-                ["policy", "arm"]
-            ),
-            unavailable.get(cell, {}),
-            style.rows_of(chosen, runs, unavailable, cell),
-        )
-        for cell, name in style.cells_of(runs).items()
-    ]
+def difference(means: pd.DataFrame, row: str) -> np.ndarray | None:
+    """Paired differences, one per trajectory, of an arm to naive or of a data gap; None where one was not run."""
+    pair = data_gaps(means)[row] if row in ("share", "local_share") else (row, "naive")
+    return compare(means, *pair) if pair and set(pair) <= set(means) else None
+
+
+def _panel(axis: Axes, own: dict[str, Shown], slots: int, looks: dict[str, str]) -> None:
+    """One network at one rate policy. slots: how many cells its rows have room for."""
+    placed, place = [], 0.0
+    for heading, rows in ROWS.items():
+        placed.append((heading, "", place + HEADING / 2))
+        place += HEADING
+        for label, row in rows.items():
+            height = BAR * slots + HEADING / 2
+            placed.append((label, row, place + height / 2))
+            place += height
+    bars = {
+        (row, pair): pd.Series(vars(paired_t(values))).rename({"mean": "difference"})
+        for _, row, _ in placed
+        for pair, each in own.items()
+        if row and (values := difference(each.means, row)) is not None
+    }
+    if bars:
+        axis.set_xlim(style.limits(pd.DataFrame(bars.values())))
+    axis.axvline(0, color="black", linewidth=0.6, zorder=1)
+    axis.set_ylim(place, 0)
+    axis.set_yticks([at for *_, at in placed], [label for label, *_ in placed])
+    for tick, (_, row, at) in zip(axis.get_yticklabels(), placed, strict=True):
+        tick.set_weight("normal" if row else "bold")
+        if not row:
+            axis.axhline(at - HEADING / 2, color="#BBBBBB", linewidth=0.5)
+    axis.tick_params(axis="y", length=0)
+    for _, row, at in placed:
+        for slot, (pair, each) in enumerate(own.items()):
+            if (bar := bars.get((row, pair))) is None:
+                continue
+            y = at + BAR * (slot - (len(own) - 1) / 2)
+            style.draw_bar(axis, y, bar, ("", looks[pair], "o"), hollow=not each.informative)
+            if row in each.marked:
+                axis.annotate(DAGGER, (bar["high"], y), (2, 0), textcoords="offset points", size=4, va="center")
+    axis.locator_params(axis="x", nbins=6)
 
 
 if __name__ == "__main__":

@@ -324,8 +324,8 @@ def draw_rows(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def draw_bar(axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str]) -> None:
-    """A mean with its interval, lying; row: difference, low, high; look: label, colour, marker.
+def draw_bar(axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str], *, hollow: bool = False) -> None:
+    """A mean with its interval, lying; row: difference, low, high; look: label, colour, marker, which may be hollow.
 
     At the ends of the axis, which are set before, an arrow points to what lies beyond, with the mean beside it where
     that does.
@@ -333,7 +333,7 @@ def draw_bar(axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str]) -
     label, colour, marker = look
     style = {"color": colour, "markersize": 2.8, "linestyle": "", "zorder": 3}
     axis.hlines(y, row["low"], row["high"], linewidth=1, color=colour)
-    axis.plot(row["difference"], y, marker, label=label, **style)
+    axis.plot(row["difference"], y, marker, label=label, **style, **({"markerfacecolor": "white"} if hollow else {}))
     low, high = axis.get_xlim()
     left, right = (low, 1, "<", row["low"] < low), (high, -1, ">", row["high"] > high)
     for end, inwards, arrow, beyond in (left, right):

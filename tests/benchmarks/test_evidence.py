@@ -379,7 +379,7 @@ FURTHER = {
     ("where", "said"),
     [
         ([{"network": "mlp"}, {"network": "resnet8"}], "cannot be told"),  # two cells
-        ([{"network": network} for network in ("mlp", "resnet8", "vit_tiny")], "cannot be told"),  # one pair of datasets
+        ([{"network": network} for network in ("mlp", "resnet8", "vit_tiny")], "cannot be told"),  # one pair
         ([{"target": target} for target in ("mnist", "pacs", "gtsrb_32")], "cannot be told"),  # one network
         ([{"network": "mlp"}, {"network": "resnet8"}, {"source": "pacs"}], "holds"),
     ],

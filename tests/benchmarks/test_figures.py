@@ -281,14 +281,32 @@ def test_legends_lie_inside_a_figure_of_one_column(module, one_cell):
         assert right <= width
 
 
-def test_the_front_picture_has_a_panel_for_every_main_suite_that_was_run(module, tmp_path):
+def test_the_front_picture_has_a_panel_for_every_network_and_rate_policy_that_was_run(module, tmp_path):
     front = module("_evidence")
     for count, name in enumerate(("core/plaincnn", "core/resnet8"), start=1):
         runs = records(dataclasses.replace(MLP, network=name[5:]), trajectories=2)
         write_results(tmp_path / name, runs, with_page=False)
         figure = front.draw(tmp_path)
-        assert len(figure.axes) == count
-        assert name[5:] in figure.axes[-1].get_title(loc="left")
+        assert len(figure.axes) == 2 * count
+        assert all(name[5:] in axis.get_title(loc="left") for axis in figure.axes[-2:])
+
+
+def test_the_front_picture_shows_every_cell_and_which_of_them_are_in_no_verdict(module, tmp_path):
+    front = module("_evidence")
+    gains = {**GAINS, "local_oracle": (2, 2, 3, 2, 2), "compute_matched": (1, 1, 1, 1, 1)}
+    write_results(tmp_path / "core/plaincnn", records(MLP, gains, 5), with_page=False)
+    nothing = {**gains, "oracle": (0, 0, 0, 0, 0)}
+    other = dataclasses.replace(MLP, source="digits:5-9", target="digits:0-4")
+    write_results(tmp_path / "core/imagenette", records(other, nothing, 5), with_page=False)
+    (tuned,) = (axis for axis in front.draw(tmp_path).axes if "tuned" in axis.get_title(loc="left"))
+    marks = [line for line in tuned.lines if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
+    means = {"full": [], "hollow": []}
+    for mark in marks:
+        means["hollow" if mark.get_markerfacecolor() == "white" else "full"].append(
+            round(float(mark.get_xdata()[0]), 6)
+        )
+    # data gap, local data gap, KNOWN x2, compute-matched, and the linear step, which is TaskVector
+    assert means == {"full": [5.0, 1.2, 2.0, 1.0, 0.0], "hollow": [0.0, 1.2, 2.0, 1.0, 0.0]}
 
 
 def test_the_front_picture_is_drawn_with_the_figures_of_a_main_suite(module, repository, tmp_path):
