@@ -72,6 +72,14 @@ class Trajectory:
     def load(cls, folder: Path | str) -> Trajectory:
         """A finished trajectory folder. The hashes of the files are checked when the weights are read."""
         folder = as_path("folder", folder)
+        loaded = cls._listed(folder)
+        if gone := [path.name for path in loaded.paths if not path.is_file()]:
+            raise KnowError(f"{folder} has lost {', '.join(gone)}; make the trajectory again, in a new folder")
+        return loaded
+
+    @classmethod
+    def _listed(cls, folder: Path) -> Trajectory:
+        """What the manifest of a folder lists, whether the files are there or not."""
         if not (folder / "manifest.json").is_file():
             left = bool(folder.name) and folder.with_name(f"{folder.name}.partial").is_dir()
             hint = "it was interrupted, run the same command again" if left else "make it with `know forget`"
@@ -84,10 +92,8 @@ class Trajectory:
             files += [entry["file"] for entry in manifest.get("placebo", ())]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise KnowError(f"{folder / 'manifest.json'} is no trajectory manifest ({error!r})") from error
-        paths = tuple(inside(folder, file) for file in files)
-        if gone := [path.name for path in paths if not path.is_file()]:
-            raise KnowError(f"{folder} has lost {', '.join(gone)}; make the trajectory again, in a new folder")
-        return cls(paths[: len(snapshots)], check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
+        paths = tuple(inside(folder, file) for file in files)[: len(snapshots)]
+        return cls(paths, check_fractions([fraction for _, fraction, _ in snapshots]), manifest)
 
     @classmethod
     @contextlib.contextmanager
@@ -245,11 +251,21 @@ class Trajectory:
         """If the block fails and a file has another hash than in the manifest, raise that error: it is the cause."""
         try:
             yield
-        except KnowError:
+        except KnowError as error:
+            if self._damage:
+                raise self._damage from error
+            raise
+
+    @functools.cached_property
+    def _damage(self) -> KnowError | None:
+        """What is wrong if a snapshot that is there has another hash than in the manifest."""
+        try:
             for path, recorded in zip(self.paths, self.manifest.get("snapshots", ()), strict=False):
                 if path.is_file() and recorded:
                     _compare_hash(path, sha256_file(path), recorded["sha256"])
-            raise
+        except KnowError as error:
+            return error
+        return None
 
     def last(self, length: int) -> Trajectory:
         """The trajectory as one of `length` snapshots: those of the largest subsets. KnowError if it has fewer."""
@@ -459,7 +475,7 @@ def _recorded(paths: Sequence[Path]) -> dict[str, Any]:
     manifests = {}
     for folder in {path.parent for path in paths if (path.parent / "manifest.json").is_file()}:
         with contextlib.suppress(KnowError):
-            manifests[folder] = Trajectory.load(folder).manifest
+            manifests[folder] = Trajectory._listed(folder).manifest
     entries = {folder / s["file"]: s for folder, manifest in manifests.items() for s in manifest["snapshots"]}
     if not any(path in entries for path in paths):
         return {}

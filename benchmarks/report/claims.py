@@ -89,11 +89,14 @@ class Finalist(Data):
 
 
 class Ships(Data):
-    """In how many informative core cells, of how many networks and pairs of datasets, a finalist has to hold."""
+    """In how many informative core cells, of how many networks and pairs of datasets, a finalist has to hold; seen: the
+    dataset whose test images have chosen the finalists, which as a target does not count.
+    """
 
     cells: int
     networks: int
     pairs: int
+    seen: str
 
 
 class Line(Data):

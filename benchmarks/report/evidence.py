@@ -272,17 +272,25 @@ class Evidence:
         return Finding(said["tuned"])
 
     def confirmed(self, finalist: Finalist) -> tuple[Verdict, list[Place]]:
-        """Whether a finalist becomes a part of the library, and the informative core cells in which it holds against
-        naive and against the arm of equal compute.
+        """Whether a finalist becomes a part of the library, and the informative core cells that count in which it holds
+        against naive and against the arm of equal compute. It also has to hold pooled, which takes into account that
+        cells of one source and network share trajectories, and must not lose in any cell.
         """
-        found = [self.by_place(contrast, CLAIMS.primary.policy) for contrast in finalist.contrasts]
+        policy, asked = CLAIMS.primary.policy, CLAIMS.ships
+        found = [self.by_place(contrast, policy) for contrast in finalist.contrasts]
         places = [place for place in found[0] if place.core and all(place in own for own in found)]
-        holding = [place for place in places if all(own[place].verdict.positive for own in found)]
+        holding = [
+            place
+            for place in places
+            if plain_name(place.target) != asked.seen and all(own[place].verdict.positive for own in found)
+        ]
+        if self.waits_for():
+            return Verdict.OPEN, holding
         networks, pairs = {place.network for place in holding}, {(place.source, place.target) for place in holding}
-        reached, asked = (len(holding), len(networks), len(pairs)), CLAIMS.ships
-        if all(a >= b for a, b in zip(reached, (asked.cells, asked.networks, asked.pairs), strict=True)):
-            return Verdict.HOLDS, holding
-        return Verdict.OPEN if self.waits_for() else Verdict.CANNOT, holding
+        enough = len(holding) >= asked.cells and len(networks) >= asked.networks and len(pairs) >= asked.pairs
+        pooled = all(self.judge(contrast, policy).verdict.positive for contrast in finalist.contrasts)
+        loses = any(own[place].interval.high < 0 for own in found for place in places)
+        return Verdict.HOLDS if enough and pooled and not loses else Verdict.CANNOT, holding
 
     def _too_few(self) -> str:
         """Why the informative core cells at tuned rates are too few for a claim about them, or an empty text."""

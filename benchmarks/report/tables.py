@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -314,13 +314,12 @@ def said(finding: Finding) -> str:
     return f"{finding.verdict}: {finding.because}" if finding.because else str(finding.verdict)
 
 
-def primary(evidence: Evidence) -> dict[str, pd.DataFrame]:
-    """The primary contrasts by heading: pooled, then in each place, with p values after Holm's correction in each."""
+def primary(evidence: Evidence, family: Sequence[Contrast]) -> dict[str, pd.DataFrame]:
+    """Contrasts of one family by heading: pooled, then in each place, with p values after Holm's correction in each."""
     policy = CLAIMS.primary.policy
-    every = [contrast for family in CLAIMS.families for contrast in family]
-    tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in every}}
+    tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in family}}
     for place in evidence.places:
-        tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in every}
+        tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in family}
     made = {}
     for heading, found in tables.items():
         rows = [

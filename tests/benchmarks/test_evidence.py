@@ -375,27 +375,62 @@ FURTHER = {
 """The mean of late weights gains one point where nothing is augmented; where something is, averaging gains nothing."""
 
 
+LOSES = {**FURTHER, "compute_averaged": (-1, -1.2, -0.8, -1, -1)}
+"""The mean of late weights takes one point away."""
+ONLY_NAIVE = {**FURTHER, "compute_matched": (1, 1.1, 0.9, 1, 1), "local_oracle": (3, 3.2, 2.8, 3, 3.1)}
+"""What it gains, further training alone gains too."""
+ENOUGH = [({"network": "mlp"}, FURTHER), ({"network": "resnet8"}, FURTHER), ({"source": "pacs"}, FURTHER)]
+
+
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "holding", "said"),
     [
-        ([{"network": "mlp"}, {"network": "resnet8"}], "cannot be told"),  # two cells
-        ([{"network": network} for network in ("mlp", "resnet8", "vit_tiny")], "cannot be told"),  # one pair
-        ([{"target": target} for target in ("mnist", "pacs", "gtsrb_32")], "cannot be told"),  # one network
-        ([{"network": "mlp"}, {"network": "resnet8"}, {"source": "pacs"}], "holds"),
+        (ENOUGH, 3, "holds"),
+        (ENOUGH[:2], 2, "cannot be told"),  # too few cells
+        (
+            [({"network": network}, FURTHER) for network in ("mlp", "resnet8", "vit_tiny")],
+            3,
+            "cannot be told",
+        ),  # one pair
+        (
+            [({"target": target}, FURTHER) for target in ("mnist", "pacs", "gtsrb_32")],
+            3,
+            "cannot be told",
+        ),  # one network
+        ([*ENOUGH, ({"target": "mnist"}, LOSES)], 3, "cannot be told"),  # it loses somewhere
+        ([*ENOUGH[:2], ({"source": "pacs"}, ONLY_NAIVE)], 2, "cannot be told"),  # not beyond further training
+        ([*ENOUGH[:2], ({"target": "cifar100:50-99"}, FURTHER)], 2, "cannot be told"),  # images that chose it
+        ([*ENOUGH[:2], ({"source": "pacs", "ratio": 0.7}, FURTHER)], 2, "cannot be told"),  # not as the core cells are
     ],
 )
-def test_a_finalist_holds_against_naive_and_its_control_in_cells_enough(publish, empty, tmp_path, where, said):
+def test_a_finalist_has_to_hold_in_cells_enough_and_to_lose_in_none(publish, empty, tmp_path, where, holding, said):
     for name in CLAIMS.core:
         shutil.copytree(empty, tmp_path / name)
-    cells = [dataclasses.replace(MLP, **changes) for changes in where]
-    evidence = publish({name: {cell: FURTHER} for name, cell in zip(CLAIMS.core, cells, strict=False)})
+    cells = [(dataclasses.replace(MLP, **changes), gains) for changes, gains in where]
+    evidence = publish({name: {cell: gains} for name, (cell, gains) in zip(CLAIMS.core, cells, strict=False)})
     averaged, augmented = CLAIMS.finalists
     verdict, places = evidence.confirmed(averaged)
-    assert (verdict, len(places)) == (said, len(where))
+    assert (verdict, len(places)) == (said, holding)
     assert evidence.confirmed(augmented) == ("cannot be told", [])
     text = page(tmp_path).split("## What else")[1].split("\n## ")[0]
     assert f"`compute_averaged`, against naive and `compute_matched`: **{said}**; it holds in core/" in text
     assert "`compute_augmented_averaged`, against naive and `compute_augmented`: **cannot be told**.\n" in text
+    assert "| compute_averaged - compute_matched |" in text
+    assert "compute_averaged" not in page(tmp_path).split("## Primary contrasts")[1].split("\n## ")[0]
+
+
+def test_the_contrasts_of_the_finalists_are_corrected_over_those_that_were_run(core):
+    still = dict.fromkeys(("compute_matched", "compute_augmented"), (0, 0, 0, 0, 0))
+    contrast = CLAIMS.finalists[0].contrasts[1]
+    for arms, count, said in (
+        (["compute_averaged"], 2, "holds"),
+        (["compute_averaged", "compute_augmented_averaged"], 4, "cannot be told"),
+    ):
+        evidence = core({MLP: {**STEADY, **still, **dict.fromkeys(arms, WEAK)}})
+        (judged,) = evidence.by_place(contrast, "tuned").values()
+        assert judged.corrected == pytest.approx(count * judged.p)  # all of them have the same gain
+        assert judged.p < 0.05
+        assert judged.verdict == said
 
 
 def test_a_finalist_is_open_until_all_core_suites_have_been_run(publish):

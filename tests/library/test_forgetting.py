@@ -41,6 +41,19 @@ def test_a_finished_trajectory_that_has_lost_a_snapshot_is_not_taken_for_whole(t
         know.forget(new_model(), data, Fit(), length=3, out=tmp_path / "run")
 
 
+def test_a_trajectory_that_has_lost_other_weights_still_predicts_and_names_them_where_asked(tmp_path, data):
+    further = {"placebo": Fit(), "references": {"mine": new_model().state_dict()}}
+    made = know.forget(new_model(), data, Fit(), length=3, out=tmp_path / "run", **further)
+    for name in ("p1", "mine"):
+        made.paths[0].with_name(f"{name}.safetensors").unlink()
+    again = know.Trajectory.load(tmp_path / "run")
+    assert equal(know.predict(again, "linear"), know.predict(made, "linear"))
+    with pytest.raises(KnowError, match=r"mine\.safetensors does not exist"):
+        again.reference("mine")
+    with pytest.raises(KnowError, match=r"p1\.safetensors does not exist"):
+        _ = again.placebo.states
+
+
 def test_fractions_may_be_given(tmp_path, data):
     fit = Fit()
     trajectory = know.forget(new_model(), data, fit, fractions=[0.25, 0.75, 1], out=tmp_path / "run")

@@ -185,6 +185,17 @@ def test_a_damaged_byte_is_named_rather_than_the_answer_that_it_spoils(tmp_path)
         predict(Trajectory.load(path.parent), "linear", 2)
 
 
+def test_hashes_are_compared_where_another_snapshot_of_the_folder_is_gone(tmp_path):
+    with Trajectory.record(tmp_path / "run", length=4) as record:
+        for k, fraction in enumerate((1, 0.5, 0.25, 0.125)):
+            record.add({"fc.weight": torch.full((3, 4), 1.0 + k)}, fraction)
+    paths = [tmp_path / "run" / f"s{k}.safetensors" for k in (2, 1, 0)]
+    (tmp_path / "run" / "s3.safetensors").unlink()
+    paths[0].write_bytes(paths[0].read_bytes()[:-4] + struct.pack("<f", 7.0))
+    with pytest.raises(KnowError, match=r"s2\.safetensors does not have the hash in its manifest"):
+        predict(Trajectory.from_checkpoints(paths, [0.25, 0.5, 1]), "linear")
+
+
 def test_a_missing_file_is_named(tmp_path):
     paths = write(tmp_path, states())
     paths[0].unlink()
