@@ -18,7 +18,7 @@ from typing import Any
 
 from know.errors import KnowError, as_path
 from know.export import Changes, Request, complete, write_prediction
-from know.files import new_folder, sha256_file
+from know.files import listing, new_folder, sha256_file
 from know.known import Models
 from know.methods import get
 from know.prediction import Overflow, pieces, predicted
@@ -166,9 +166,9 @@ class _Judge:
 
     def __call__(self, checkpoint: Path, split: str) -> float:
         further = {"split": split} if self.splits else {}
-        before = _listing(checkpoint)
+        before = listing(checkpoint)
         answer = call(lambda: self.function(checkpoint, **further), self.spec, "--validate")
-        if _listing(checkpoint) != before:
+        if listing(checkpoint) != before:
             raise KnowError(f"--validate {self.spec!r}: the function changed the checkpoint that it should only read")
         with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # of more than one number
             answer = answer.item()
@@ -178,13 +178,6 @@ class _Judge:
         if not -sys.float_info.max <= answer <= sys.float_info.max:
             raise KnowError(f"--validate {self.spec!r}: the function answered no finite number for {checkpoint.name}")
         return float(answer)
-
-
-def _listing(checkpoint: Path) -> list[tuple[str, int, int]]:
-    """Every file of a checkpoint, which is a file or a folder, with its size and time of change."""
-    paths = sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]
-    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _takes_split(function: Callable[..., float]) -> bool:

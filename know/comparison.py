@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from know.errors import KnowError, as_path, number
 from know.export import Request, predict_files, write_prediction
-from know.files import PACKAGE, digest, new_folder, resumable_folder, write_csv, write_text
+from know.files import PACKAGE, digest, listing, new_folder, resumable_folder, write_csv, write_text
 from know.identity import identity
 from know.methods import get
 from know.prediction import check_depth, predicted
@@ -304,12 +304,16 @@ def _in_worker(place: Path, rate: float, seed: int) -> dict[str, Any]:
 
 def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, Any]:
     """What one fine-tune gave: status, validation and test score, and the error of a lost one."""
-    lost = {"status": "failed", "validation": None, "test": None}
+    lost, before, wrong = {"status": "failed", "validation": None, "test": None}, listing(place), ""
     try:
         answer = function(place, rate, seed)
         values = [float(value) for value in (answer if isinstance(answer, tuple | list) else [answer])]
     except (Exception, SystemExit) as error:  # the user's own function: whatever it raises costs this run alone
-        return {**lost, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        wrong = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    if listing(place) != before:
+        raise KnowError(f"the task changed {place}, which it should only read; make the trajectory or --out anew")
+    if wrong:
+        return {**lost, "error": wrong}
     if len(values) not in (1, 2):
         return {**lost, "error": f"the task returned {len(values)} values, and not one or two"}
     if not all(map(math.isfinite, values)):

@@ -217,3 +217,10 @@ def sha256_file(path: Path | str) -> str:
 def digest(value: object) -> str:
     """Short stable hash of a JSON-serialisable value (sorted keys)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def listing(place: Path) -> list[tuple[str, int, int]]:
+    """Every file of a file or a folder, with its size in bytes and its time of change: whether somebody has written."""
+    paths = sorted(place.rglob("*")) if place.is_dir() else [place]
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

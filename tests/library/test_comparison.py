@@ -49,6 +49,11 @@ def leaves(checkpoint, learning_rate, seed):
 
 def never(checkpoint, learning_rate, seed):
     raise RuntimeError("no such dataset")
+
+
+def writes(checkpoint, learning_rate, seed):
+    checkpoint.write_bytes(checkpoint.read_bytes() + b" ")
+    raise RuntimeError("after it has written")
 """
 
 
@@ -129,6 +134,11 @@ def test_a_task_that_never_works_is_said_with_its_error(run, task, said):
     with pytest.raises(KnowError, match=f"no fine-tune gave a score.*{said}"):
         compare(run, f"task.py:{task}", RATES, out="compared")
     assert not Path("compared").exists()
+
+
+def test_a_task_that_writes_to_its_checkpoint_is_stopped_at_once(run):
+    with pytest.raises(KnowError, match=r"the task changed .*s0\.safetensors, which it should only read"):
+        compare(run, "task.py:writes", RATES, out="compared")
 
 
 def test_what_failed_is_tried_again_when_its_cause_is_gone(run):
