@@ -55,7 +55,8 @@ TRANSFERRED = [*COLUMNS[:4], "learning_rate", "fine_tune", "validation_accuracy"
 FILE, GROUP = "weights.safetensors", "without_cifar"
 HELD_OUT, CALIBRATION, CHOICE = 1000, 2048, 12_000
 """Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics; about how many
-images a choice of coefficients shows: it has shown 8,000 to 13,000. No other attempt has images outside D0: `further, more` is the control."""
+images a choice of coefficients shows: it has shown 8,000 to 13,000. No other attempt has images outside D0:
+`further, more` is the control."""
 BUDGETS = {"forgetting": None, "x1": 1, "x3": 3}
 """The images of the forgetting steps, or how many times those that made theta_0."""
 
