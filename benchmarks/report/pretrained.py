@@ -193,6 +193,16 @@ def _weight_error(interval: Interval) -> str:
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
+def _gain(interval: Interval) -> str:
+    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+
+def _paired(values: pd.Series, arm: str, other: str) -> Interval:
+    """The difference of two arms, paired by trajectory; every network counts once."""
+    paired = values[arm] - values[other]
+    return pooled_t([own.to_numpy() for _, own in paired.groupby("network")])[0]
+
+
 def _points(interval: Interval) -> str:
     return f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
 
@@ -204,15 +214,17 @@ def verdict(errors: pd.DataFrame, skill: pd.DataFrame) -> dict[str, object]:
     """
     known = between(errors[errors["model"] == "known"], "ratio", *ASKED)
     losses = {role: relative_loss(known[known["role"] == role]) for role in ("conv", "fc")}
-    whole = skill[skill["role"] == "all"].set_index(["arm", "network", "trajectory"])["weight_error"]
-    best = min(PLAIN, key=lambda arm: whole[arm].groupby("network").mean().mean())
-    paired = whole["known_x2"] - whole[best]
-    difference, _ = pooled_t([own.to_numpy() for _, own in paired.groupby("network")])
+    whole = skill[skill["role"] == "all"].set_index(["arm", "network", "trajectory"])
+    errors_of, accuracy = whole["weight_error"], 100 * whole["source_accuracy_recalibrated"]
+    best = min(PLAIN, key=lambda arm: errors_of[arm].groupby("network").mean().mean())
+    difference = _paired(errors_of, "known_x2", best)
     on_windows = all(interval.mean < ENOUGH and interval.high < 1 for interval in losses.values())
     return {
         "losses": {role: said(interval) for role, interval in losses.items()},
         "best": best,
         "difference": _weight_error(difference),
+        "nearer": _weight_error(_paired(errors_of, "known_x2", "naive")),
+        "accuracy": {arm: _gain(_paired(accuracy, arm, "naive")) for arm in ("known_x2", best, "oracle")},
         "on_windows": on_windows,
         "on_weights": difference.high < 0,
         "skill": on_windows or difference.high < 0,

@@ -303,6 +303,14 @@ def test_what_ships_is_what_the_rule_chooses_and_the_page_is_made_from_the_table
         made = read_json(path)["settings"]
         assert f"{made['loss']}-{made['bias_penalty']:g}" == chosen
     assert (folder / "README.md").read_text(encoding="utf-8") == pretrained.page(settings, folder)
+    skill = pretrained.skill_of(settings.skill, folder)
+    distance, front = skill["skill"].set_index("arm")["all"], (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    quoted = [
+        *distance[["known_x2", "tail_average"]],
+        *map(skill["verdict"]["accuracy"].get, ("known_x2", "tail_average")),
+    ]
+    assert all(number in " ".join(front.split()) for number in quoted)
+    assert ("has no skill at r = 0.5" in " ".join(front.split())) == (not skill["verdict"]["skill"])
 
 
 def test_what_the_library_reads_from_its_folder_is_packaged():

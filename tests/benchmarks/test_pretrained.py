@@ -141,10 +141,21 @@ def held_out(loss: dict[str, float], spread: float = 0.01) -> pd.DataFrame:
 def weight_errors(known: float, best: float, spread: float = 0.01) -> pd.DataFrame:
     rows = []
     for network, k in itertools.product("ab", range(6)):
-        for arm, value in (("known_x2", known), ("tail_average", best), ("naive", 1.0), ("linear_x2", 1.2)):
+        for arm, value in (
+            ("known_x2", known),
+            ("tail_average", best),
+            ("naive", 1.0),
+            ("linear_x2", 1.2),
+            ("oracle", 0.0),
+        ):
             moved = value + spread * (-1) ** k * (arm == "known_x2")
-            rows.append({"arm": arm, "network": network, "trajectory": f"t{k}", "role": "all", "weight_error": moved})
-            rows.append({"arm": arm, "network": network, "trajectory": f"t{k}", "role": "fc", "weight_error": 0.0})
+            where = {
+                "arm": arm,
+                "network": network,
+                "trajectory": f"t{k}",
+                "source_accuracy_recalibrated": 1 - moved / 2,
+            }
+            rows += [{**where, "role": "all", "weight_error": moved}, {**where, "role": "fc", "weight_error": 0.0}]
     return pd.DataFrame(rows)
 
 
@@ -163,6 +174,9 @@ def test_the_rule_on_skill(errors, weights, on_windows, on_weights):
     assert said["best"] == "tail_average"
     assert (said["on_windows"], said["on_weights"]) == (on_windows, on_weights)
     assert said["skill"] == (on_windows or on_weights)
+    # accuracy falls by half a point for every hundredth of the weight error
+    assert said["accuracy"]["tail_average"] == "+5.00 [+5.00, +5.00]"
+    assert said["accuracy"]["oracle"] == "+50.00 [+50.00, +50.00]"
 
 
 def test_a_relative_loss_counts_each_trajectory_once_and_halving_as_much_as_doubling():
