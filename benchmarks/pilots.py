@@ -20,13 +20,14 @@ from scipy import stats
 from benchmarks.arms import arms_of
 from benchmarks.settings import Arms, Cell
 from benchmarks.store import STORE, Store
-from benchmarks.suite import WORK, Suite, load_suite
+from benchmarks.suite import WORK, Suite, load_suite, suite_names
 from benchmarks.training import deterministic
 from benchmarks.trajectories import make_origin
 from benchmarks.transfer import Bench, Task, choose_rates, portions, run_tasks
 from benchmarks.workers import workers
 from know.errors import KnowError
 from know.files import write_csv
+from know.statistics import CONFIDENCE, Interval
 
 TABLE = Path("benchmarks/pilots.csv")
 COLUMNS = ["suite", "cell", "arm", "learning_rate", "trajectory", "fine_tune", "validation_accuracy"]
@@ -40,6 +41,8 @@ FIRST = {
 TESTED = 10_000
 """Test images of the target of the first comparison."""
 ARMS = ("known_x8", "released_x8")
+LEAST = 0.5
+"""A cell is replaced if its mean data gap is shown to lie below so many points (docs/RULES.md, 5)."""
 GAPS = {"data gap": ("oracle_steps", "naive"), "local data gap": ("local_oracle", "compute_matched")}
 
 
@@ -79,8 +82,8 @@ def _run_cell(bench: Bench, cell: Cell, pilots: list[str], arms: Arms, processes
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """By cell, in points at tuned rates: validation accuracy of naive, and each gap on each trajectory, with the
-    standard deviation of the gap between fine-tunes of one trajectory.
+    """By cell, in points at tuned rates: validation accuracy of naive; each gap on each trajectory, with the standard
+    deviation of the gap between fine-tunes of one trajectory; and whether rule 5 replaces the cell.
     """
     found = []
     for (suite, cell), own in rows.groupby(["suite", "cell"], sort=False):
@@ -90,8 +93,24 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             differences = (table[better] - table[worse]).groupby("trajectory")
             row[gap] = ", ".join(f"{value:+.1f}" for value in differences.mean())
             row[f"{gap}, between fine-tunes"] = f"{np.sqrt(differences.var().mean()):.2f}"
+        interval = gap_interval(table, "data gap")
+        row["data gap, mean"] = f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+        row["replaced"] = "yes" if interval.high < LEAST else "no"
         found.append(row)
     return pd.DataFrame(found)
+
+
+def gap_interval(table: pd.DataFrame, gap: str) -> Interval:
+    """The mean of a gap over the fine-tunes of these very trajectories, with its 95 % t interval from the variance
+    between fine-tunes of one trajectory. table: accuracies, index (trajectory, fine_tune), a column per arm.
+    """
+    better, worse = GAPS[gap]
+    differences = (table[better] - table[worse]).groupby("trajectory")
+    freedom, n = int((differences.count() - 1).sum()), int(differences.count().sum())
+    variance = float((differences.var() * (differences.count() - 1)).sum()) / freedom
+    mean = float(differences.mean().mean())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * (variance / n) ** 0.5
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def half_widths(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,6 +124,8 @@ def half_widths(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for (name, cell), own in rows.groupby(["suite", "cell"], sort=False):
+        if name not in suite_names():  # it was replaced
+            continue
         suite = load_suite(name)
         (network,) = {each.network for each in suite.cells if each.slug == cell}
         table = 100 * own.pivot_table(index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy")

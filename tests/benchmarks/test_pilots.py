@@ -8,7 +8,7 @@ import pytest
 from synthetic import TINY
 
 from benchmarks import transfer
-from benchmarks.pilots import COLUMNS, half_width, half_widths, run_pilots, summary
+from benchmarks.pilots import COLUMNS, gap_interval, half_width, half_widths, run_pilots, summary
 from benchmarks.store import Store
 from benchmarks.suite import load_suite
 from know.statistics import paired_t
@@ -55,6 +55,41 @@ def test_gaps_are_differences_on_one_trajectory_and_one_fine_tune():
     assert float(row["data gap, between fine-tunes"]) == pytest.approx(0.5**0.5, abs=0.01)
     assert row["local data gap"] == "+0.5, +1.0"
     assert float(row["local data gap, between fine-tunes"]) == 0
+    assert row["data gap, mean"].startswith("+5.00 [")
+    assert row["replaced"] == "no"
+
+
+def test_the_interval_of_a_gap_covers_the_truth_of_its_trajectories_as_often_as_it_says():
+    """The fine-tunes of two given trajectories vary; the trajectories themselves are no sample here."""
+    rng, truth, covered = np.random.default_rng(1), np.array([0.2, 1.4]), 0
+    for _ in range(2000):
+        gaps = truth[:, None] + rng.normal(0, 0.8, (2, 4))
+        index = pd.MultiIndex.from_product([["p0", "p1"], range(4)], names=["trajectory", "fine_tune"])
+        table = pd.DataFrame({"naive": 0.0, "oracle_steps": gaps.flatten()}, index=index)
+        interval = gap_interval(table, "data gap")
+        covered += interval.low <= truth.mean() <= interval.high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ((-0.5, 0.1, -0.3, -0.2), "yes"),  # plainly below half a point
+        ((0.4, 0.4, 0.5, 0.3), "yes"),
+        ((-2.0, 2.5, -1.5, 1.2), "no"),  # its mean is as small, and nothing is known of it
+        ((2.0, 2.5, 1.5, 1.2), "no"),
+    ],
+)
+def test_only_a_gap_that_is_shown_to_be_small_replaces_a_cell(gaps, said):
+    rows = pd.DataFrame(
+        {"suite": "s", "cell": "c", "learning_rate": 1e-3, "trajectory": t, "fine_tune": f, "arm": arm}
+        | {"validation_accuracy": 0.4 + (gap / 100 if arm == "oracle_steps" else 0)}
+        for t in ("p0", "p1")
+        for f, gap in enumerate(gaps)
+        for arm in ("naive", "oracle_steps", "local_oracle", "compute_matched")
+    )
+    (row,) = summary(rows).to_dict("records")
+    assert row["replaced"] == said
 
 
 # how wide intervals will be
