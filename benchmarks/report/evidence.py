@@ -288,9 +288,12 @@ class Evidence:
             return Verdict.OPEN, holding
         networks, pairs = {place.network for place in holding}, {(place.source, place.target) for place in holding}
         enough = len(holding) >= asked.cells and len(networks) >= asked.networks and len(pairs) >= asked.pairs
-        pooled = all(self.judge(contrast, policy).verdict.positive for contrast in finalist.contrasts)
+        pooled = [self.judge(contrast, policy).verdict for contrast in finalist.contrasts]
+        if Verdict.EXCLUDED in pooled:
+            return Verdict.EXCLUDED, holding
         loses = any(own[place].interval.high < 0 for own in found for place in places)
-        return Verdict.HOLDS if enough and pooled and not loses else Verdict.CANNOT, holding
+        holds = enough and all(each.positive for each in pooled) and not loses
+        return Verdict.HOLDS if holds else Verdict.CANNOT, holding
 
     def _too_few(self) -> str:
         """Why the informative core cells at tuned rates are too few for a claim about them, or an empty text."""
@@ -366,6 +369,15 @@ class Evidence:
         rows = self.runs[list(Place._fields)].drop_duplicates().itertuples(index=False, name=None)
         return sorted((Place(*row) for row in rows), key=lambda place: (not place.core, place))
 
+    def arms_of(self, place: Place) -> list[str]:
+        """The arms that were run in the informative cells of a place, in alphabetical order."""
+        return sorted(self._at(place, self.runs)["arm"].unique())
+
+    def _at(self, place: Place, runs: pd.DataFrame) -> pd.DataFrame:
+        for name, value in place._asdict().items():
+            runs = runs[runs[name] == value]
+        return runs
+
     @cached_property
     def _corrections(self) -> dict[Place, dict[Contrast, float]]:
         def p_value(place: Place, contrast: Contrast) -> float:
@@ -375,9 +387,7 @@ class Evidence:
 
     def _sees(self, place: Place, policy: Policy, contrast: Contrast) -> bool:
         """Whether the cells of a place that the contrast reads can all see small steps."""
-        runs = self.runs[self.runs["policy"] == policy]
-        for name, value in place._asdict().items():
-            runs = runs[runs[name] == value]
+        runs = self._at(place, self.runs[self.runs["policy"] == policy])
         sides = {(side.share, side.length) for side in (contrast.better, contrast.worse)}
         cells = pd.MultiIndex.from_frame(runs[["share", "length"]])
         return bool(runs["sees"][cells.isin(sides)].all())

@@ -86,6 +86,7 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
         **COMMON,
         **skill,
         run=bool(evidence.suites),
+        pictured=bool(evidence.suites & set(CLAIMS.core)),
         verdicts=tables.front(evidence, cost),
         suites=results,
         overviews=overviews,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -391,12 +392,14 @@ def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list
 def ablations(evidence: Evidence) -> pd.DataFrame:
     """The deepest KNOWN minus naive in every informative place that is not pooled."""
     rows = []
-    for line in CLAIMS.lines.values():
-        contrast = Contrast(better=line.deepest, worse="naive")
-        at = {policy: evidence.by_place(contrast, policy) for policy in POLICIES}
-        for place in (place for place in evidence.places if not place.core and place in at["tuned"]):
+    for line, place in itertools.product(CLAIMS.lines.values(), evidence.places):
+        # the names of arms have the factor on the data, which is another one at another r
+        run = (arm for arm in evidence.arms_of(place) if arm.startswith(f"{line.arm}_x"))
+        deepest = max(run, key=lambda arm: float(arm.rpartition("_x")[2]), default=line.deepest)
+        at = {policy: evidence.by_place(Contrast(better=deepest, worse="naive"), policy) for policy in POLICIES}
+        if not place.core and place in at["tuned"]:
             said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
-            rows.append([line.deepest, title_of(place), *said, at["tuned"][place].verdict])
+            rows.append([deepest, title_of(place), *said, at["tuned"][place].verdict])
     return pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values(), "verdict (tuned)"]).astype(str)
 
 

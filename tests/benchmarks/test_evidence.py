@@ -365,6 +365,14 @@ def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(core, tmp_pat
     assert {row[-1] for row in rows} == {said}
 
 
+def test_other_settings_show_the_deepest_known_by_the_name_that_it_has_at_that_ratio(core):
+    gains = {**STEADY, "known_x1.43": (1, 1.2, 0.8, 1, 1), "known_x2.92": (2, 2.2, 1.8, 2, 2)}
+    table = tables.ablations(core({MLP: GOOD, dataclasses.replace(MLP, ratio=0.7): gains}))
+    assert table["arm"].tolist() == ["known_x2.92"]
+    assert table["place"].str.endswith("r = 0.7").all()
+    assert table["tuned rate"].str.startswith("+2.00 [").all()
+
+
 FURTHER = {
     **STEADY,
     "local_oracle": (2, 2.2, 1.8, 2, 2.1),
@@ -379,6 +387,8 @@ LOSES = {**FURTHER, "compute_averaged": (-1, -1.2, -0.8, -1, -1)}
 """The mean of late weights takes one point away."""
 ONLY_NAIVE = {**FURTHER, "compute_matched": (1, 1.1, 0.9, 1, 1), "local_oracle": (3, 3.2, 2.8, 3, 3.1)}
 """What it gains, further training alone gains too."""
+UNSURE = {**FURTHER, "compute_averaged": (-12, 12, -9, 9, -11)}
+"""What it does cannot be told, and swamps what other cells say."""
 ENOUGH = [({"network": "mlp"}, FURTHER), ({"network": "resnet8"}, FURTHER), ({"source": "pacs"}, FURTHER)]
 
 
@@ -399,6 +409,8 @@ ENOUGH = [({"network": "mlp"}, FURTHER), ({"network": "resnet8"}, FURTHER), ({"s
         ),  # one network
         ([*ENOUGH, ({"target": "mnist"}, LOSES)], 3, "cannot be told"),  # it loses somewhere
         ([*ENOUGH[:2], ({"source": "pacs"}, ONLY_NAIVE)], 2, "cannot be told"),  # not beyond further training
+        ([*ENOUGH, ({"source": "mnist"}, UNSURE), ({"source": "gtsrb_32"}, UNSURE)], 3, "cannot be told"),  # not pooled
+        ([({"network": "mlp"}, LOSES), ({"network": "resnet8"}, LOSES), ({"source": "pacs"}, LOSES)], 0, "excluded"),
         ([*ENOUGH[:2], ({"target": "cifar100:50-99"}, FURTHER)], 2, "cannot be told"),  # images that chose it
         ([*ENOUGH[:2], ({"source": "pacs", "ratio": 0.7}, FURTHER)], 2, "cannot be told"),  # not as the core cells are
     ],
@@ -411,10 +423,11 @@ def test_a_finalist_has_to_hold_in_cells_enough_and_to_lose_in_none(publish, emp
     averaged, augmented = CLAIMS.finalists
     verdict, places = evidence.confirmed(averaged)
     assert (verdict, len(places)) == (said, holding)
-    assert evidence.confirmed(augmented) == ("cannot be told", [])
+    assert evidence.confirmed(augmented) == ("excluded", [])  # averaging adds nothing to it
     text = page(tmp_path).split("## What else")[1].split("\n## ")[0]
-    assert f"`compute_averaged`, against naive and `compute_matched`: **{said}**; it holds in core/" in text
-    assert "`compute_augmented_averaged`, against naive and `compute_augmented`: **cannot be told**.\n" in text
+    where = "; it holds in core/" if holding else "."
+    assert f"`compute_averaged`, against naive and `compute_matched`: **{said}**{where}" in text
+    assert "`compute_augmented_averaged`, against naive and `compute_augmented`: **excluded**.\n" in text
     assert "| compute_averaged - compute_matched |" in text
     assert "compute_averaged" not in page(tmp_path).split("## Primary contrasts")[1].split("\n## ")[0]
 

@@ -357,6 +357,16 @@ def test_every_figure_has_a_caption_and_every_caption_a_figure():
     assert all(text.strip() for text in captions.values())
 
 
+def test_every_suite_of_the_comparison_is_a_versioned_stage(monkeypatch):
+    from benchmarks.suite import suite_names
+
+    monkeypatch.chdir(REPOSITORY)
+    stages = yaml.safe_load((REPOSITORY / "benchmarks" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    listed = {f"{name}/{item}" for name, stage in stages.items() for item in stage["foreach"]}
+    assert {name for name in suite_names() if name.startswith(("core/", "cells/", "ablations/"))} <= listed
+    assert listed <= set(suite_names())
+
+
 def test_the_versioned_stages_track_what_the_workflow_publishes():
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     tracked = {
