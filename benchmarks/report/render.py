@@ -18,7 +18,7 @@ from benchmarks.report.folders import Published
 from benchmarks.report.pretrained import skill_of
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.template import fill
-from benchmarks.suite import SUITES, load_shipped, load_suite, suite_names
+from benchmarks.suite import SHIPPED, SUITES, load_shipped, load_suite, suite_names
 from know.files import PRETRAINED
 
 COMMON = {"seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
@@ -80,7 +80,8 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
             arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.primary_arms
         }
         overviews[one.name] = tables.overview(one, shown)
-    skill = skill_of(load_shipped().skill, PRETRAINED) if (PRETRAINED / "skill.csv").is_file() else {"skill": None}
+    described = (PRETRAINED / "skill.csv").is_file() and SHIPPED.is_file()  # elsewhere than in a checkout it is not
+    skill = skill_of(load_shipped().skill, PRETRAINED) if described else {"skill": None}
     return fill(
         "front.md.j2",
         **COMMON,

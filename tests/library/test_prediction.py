@@ -26,10 +26,10 @@ SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "norm.weight": (4,), "
 def snapshots(dtype=torch.float32, shapes=SHAPES) -> list[dict[str, torch.Tensor]]:
     """Smallest subset first; each a little further from the last."""
     dice = torch.Generator().manual_seed(0)
-    theta_0 = {name: torch.randn(shape, generator=dice) for name, shape in shapes.items()}
+    theta_0 = {name: 0.3 * torch.randn(shape, generator=dice) for name, shape in shapes.items()}
     states = []
     for k in reversed(range(5)):
-        state = {name: t + 0.1 * k * torch.randn(t.shape, generator=dice) for name, t in theta_0.items()}
+        state = {name: t + 0.03 * k * torch.randn(t.shape, generator=dice) for name, t in theta_0.items()}
         states.append({name: tensor.to(dtype) for name, tensor in state.items()} | {"seen": torch.tensor(7 + k)})
     return states
 
