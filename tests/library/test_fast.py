@@ -32,26 +32,30 @@ def exact(net: KnownNet, window: torch.Tensor) -> torch.Tensor:
 
 
 class Sums(torch.nn.Module):
-    """A linear layer that adds its products one by one, in float32: which kernels torch has chosen changes nothing."""
+    """A linear layer that adds its products one by one, in float32: which kernels torch has chosen changes nothing.
 
-    def __init__(self, layer: torch.nn.Linear):
+    seed: which order they are added in.
+    """
+
+    def __init__(self, layer: torch.nn.Linear, seed: int):
         super().__init__()
         self.layer = layer
+        self.order = torch.randperm(layer.in_features, generator=torch.Generator().manual_seed(seed)).tolist()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         total = self.layer.bias.expand(len(inputs), -1)
-        for column, weights in zip(inputs.T, self.layer.weight.T, strict=True):
-            total = total + column[:, None] * weights
+        for k in self.order:
+            total = total + inputs[:, k, None] * self.layer.weight[:, k]
         return total
 
 
 @torch.no_grad()
-def plainly(net: KnownNet, window: torch.Tensor) -> torch.Tensor:
-    """The answer in float32 without any library's matrix product."""
+def plainly(net: KnownNet, window: torch.Tensor, seed: int) -> torch.Tensor:
+    """The answer in float32 without any library's matrix product, with sums in the order of that seed."""
     net = copy.deepcopy(net)
     for name, layer in list(net.named_modules()):
         if isinstance(layer, torch.nn.Linear):
-            net.set_submodule(name, Sums(layer))
+            net.set_submodule(name, Sums(layer, seed))
     return net(window)
 
 
@@ -59,21 +63,24 @@ def plainly(net: KnownNet, window: torch.Tensor) -> torch.Tensor:
 def check(asked: Known) -> None:
     """Within 1e-6 for histories like those of weights; where float32 itself is off by more, as near as plain sums.
 
-    Histories that jump by as much as 4 may make a network overflow. What overflows in float64 does so here too.
+    Where histories jump by more than weights do, nearly every answer of these networks is at its bound or overflows.
+    What overflows in float64 does so here too.
     """
-    wild = 4 * torch.rand(2000, asked.length, generator=torch.Generator().manual_seed(1)) - 2
+    wild = torch.rand(2000, asked.length, generator=torch.Generator().manual_seed(1)) - 0.5
     for net in asked.nets.values():
+        jumps = scale_windows(4 * wild, asked.scaling)[0]
+        assert not fast.steps(net, jumps)[~exact(net, jumps).isfinite()].isfinite().any()
         for window in (histories(2000, asked.length), wild):
             inputs = scale_windows(window, asked.scaling)[0]
-            answers, truth = (fast.steps(net, inputs), plainly(net, inputs)), exact(net, inputs)
-            assert not answers[0][~truth.isfinite()].isfinite().any()
+            answer, truth = fast.steps(net, inputs), exact(net, inputs)
+            sums = torch.stack([plainly(net, inputs, seed) for seed in range(8)])  # which one is off most is chance
             assert window is wild or truth.isfinite().all()
-            kept = truth.isfinite() & answers[1].isfinite()
-            assert kept.double().mean() > 0.1
-            ours, plain = ((answer - truth)[kept].abs() for answer in answers)
+            kept = truth.isfinite() & sums.isfinite().all(0)
+            assert kept.double().mean() > 0.5
+            ours, plain = (answer - truth)[kept].abs(), (sums - truth)[:, kept].abs()
             assert float(ours.mean()) < 2 * float(plain.mean())
             if window is not wild:
-                assert float(ours.max()) < max(1e-6, 4 * float(plain.max()))  # a single worst one is partly chance
+                assert float(ours.max()) < max(1e-6, 2 * float(plain.max()))
 
 
 @pytest.fixture(scope="module")
