@@ -258,7 +258,7 @@ def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> 
 
     settings, work = load_suite(suite), _work(suite)
     cell = settings.cells[0]
-    folder = work / "trajectories" / cell.origin.slug / "t0" / cell.track
+    folder = work / "trajectories" / cell.origin.slug / f"t{settings.first_trajectory}" / cell.track
     known = settings.known_folder(work, cell.length)
     device = _start(device, threads, settings)
     make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=device)

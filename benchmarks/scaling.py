@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -82,16 +83,17 @@ class _SourceRuns:
         """Images of each run from the initialisation: they are in the store, where other r and tracks find them."""
         self.further = self._step(size) if cell.track == "retrodiction" else 0.0
         """Images of all training that begins at theta_0, or makes it from theta_{-1}."""
+        self.trained_on: set[Any] = set()
         self.from_theta_0: set[str] = set()
         """Names of the references that such training makes; they depend on r."""
         self.pretrain(1 if cell.track == "overflow" else 2)
-        for _ in ("forgetting", "placebo"):
-            self.train_on()
+        self._add_steps("forgetting")
+        self._add_steps("placebo")
         self.kept = kept(suite.arms.references, cell.track, suite.forgetting.d0)
         for reference in self.kept:
-            before = self.further
+            self.asked = False
             reference.function(self)
-            self.from_theta_0 |= {reference.name} if self.further != before else set()
+            self.from_theta_0 |= {reference.name} if self.asked else set()
 
     def _step(self, images: float) -> float:
         return self.step.steps * self.step.batch_size if self.step.steps else self.step.epochs * images
@@ -103,9 +105,14 @@ class _SourceRuns:
     def average(self, kind: Average) -> float:
         return 0.0
 
-    def train_on(self, factor: int = 1, **how: bool) -> float:
-        self.further += sum(map(self._step, self.sizes))
+    def train_on(self, factor: int = 1, *, augmented: bool = False, averaged: bool = False) -> float:
+        self.asked = True
+        self._add_steps((factor, augmented))  # the last weights and their mean are of one run
         return 0.0
+
+    def _add_steps(self, run: Any) -> None:
+        self.further += sum(map(self._step, self.sizes)) if run not in self.trained_on else 0.0
+        self.trained_on.add(run)
 
 
 class Total:
@@ -140,9 +147,9 @@ def _count_origins(suite: Suite, total: Total) -> dict[tuple[Origin, Track], _So
             known |= {(*place, key) for key in fresh}
             total.train("source_images", ids * sum(fresh.values()), *place, suite.pretraining)
             total.train("source_images", ids * run.further, *place, suite.forgetting.step)
-            # every snapshot of the trajectory and of its placebo: the test images, and D0 without the subset twice
+            # every snapshot of both trajectories: the test images, and D0 without the subset; theta_0: D0
             left_out = sum(size - part for part in run.sizes)
-            total.evaluate(ids * 2 * (longest.length * len(source.test) + 2 * left_out), *place)
+            total.evaluate(ids * (2 * (longest.length * len(source.test) + left_out) + size), *place)
             saved = 2 * longest.length + len(run.kept)
             total.files += ids * (saved + 1)
             # a run from the initialisation is kept with three averages and the two moments of the optimiser

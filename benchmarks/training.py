@@ -307,8 +307,12 @@ def accuracy(model: nn.Module, dataset: Dataset, split: Split) -> float:
 
 def correct(scores: Tensor, labels: Tensor) -> float:
     """The same of scores (N, classes) and labels (N,)."""
-    right = (scores.argmax(1) == labels) & scores.isfinite().all(1)
-    return float(right.double().mean())
+    return float(right(scores, labels).double().mean())
+
+
+def right(scores: Tensor, labels: Tensor) -> Tensor:
+    """Which answers are correct, bool (N,)."""
+    return (scores.argmax(1) == labels) & scores.isfinite().all(1)
 
 
 def recalibrate(model: nn.Module, dataset: Dataset, split: Split, batch: int = 256) -> None:

@@ -29,7 +29,7 @@ from benchmarks.progress import progress
 from benchmarks.references import REFERENCES, Average, Reference, kept
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
 from benchmarks.store import Store, computing, link_files, link_folder
-from benchmarks.training import Outcome, accuracy, recalibrate, steps_per_epoch, train
+from benchmarks.training import Outcome, accuracy, evaluated, logits, recalibrate, right, steps_per_epoch, train
 from benchmarks.workers import workers
 from know.checkpoints import State, load_state, save_state
 from know.errors import KnowError
@@ -337,6 +337,8 @@ class SourceRun:
         self.seed = stream(pretraining.seed, track)
         self.start = copy.deepcopy(pretraining.model)
         self.averages: _Averages | None = None
+        self.further = functools.cache(self._further)  # the mean is of the same run as the last weights
+        self.right = functools.cache(self._right)
         self.made = pretraining.run(1 if track == "overflow" else 2)
         self.start.load_state_dict(load_state(self.made / _KEPT[-1]))
         fit = _Fit(self.dataset, self.settings, self.seed)
@@ -378,6 +380,10 @@ class SourceRun:
 
     def train_on(self, factor: int = 1, *, augmented: bool = False, averaged: bool = False) -> State:
         """Train theta_0 further, (r + ... + r^(S-1)) times the epochs of a step on D0: 0.94 at r = 0.5, S = 5."""
+        return self.further(factor, augmented)[averaged]
+
+    def _further(self, factor: int, augmented: bool) -> tuple[State, State]:
+        """The last weights of such training, and their mean over its last half."""
         settings, split = self.settings, self.pretraining.subset(factor)
         changes = {"steps": self.forgetting_steps, **({"augment": "shift"} if augmented else {})}
         recipe = settings.step.model_copy(update=changes)
@@ -385,16 +391,15 @@ class SourceRun:
         mean = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
         def after_step(step: int, steps: int) -> None:
-            if averaged and step > (1 - LATE) * steps:
+            if step > (1 - LATE) * steps:
                 mean.update_parameters(model)
 
         seed = stream(self.seed, "compute_matched" if factor == 1 else "local_oracle")
         carried = {"optimizer_state": state, "after_step": after_step}
         outcome = train(model, self.dataset, split, recipe, seed=seed, **carried)
         _demand_finite(outcome, f"further training of theta_0 on {factor} times D0")
-        if averaged:
-            recalibrate(mean.module, self.dataset, split.take(range(min(MEASURED, len(split)))))
-        return _copy(mean.module if averaged else model)
+        recalibrate(mean.module, self.dataset, split.take(range(min(MEASURED, len(split)))))
+        return _copy(model), _copy(mean.module)
 
     def describe(self, model: nn.Module, index: list[int]) -> dict[str, float]:
         """Source test accuracy, and accuracy on D0 without the subset (`left_out`), of `model` and of theta_0."""
@@ -404,10 +409,13 @@ class SourceRun:
             return facts
         left_out = torch.ones(len(d0), dtype=torch.bool)
         left_out[index] = False
-        rest = d0.take(left_out.nonzero()[:, 0])
-        facts["left_out_accuracy"] = round(accuracy(model, dataset, rest), 6)
-        facts["left_out_accuracy_theta_0"] = round(accuracy(self.start, dataset, rest), 6)
+        facts["left_out_accuracy"] = round(accuracy(model, dataset, d0.take(left_out.nonzero()[:, 0])), 6)
+        facts["left_out_accuracy_theta_0"] = round(float(self.right()[left_out].double().mean()), 6)
         return facts
+
+    def _right(self) -> Tensor:
+        """Which images of D0 theta_0 answers correctly, bool (N,), on the host."""
+        return right(logits(self.start, evaluated(self.dataset, self.d0)), self.d0.labels).cpu()
 
 
 def _demand_finite(outcome: Outcome, what: str) -> None:

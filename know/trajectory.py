@@ -252,7 +252,7 @@ class Trajectory:
         try:
             yield
         except KnowError as error:
-            if self._damage:
+            if self._damage and error is not self._damage:  # an inner block may have raised it already
                 raise self._damage from error
             raise
 

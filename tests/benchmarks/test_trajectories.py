@@ -15,7 +15,7 @@ from benchmarks.data import load
 from benchmarks.networks import build
 from benchmarks.settings import Forgetting, Origin, Recipe
 from benchmarks.store import Store
-from benchmarks.training import recalibrate
+from benchmarks.training import accuracy, recalibrate
 from benchmarks.trajectories import make_origin
 from know.errors import KnowError
 from know.files import read_json
@@ -198,9 +198,8 @@ def test_compute_matched_goes_on_from_theta_0_for_as_many_steps_as_forgetting_to
             steps.append(call)
             number = len(call.states)
             beside += [c for c in that_starts(calls, other, steps=number) if c.images == half and number < 2 * half]
-        # it is made once for itself, and once for the mean of its late weights
-        matched, again = [c for c in further if c.images == half and len(c.states) == sum(len(s.states) for s in steps)]
-        assert equal(matched.states[-1], again.states[-1])
+        # one run gives the last weights and the mean of its late ones
+        (matched,) = [c for c in further if c.images == half and len(c.states) == sum(len(s.states) for s in steps)]
         assert [len(call.states) for call in beside] == [len(call.states) for call in steps]  # the placebo's
         assert equal(beside[-1].states[-1], own.placebo.states[0])
         if track == "overflow":
@@ -255,6 +254,26 @@ def test_the_manifests_tell_what_was_made(made):
         assert accuracies == {"test_accuracy", "left_out_accuracy", "left_out_accuracy_theta_0"}
         assert not any("left_out" in key for key in manifest["snapshots"][-1])  # nothing is left out of D0
         assert ("oracle_steps" in manifest["references"]) == (manifest["track"] == "overflow")
+
+
+def test_images_that_a_step_leaves_out_are_shown_to_its_snapshot_and_to_theta_0(made):
+    dataset = load("digits:0-4")
+    model = build("mlp", dataset.shape, len(dataset.classes))
+
+    def answers(state, part) -> float:
+        model.load_state_dict(state)
+        return round(accuracy(model, dataset, part), 6)
+
+    for track in TRACKS:
+        own = Trajectory.load(made[0] / "p0" / track)
+        seed = own.manifest["source_seed"]
+        (first,) = nested_subsets(len(dataset.train), seed=stream(seed, "D0"), fractions=[0.5])
+        d0 = dataset.train.take(first)
+        subsets = nested_subsets(len(d0), seed=stream(seed, "subsets"), fractions=own.fractions)
+        for snapshot, state, subset in list(zip(own.manifest["snapshots"], own.states, subsets, strict=True))[:-1]:
+            rest = d0.take(sorted(set(range(len(d0))) - set(torch.as_tensor(subset).tolist())))
+            assert snapshot["left_out_accuracy"] == answers(state, rest)
+            assert snapshot["left_out_accuracy_theta_0"] == answers(own.theta_0, rest)
 
 
 def test_an_interrupted_origin_continues_to_the_same_bytes(made, tmp_path, folder_bytes, monkeypatch):

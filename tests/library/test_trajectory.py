@@ -181,8 +181,12 @@ def test_a_damaged_byte_is_named_rather_than_the_answer_that_it_spoils(tmp_path)
             record.add({"fc.weight": torch.full((3, 4), 1.0 + k)}, fraction)
     path = tmp_path / "run" / "s1.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + struct.pack("<f", -3e38))
-    with pytest.raises(KnowError, match=r"s1\.safetensors does not have the hash in its manifest"):
-        predict(Trajectory.load(path.parent), "linear", 2)
+    damaged, named = Trajectory.load(path.parent), r"s1\.safetensors does not have the hash in its manifest"
+    with pytest.raises(KnowError, match=named):
+        predict(damaged, "linear", 2)
+    with pytest.raises(KnowError, match=named) as raised, damaged.hashes_first(), damaged.hashes_first():
+        raise KnowError("the answer")
+    assert str(raised.value.__cause__) == "the answer"
 
 
 def test_hashes_are_compared_where_another_snapshot_of_the_folder_is_gone(tmp_path):
