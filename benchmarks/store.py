@@ -24,6 +24,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,16 @@ STORE = Path("store")
 """Where the store lies, in the folder of all suites' work."""
 
 
+@dataclass(frozen=True)
 class Store:
-    """The store in a folder, which need not exist yet.
+    """The store in a folder, which need not exist yet. Two of the same folder are equal, so that processes which are
+    sent one keep what they have read (`benchmarks.transfer`).
 
     root: the folder. forced: whether to make everything anew; by default what KNOW_FORCE says.
     """
 
-    def __init__(self, root: Path, *, forced: bool | None = None):
-        self.root = Path(root)
-        self.forced = bool(os.environ.get("KNOW_FORCE")) if forced is None else forced
+    root: Path
+    forced: bool = field(default_factory=lambda: bool(os.environ.get("KNOW_FORCE")))
 
     def folder(self, kind: str, about: dict[str, Any], finished: str, make: Callable[[Path], object]) -> Path:
         """The folder of that kind which `about` decides; made by `make(path)` if it is not there.

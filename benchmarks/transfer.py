@@ -124,6 +124,7 @@ def run_cell(
     evaluated = [t for t in trajectories if t not in pilots]
     code = code_hash(ENTRY)
     bench = Bench(cell, settings, origin, known, store, device)
+    _worker.cache_clear()  # this process may have read the store before
     here = _worker(bench)
     target_split(here.target, settings, cell.share, 0)  # raises before any training if there are too few images
     seeds = {t: here.trajectory(t).manifest["source_seed"] for t in trajectories}

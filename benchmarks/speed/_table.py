@@ -146,13 +146,13 @@ def image_costs(measurement: dict[str, Any]) -> pd.DataFrame:
 
 
 def fine_tuned(measurement: dict[str, Any]) -> pd.DataFrame:
-    """Fine-tunes an hour of one thread by network, each on its own and together, with the ratio."""
+    """Fine-tunes an hour by network, without and with what processes keep, with the ratio."""
     rows = []
     for network, case in measurement["networks"].items():
-        one, all_ = (case["seconds"][way]["median"] for way in ("alone", "together"))
+        one, all_ = (case["seconds"][way]["median"] for way in ("before", "now"))
         hourly = [f"{3600 * case['fine_tunes'] / seconds:,.0f}" for seconds in (one, all_)]
         rows.append([network, *hourly, f"{one / all_:.2f}"])
-    return pd.DataFrame(rows, columns=["fine-tunes an hour", "each on its own", "together", "ratio"])
+    return pd.DataFrame(rows, columns=["fine-tunes an hour", "nothing is kept", "now", "ratio"])
 
 
 def bounds(work: dict[str, float], rates: dict[str, float], precision: str) -> tuple[float, float]:

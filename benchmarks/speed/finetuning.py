@@ -1,20 +1,24 @@
-"""How many fine-tunes an hour of one thread makes: each on its own, and with what they share made once.
+"""How many fine-tunes an hour a cell makes on two processes: with and without what they keep from one to the next.
 
-    python benchmarks/speed/finetuning.py
+    KNOW_DATA=/folder/with/the/data python benchmarks/speed/finetuning.py
 
-This script writes finetuning.json and README.md into its folder. The fine-tunes are those of two arms in a cell of the
-core suites, on a quarter of the images, which are random: a search over 8 rates on one pilot trajectory, then 4
-fine-tunes at two rates on each of two trajectories, with the test. Both ways take turns within one run and must give
-the same results. On its own a fine-tune draws its images and trains its head anew, and torch fills memory that is about
-to be written, as it does by default where it computes deterministically.
+This script writes finetuning.json and README.md into its folder. The fine-tunes are those of five arms in the first
+cell of a core suite, whose weights are random: a search over the grid on one pilot trajectory, and the fine-tunes of
+two evaluated trajectories at two rates, with the test. Both ways take turns in one run and must give the same results.
+Without what is kept, a process reads the data anew for every arm on every trajectory, each fine-tune draws its images
+and trains its head anew, and torch fills memory that is about to be written, as it does by default where it computes
+deterministically.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,62 +26,98 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
 
 import _table
-from prediction import machine, of, timed, used
+from prediction import machine, of, used
 
-from benchmarks.data import Dataset, random_dataset
-from benchmarks.finetune import FineTune, FineTuner, Result, Start, fine_tune
+from benchmarks import transfer
+from benchmarks.arms import arms_of
+from benchmarks.finetune import FineTune, Result, fine_tune
 from benchmarks.networks import build
-from benchmarks.settings import Transfer
+from benchmarks.settings import Arms, LineOfArms
+from benchmarks.store import Store
 from benchmarks.suite import load_suite
 from benchmarks.training import deterministic
+from benchmarks.transfer import Bench, Task
+from benchmarks.workers import workers
+from know.checkpoints import save_state
 from know.files import write_json
+from know.trajectory import write_manifest
 
-HERE, SUITE = Path(__file__).parent, "core/plaincnn"
-SHAPE, CLASSES, REPEATS, SHARE = (3, 32, 32), 10, 2, 4
-NETWORKS = ("plaincnn", "resnet8", "vit_tiny")
-
-
-def requests(network: str, settings: Transfer) -> list[FineTune]:
-    starts = [Start(build(network, SHAPE, CLASSES, seed=seed).state_dict()) for seed in range(2)]
-    rates = [*settings.grid, *(settings.grid[-1] * 2**k for k in range(1, settings.extensions + 1))]
-    asked = [FineTune(start, 1.0, rate, 0, False) for start, rate in itertools.product(starts, rates)]
-    for trajectory, start in itertools.product(range(2), starts):
-        for rate, repeat in itertools.product(rates[1:3], range(settings.fine_tunes)):
-            asked.append(FineTune(start, 1.0, rate, 1 + 10 * trajectory + repeat, True))
-    return asked
+HERE = Path(__file__).parent
+SUITES = {"plaincnn": "core/plaincnn", "resnet8": "core/resnet8", "vit_tiny": "core/vit_tiny"}
+ARMS = Arms(references=["naive"], methods={"known": LineOfArms(depths=[1, 3]), "linear": LineOfArms(depths=[1, 3])})
+CLASSES, SHAPE, PROCESSES, REPEATS = 100, (3, 32, 32), 2, 2
+"""Classes and shape of the images of CIFAR-100, the source of these suites."""
 
 
-def alone(asked: list[FineTune], network: str, data: Dataset, settings: Transfer) -> list[Result]:
+def afresh(bench: Bench, tasks: list[Task]) -> tuple[list[Result], dict]:
+    """`benchmarks.transfer.run_tasks` in a process that keeps nothing."""
     torch.utils.deterministic.fill_uninitialized_memory = True
-    results = [fine_tune(request, network, data, settings) for request in asked]
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    return results
+    transfer._worker.cache_clear()
+    worker = transfer._worker(bench)
+
+    def tuner(*, longer: bool) -> Callable[[FineTune], Result]:
+        settings = bench.settings.at("paper" if longer else "tuned")
+        return functools.partial(fine_tune, network=bench.cell.network, target=worker.target, settings=settings)
+
+    worker.tuner = tuner
+    return worker.run(tasks)
 
 
-def together(asked: list[FineTune], network: str, data: Dataset, settings: Transfer) -> list[Result]:
-    return list(map(FineTuner(network, data, settings), asked))
+def _start(_: int) -> None:
+    """Keeps one process busy until the others have been started too."""
+    time.sleep(2)
+
+
+def bench_of(network: str, folder: Path) -> tuple[Bench, list[Task]]:
+    """A cell with random trajectories in `folder`, and its fine-tunes."""
+    suite = load_suite(SUITES[network])
+    (cell,), settings = suite.cells, suite.transfer
+    for seed, trajectory in enumerate(("p0", "t0", "t1")):
+        out = folder / "origin" / trajectory / cell.track
+        for k in range(cell.length):
+            state = build(network, SHAPE, CLASSES, seed=seed).state_dict()
+            moved = {n: t * (1 + 0.01 * k) if t.is_floating_point() else t for n, t in state.items()}
+            save_state(out / f"s{k}.safetensors", moved, {"fraction": cell.ratio**k})
+        files = [f"s{k}.safetensors" for k in reversed(range(cell.length))]
+        write_manifest(out, files, {}, source_seed=seed)
+    known = suite.known_folder(folder, cell.length)
+    bench = Bench(cell, settings, folder / "origin", known, Store(folder / "store"), "cpu")
+    arms = arms_of(ARMS, cell)
+    tasks = [Task("p0", arm, 0, rate) for arm, rate in itertools.product(arms, settings.grid)]
+    tasks += [
+        Task(trajectory, arm, repeat, rate)
+        for trajectory, arm in itertools.product(("t0", "t1"), arms)
+        for rate, repeat in itertools.product(settings.grid[1:3], range(settings.fine_tunes))
+    ]
+    return bench, tasks
+
+
+def measure(network: str) -> dict:
+    seconds, results, count = {"before": [], "now": []}, [], 0
+    for turn, (name, way) in itertools.product(range(REPEATS), (("before", afresh), ("now", transfer.run_tasks))):
+        with tempfile.TemporaryDirectory() as folder, workers(PROCESSES) as each:
+            bench, tasks = bench_of(network, Path(folder))
+            list(each(_start, range(PROCESSES)))
+            begun, searched = time.perf_counter(), [task for task in tasks if task.trajectory == "p0"]
+            made = []
+            for part in (searched, [task for task in tasks if task.trajectory != "p0"]):  # as a cell does
+                made += [r for own, _ in each(functools.partial(way, bench), transfer.portions(part, 1)) for r in own]
+            seconds[name].append(time.perf_counter() - begun)
+        results.append(made)
+        count = len(made)
+        print(f"turn {turn + 1}, {network}, {name}: {seconds[name][-1]:.1f} s", file=sys.stderr)
+    if any(each != results[0] for each in results):
+        sys.exit(f"{network}: the two ways differ")
+    return {"fine_tunes": count, "seconds": of(seconds)}
 
 
 def main() -> None:
     began, others = time.perf_counter(), used()
     deterministic(1)
-    settings = load_suite(SUITE).transfer
-    sizes = {"images": settings.images // SHARE, "validation": settings.validation // SHARE}
-    settings, data = settings.model_copy(update=sizes), random_dataset(10_000 // SHARE, SHAPE, CLASSES)
-    found = {}
-    for network in NETWORKS:
-        asked, seconds, results = requests(network, settings), {"alone": [], "together": []}, []
-        fine_tune(asked[0], network, data, settings)  # warms up
-        for turn in range(REPEATS):
-            for way in (alone, together):
-                seconds[way.__name__].append(timed(lambda way=way: results.append(way(asked, network, data, settings))))  # noqa: B023
-                print(f"turn {turn + 1}, {network}, {way.__name__}: {seconds[way.__name__][-1]:.1f} s", file=sys.stderr)
-        if any(each != results[0] for each in results):
-            sys.exit(f"{network}: the two ways differ")
-        found[network] = {"fine_tunes": len(asked), "seconds": of(seconds)}
+    found = {network: measure(network) for network in SUITES}
     about = machine()
     about["other_work"] = round((used() - others) / (time.perf_counter() - began) / os.cpu_count(), 3)
-    measurement = {"machine": about, "repeats": REPEATS, "share": SHARE, "networks": found}
+    measurement = {"machine": about, "repeats": REPEATS, "processes": PROCESSES, "networks": found}
     write_json(HERE / "finetuning.json", measurement)
     _table.write()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +19,7 @@ from benchmarks.references import REFERENCES
 from benchmarks.settings import Arms, Cell, Forgetting, LineOfArms, PaperPolicy, Recipe, Transfer
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin
-from benchmarks.transfer import Task, choose_rates, describe, portions, run_cell
+from benchmarks.transfer import Bench, Task, choose_rates, describe, portions, run_cell
 from know.checkpoints import save_state
 from know.errors import KnowError
 from know.known import Known, KnownNet
@@ -202,6 +203,11 @@ def test_the_number_of_processes_changes_no_byte_and_all_of_them_remember(cell, 
 
 
 @pytest.mark.slow
+def test_a_process_keeps_what_it_has_read_for_all_portions_that_it_is_sent(origin, trained, tmp_path):
+    sent = pickle.dumps(Bench(CELL, SETTINGS, origin, trained, Store(tmp_path / "store"), "cpu"))
+    assert transfer._worker(pickle.loads(sent)) is transfer._worker(pickle.loads(sent))
+
+
 def test_fine_tunes_at_once_give_the_same_rows_but_for_rounding(cell, done, tmp_path, folder_bytes, monkeypatch):
     together = SETTINGS.model_copy(update={"together": 7})
     calls, real = [], transfer.fine_tune_stacked
