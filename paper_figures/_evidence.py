@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import style
 from matplotlib.axes import Axes
@@ -19,32 +18,9 @@ from matplotlib.figure import Figure
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import DAGGER, POLICIES, gates, informative, marked
 from benchmarks.report.folders import Published, load
-from benchmarks.report.statistics import compare, data_gaps, paired_t, trajectory_means
+from benchmarks.report.statistics import gain, paired_t, trajectory_means
+from benchmarks.report.tables import FRONT
 
-ROWS = {
-    "What could be seen": {
-        "data gap": "share",
-        "local data gap": "local_share",
-        "noise floor: a random step": "random_step_x8",
-    },
-    "KNOWN": {
-        "ours ×2": "known_x2",
-        "ours ×8": "known_x8",
-        "the authors' ×2": "released_x2",
-        "the authors' ×8": "released_x8",
-    },
-    "The same compute": {
-        "further training": "compute_matched",
-        **{one.arm.replace("compute_", "further, ").replace("_", ", "): one.arm for one in CLAIMS.finalists},
-    },
-    "The paper's baselines": {
-        "LogFit ×2": "logfit_x2",
-        "TaskVector ×2": "linear_x2",
-        "TSV ×2": "tsv_x2",
-        "WNN ×2": "wnn_x2",
-    },
-}
-"""Rows by heading: an arm, of which the difference to naive is shown, or one of the two data gaps."""
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#332288", "#7F7F7F", "#000000"]
 """Of the pairs of datasets, in turn."""
 BAR, HEADING = 0.055, 0.14
@@ -90,7 +66,7 @@ def draw(results: Path) -> Figure:
     pairs = list(dict.fromkeys(each.pair for each in shown))
     looks = {pair: COLOURS[place % len(COLOURS)] for place, pair in enumerate(pairs)}
     count = {network: len({each.pair for each in shown if each.network == network}) for network in networks}
-    lines, headings = sum(map(len, ROWS.values())), len(ROWS)
+    lines, headings = sum(map(len, FRONT.values())), len(FRONT)
     heights = [lines * (BAR * count[n] + HEADING / 2) + headings * HEADING + 0.4 for n in networks]
     figure = style.plt.figure(figsize=(style.PAGE, sum(heights) + 0.9 + 0.13 * len(pairs) / 2))
     grid = figure.add_gridspec(len(networks), len(policies), height_ratios=heights)
@@ -116,16 +92,10 @@ def draw(results: Path) -> Figure:
     return figure
 
 
-def difference(means: pd.DataFrame, row: str) -> np.ndarray | None:
-    """Paired differences, one per trajectory, of an arm to naive or of a data gap; None where one was not run."""
-    pair = data_gaps(means)[row] if row in ("share", "local_share") else (row, "naive")
-    return compare(means, *pair) if pair and set(pair) <= set(means) else None
-
-
 def _panel(axis: Axes, own: dict[str, Shown], slots: int, looks: dict[str, str]) -> None:
     """One network at one rate policy. slots: how many cells its rows have room for."""
     placed, place = [], 0.0
-    for heading, rows in ROWS.items():
+    for heading, rows in FRONT.items():
         placed.append((heading, "", place + HEADING / 2))
         place += HEADING
         for label, row in rows.items():
@@ -136,7 +106,7 @@ def _panel(axis: Axes, own: dict[str, Shown], slots: int, looks: dict[str, str])
         (row, pair): pd.Series(vars(paired_t(values))).rename({"mean": "difference"})
         for _, row, _ in placed
         for pair, each in own.items()
-        if row and (values := difference(each.means, row)) is not None
+        if row and (values := gain(each.means, row)) is not None
     }
     if bars:
         axis.set_xlim(style.limits(pd.DataFrame(bars.values())))

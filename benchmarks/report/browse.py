@@ -12,7 +12,7 @@ import pandas as pd
 from benchmarks.report import tables
 from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, Evidence, gates, informative, marked
 from benchmarks.report.folders import GROUPS, Published
-from benchmarks.report.statistics import CONFIDENCE, FEW, Interval
+from benchmarks.report.statistics import CONFIDENCE, FEW, Interval, gain, paired_t, trajectory_means
 from benchmarks.report.template import fill
 from know.errors import KnowError
 
@@ -31,6 +31,7 @@ def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
     seen = {policy for one in results for policy in one.runs["policy"]}
     page = fill(
         "index.html.j2",
+        overviews=_overviews(results),
         verdicts=tables.front(evidence, cost) if evidence.suites else None,
         suites=[{"name": one.name, "about": one.settings, "lost": one.lost, "cells": _cells(one)} for one in results],
         policies={policy: name for policy, name in POLICIES.items() if policy in seen},
@@ -46,6 +47,42 @@ def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
     if (size := len(page.encode())) > LIMIT:
         raise KnowError(f"index.html would have {size:,} bytes, and {LIMIT:,} are its limit; publish fewer suites")
     return page
+
+
+def _overviews(results: Sequence[Published]) -> list[dict[str, Any]]:
+    """By rate policy: the cells of all suites that are evidence, and the rows `tables.FRONT` of each, drawn."""
+    cells = [(one, cell) for one in results if one.settings["evidence"] for cell in one.cells]
+    found = []
+    for policy, name in POLICIES.items():
+        heads, columns = [], []
+        for one, cell in cells:
+            runs = one.cells[cell]
+            if policy not in set(runs["policy"]):
+                continue
+            means = 100 * trajectory_means(runs[runs["policy"] == policy])
+            passed = gates(one, cell, policy)
+            title = one.settings["title"]
+            if len(one.cells) > 1:
+                title += f" ({tables.cell_title(runs.iloc[0])})"
+            heads.append({"key": f"{one.name}|{cell}", "title": title, "gates": tables.passed_in_words(passed)})
+            columns.append((means, informative(passed), marked(one, cell)))
+        if heads:
+            rows = {
+                heading: {label: [_glance(*column, what) for column in columns] for label, what in lines.items()}
+                for heading, lines in tables.FRONT.items()
+            }
+            found.append({"policy": name, "heads": heads, "rows": rows, "open": policy == "tuned"})
+    return found
+
+
+def _glance(means: pd.DataFrame, told: bool, marks: set[str], what: str) -> dict[str, Any] | None:
+    """One difference of one cell, in words and drawn; None where an arm was not run."""
+    values = gain(means, what)
+    if values is None:
+        return None
+    interval = paired_t(values)
+    drawn = _drawn(interval, told) if interval.n > 1 else None
+    return {"text": tables.signed(interval) + (f" {DAGGER}" if what in marks else ""), "drawn": drawn}
 
 
 def runs_of(runs: pd.DataFrame) -> dict[str, Any]:

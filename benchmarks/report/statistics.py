@@ -134,6 +134,14 @@ def data_gaps(means: pd.DataFrame) -> dict[str, tuple[str, str] | None]:
     return {name: pair if run.issuperset(pair) else None for name, pair in arms.items()}
 
 
+def gain(means: pd.DataFrame, what: str) -> np.ndarray | None:
+    """Paired differences, one per trajectory: of an arm to naive, or a data gap (`share`, `local_share`); None where
+    an arm was not run.
+    """
+    pair = data_gaps(means)[what] if what in ("share", "local_share") else (what, "naive")
+    return compare(means, *pair) if pair and set(pair) <= set(means) else None
+
+
 def oracle_of(run: Container[str]) -> str:
     """The oracle of the data gap among the arms that were run; its usual name where there is none."""
     return next((name for name in DATA if name in run), DATA[0])

@@ -28,6 +28,32 @@ from benchmarks.report.folders import GROUPS, PLACE, Published
 from benchmarks.report.statistics import Interval, fieller
 from benchmarks.settings import LENGTH, RATIO, Policy
 
+FRONT = {
+    "What could be seen": {
+        "data gap": "share",
+        "local data gap": "local_share",
+        "noise floor: a random step": "random_step_x8",
+    },
+    "KNOWN": {
+        "ours ×2": "known_x2",
+        "ours ×8": "known_x8",
+        "the authors' ×2": "released_x2",
+        "the authors' ×8": "released_x8",
+    },
+    "The same compute": {
+        "further training": "compute_matched",
+        **{one.arm.replace("compute_", "further, ").replace("_", ", "): one.arm for one in CLAIMS.finalists},
+    },
+    "The paper's baselines": {
+        "LogFit ×2": "logfit_x2",
+        "TaskVector ×2": "linear_x2",
+        "TSV ×2": "tsv_x2",
+        "WNN ×2": "wnn_x2",
+    },
+}
+"""What the front picture and index.html show of a cell, by heading: an arm, of which the difference to naive is shown,
+or one of the two data gaps."""
+
 # texts
 
 

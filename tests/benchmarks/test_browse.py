@@ -100,6 +100,21 @@ def test_without_javascript_every_arm_stands_in_a_table_with_the_numbers_of_the_
                     assert limits == pytest.approx([own["low"], own["high"]], abs=0.0051)
 
 
+def test_at_a_glance_every_cell_of_evidence_has_its_differences_at_each_rate(results, html):
+    (two,) = [one for one in load_all(results) if one.name == "two"]
+    views = re.findall(r"<details.*?</details>", html, flags=re.S)
+    assert len(views) == two.summary["policy"].nunique()
+    for view, (_, rows) in zip(views, two.summary.groupby("policy", sort=False), strict=True):
+        assert view.count("data-cell") == 0
+        assert len(re.findall(r"<th><a ", view)) == rows["cell"].nunique() == 1
+        by_arm = rows.set_index("arm")
+        for label, arm in (("ours ×2", "known_x2"), ("TaskVector ×2", "linear_x2")):
+            (cell,) = re.findall(rf"<td>{label}</td><td>.*?<br>(.*?)</td>", view)
+            found = [float(value) for value in re.findall(r"[-+][\d.]+", cell)]
+            assert found == pytest.approx(by_arm.loc[arm, ["difference", "low", "high"]].tolist(), abs=0.0051)
+        assert "<td>WNN ×2</td><td></td>" in view  # it was not run
+
+
 def test_a_page_that_grows_too_large_is_refused(results, monkeypatch):
     monkeypatch.setattr(browse, "LIMIT", 1000)
     with pytest.raises(KnowError, match="1,000 are its limit"):
