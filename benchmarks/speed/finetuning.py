@@ -2,9 +2,9 @@
 
     KNOW_DATA=/folder/with/the/data python benchmarks/speed/finetuning.py
 
-This script writes finetuning.json and README.md into its folder. The fine-tunes are those of five arms in the first
-cell of a core suite, whose weights are random: a search over the grid on one pilot trajectory, and the fine-tunes of
-two evaluated trajectories at two rates, with the test. Both ways take turns in one run and must give the same results.
+This script writes finetuning.json and README.md into its folder. The fine-tunes are those of three arms on two
+evaluated trajectories of the first cell of a core suite, whose weights are random, at two rates and with the test. Both
+ways take turns in one run and must give the same results.
 Without what is kept, a process reads the data anew for every arm on every trajectory, each fine-tune draws its images
 and trains its head anew, and torch fills memory that is about to be written, as it does by default where it computes
 deterministically.
@@ -44,7 +44,7 @@ from know.trajectory import write_manifest
 
 HERE = Path(__file__).parent
 SUITES = {"plaincnn": "core/plaincnn", "resnet8": "core/resnet8", "vit_tiny": "core/vit_tiny"}
-ARMS = Arms(references=["naive"], methods={"known": LineOfArms(depths=[1, 3]), "linear": LineOfArms(depths=[1, 3])})
+ARMS = Arms(references=["naive"], methods={"known": LineOfArms(depths=[1]), "linear": LineOfArms(depths=[1])})
 CLASSES, SHAPE, PROCESSES, REPEATS = 100, (3, 32, 32), 2, 2
 """Classes and shape of the images of CIFAR-100, the source of these suites."""
 
@@ -72,7 +72,7 @@ def bench_of(network: str, folder: Path) -> tuple[Bench, list[Task]]:
     """A cell with random trajectories in `folder`, and its fine-tunes."""
     suite = load_suite(SUITES[network])
     (cell,), settings = suite.cells, suite.transfer
-    for seed, trajectory in enumerate(("p0", "t0", "t1")):
+    for seed, trajectory in enumerate(("t0", "t1")):
         out = folder / "origin" / trajectory / cell.track
         for k in range(cell.length):
             state = build(network, SHAPE, CLASSES, seed=seed).state_dict()
@@ -83,8 +83,7 @@ def bench_of(network: str, folder: Path) -> tuple[Bench, list[Task]]:
     known = suite.known_folder(folder, cell.length)
     bench = Bench(cell, settings, folder / "origin", known, Store(folder / "store"), "cpu")
     arms = arms_of(ARMS, cell)
-    tasks = [Task("p0", arm, 0, rate) for arm, rate in itertools.product(arms, settings.grid)]
-    tasks += [
+    tasks = [
         Task(trajectory, arm, repeat, rate)
         for trajectory, arm in itertools.product(("t0", "t1"), arms)
         for rate, repeat in itertools.product(settings.grid[1:3], range(settings.fine_tunes))
@@ -98,10 +97,9 @@ def measure(network: str) -> dict:
         with tempfile.TemporaryDirectory() as folder, workers(PROCESSES) as each:
             bench, tasks = bench_of(network, Path(folder))
             list(each(_start, range(PROCESSES)))
-            begun, searched = time.perf_counter(), [task for task in tasks if task.trajectory == "p0"]
-            made = []
-            for part in (searched, [task for task in tasks if task.trajectory != "p0"]):  # as a cell does
-                made += [r for own, _ in each(functools.partial(way, bench), transfer.portions(part, 1)) for r in own]
+            begun = time.perf_counter()
+            portions = transfer.portions(tasks, 1)
+            made = [result for own, _ in each(functools.partial(way, bench), portions) for result in own]
             seconds[name].append(time.perf_counter() - begun)
         results.append(made)
         count = len(made)
