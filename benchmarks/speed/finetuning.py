@@ -4,10 +4,9 @@
 
 This script writes finetuning.json and README.md into its folder. The fine-tunes are those of three arms on two
 evaluated trajectories of the first cell of a core suite, whose weights are random, at two rates and with the test. Both
-ways take turns in one run and must give the same results.
-Without what is kept, a process reads the data anew for every arm on every trajectory, each fine-tune draws its images
-and trains its head anew, and torch fills memory that is about to be written, as it does by default where it computes
-deterministically.
+ways take turns in one run and must give the same results. Without what is kept, a process reads the data anew for every
+arm on every trajectory, each fine-tune draws its images and trains its head anew, and torch fills memory that is about
+to be written, as it does by default where it computes deterministically.
 """
 
 from __future__ import annotations
