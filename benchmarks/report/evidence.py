@@ -369,6 +369,13 @@ class Evidence:
         rows = self.runs[list(Place._fields)].drop_duplicates().itertuples(index=False, name=None)
         return sorted((Place(*row) for row in rows), key=lambda place: (not place.core, place))
 
+    def informative_at(self, policy: Policy) -> set[Place]:
+        """The places with a cell that is informative at a rate policy."""
+        if self.runs.empty:
+            return set()
+        rows = self.runs.loc[self.runs["policy"] == policy, list(Place._fields)].drop_duplicates()
+        return {Place(*row) for row in rows.itertuples(index=False, name=None)}
+
     def arms_of(self, place: Place) -> list[str]:
         """The arms that were run in the informative cells of a place, in alphabetical order."""
         return sorted(self._at(place, self.runs)["arm"].unique())

@@ -88,6 +88,8 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
         **skill,
         run=bool(evidence.suites),
         pictured=bool(evidence.suites & set(CLAIMS.core)),
+        found=tables.found(evidence),
+        waiting=evidence.waits_for(),
         verdicts=tables.front(evidence, cost),
         suites=results,
         overviews=overviews,

@@ -334,6 +334,46 @@ def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *POLICIES.values()])
 
 
+def found(evidence: Evidence) -> list[str]:
+    """Five sentences on what the core suites say, with pooled differences in points; none where none was run."""
+    tuned = CLAIMS.primary.policy
+    passed = [own for (suite, _, policy), own in evidence.gates.items() if suite in CLAIMS.core and policy == tuned]
+    if not passed:
+        return []
+    places = {place for place in evidence.places if place.core and place in evidence.informative_at(tuned)}
+    networks, pairs = ({f(place) for place in places} for f in (lambda p: p.network, lambda p: (p.source, p.target)))
+
+    def known(policy: Policy, worse: Mapping[str, str]) -> str:
+        """KNOWN x8 of both lines, each minus an arm of its own."""
+        shown = [
+            f"{_pooled(evidence, line.deepest, worse[key], policy)} ({line.label.removeprefix('KNOWN ').strip('()')})"
+            for key, line in CLAIMS.lines.items()
+        ]
+        return " and ".join(shown)
+
+    shrunk, placebo = (next(c.arms for c in CLAIMS.controls if word in c.text) for word in ("shrinking", "placebo"))
+    naive = dict.fromkeys(CLAIMS.lines, "naive")
+    averages = ", ".join(f"`{one.arm}` {_pooled(evidence, one.arm, 'naive', tuned)}" for one in CLAIMS.finalists)
+    return [
+        f"At tuned rates {sum(map(informative, passed))} of the {len(passed)} core cells that were run are informative "
+        f"(networks: {len(networks)}, pairs of datasets: {len(pairs)}), and {sum(map(sees_small_steps, passed))} see a "
+        "step as small as a prediction's. Twice the data at equal steps is worth "
+        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points.",
+        f"At tuned rates KNOWN x8 minus naive fine-tuning is {known(tuned, naive)}.",
+        f"Minus shrinking theta_0 by as much it is {known(tuned, shrunk)}, and minus its own answer to a placebo, in "
+        f"which nothing was removed, {known(tuned, placebo)}.",
+        "The compute of the forgetting steps, spent on training theta_0 further, is worth "
+        f"{_pooled(evidence, 'compute_matched', 'naive', tuned)} points, and the means of late weights of such "
+        f"training {averages}.",
+        f"At the paper's rate, on the same short schedule, KNOWN x8 minus naive is {known('short', naive)}; minus "
+        f"shrinking by as much it is {known('short', shrunk)}.",
+    ]
+
+
+def _pooled(evidence: Evidence, better: str, worse: str, policy: Policy) -> str:
+    return _shown(evidence.judge(Contrast(better=better, worse=worse), policy).interval)
+
+
 def said(finding: Finding) -> str:
     """A finding in words."""
     if finding.explained:

@@ -487,6 +487,22 @@ def test_the_front_page_says_what_the_claims_say_and_begins_with_what_holds(core
         assert claim.asked in section
 
 
+def test_the_five_sentences_have_the_pooled_differences_and_count_the_cells(core, publish):
+    assert not tables.found(publish({"suite": {MLP: GOOD}}))  # it is no core suite
+    evidence = core({MLP: {**GOOD, "shrink_x8": (1, 1, 1.2, 1, 0.8)}})
+    cells, known, controls, same, short = tables.found(evidence)
+    assert f"1 of the {len(CLAIMS.core)} core cells" in cells
+    assert "(networks: 1, pairs of datasets: 1), and 1 see" in cells
+
+    def shown(better: str, worse: str, policy: str = "tuned") -> str:
+        return tables.signed(pooled(evidence, Contrast(better=better, worse=worse), policy).interval)
+
+    assert f"is {shown('known_x8', 'naive')} (ours) and - (authors' networks)" in known  # theirs was not run
+    assert shown("known_x8", "shrink_x8") in controls
+    assert f"worth {shown('compute_matched', 'naive')} points" in same
+    assert shown("known_x8", "naive", "short") in short
+
+
 def test_networks_and_pairs_stand_before_what_is_pooled(core, tmp_path):
     core({MLP: GOOD, RESNET: {**GOOD, "known_x8": (-2, -2.2, -1.8, -2, -2)}})
     section = page(tmp_path).split(f"## {BEATS_NAIVE.name}\n")[1].split("\n## ")[0]
