@@ -280,7 +280,7 @@ def test_a_finished_run_is_verified(verify):
 @pytest.mark.parametrize(
     "file",
     [
-        "work/tiny/trajectories/digits_0-4.mlp/t1/overflow/s3.safetensors",
+        "work/tiny/trajectories/digits_0-4.mlp/t8/overflow/s3.safetensors",
         "work/tiny/trajectories/digits_0-4.mlp/p0/overflow/oracle.safetensors",
         "work/tiny/metaset/0/00003.safetensors",
         "work/tiny/known/5/known.safetensors",
