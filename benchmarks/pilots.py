@@ -10,7 +10,7 @@ trajectory is made. The store keeps all of it for the run. Printed too: how wide
 
 import argparse
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.arms import arms_of
+from benchmarks.data import load
 from benchmarks.settings import Arms, Cell
 from benchmarks.store import STORE, Store
 from benchmarks.suite import WORK, Suite, load_suite, suite_names
@@ -113,43 +114,50 @@ def gap_interval(table: pd.DataFrame, gap: str) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def half_widths(rows: pd.DataFrame) -> pd.DataFrame:
+def half_widths(rows: pd.DataFrame, tested: Callable[[str], int]) -> pd.DataFrame:
     """By cell: about how wide, to one side and in points, the 95 % interval of each of `ARMS` minus naive will be.
 
-    The variance of a single difference is that of the first comparison with the same network, on CIFAR-100 to CIFAR-10.
-    The part of it that is between fine-tunes is taken from the local data gap of the pilots, which too is a difference
-    between weights that lie close together. It is scaled to the test images of the first comparison, as if all of it
-    came from single images: if some does not, the part between trajectories is smaller than is said, and so is the
-    half-width.
+    tested: the number of test images of a target. The part of the variance that is between fine-tunes is taken from the
+    local data gap of the pilots, which too is a difference between weights that lie close together, and scaled to the
+    number of test images, as if all of it came from single images. The part between trajectories is what is left of the
+    variance of single differences in the first comparison, which had the network on CIFAR-100 to CIFAR-10, without the
+    part that the pilots of the same cell give: other targets are taken to have as much. If some of the first part does
+    not come from single images, the second is smaller than is said, and so is the half-width.
     """
     found = []
     for (name, cell), own in rows.groupby(["suite", "cell"], sort=False):
         if name not in suite_names():  # it was replaced
             continue
         suite = load_suite(name)
-        (network,) = {each.network for each in suite.cells if each.slug == cell}
-        table = 100 * own.pivot_table(index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy")
-        better, worse = GAPS["local data gap"]
-        within = float((table[better] - table[worse]).groupby("trajectory").var().mean())
-        within *= suite.transfer.validation / TESTED
+        ((network, target),) = {(each.network, each.target) for each in suite.cells if each.slug == cell}
+        within = _between_fine_tunes(own) * suite.transfer.validation / tested(target)
         n, m = suite.trajectories, suite.transfer.fine_tunes
         row = {"suite": name, "cell": cell, "trajectories": str(n), "fine-tunes": str(m)}
         row["SD between fine-tunes"] = f"{within**0.5:.2f}"
+        home = rows[rows["suite"] == f"core/{network}"]
         for arm in ARMS:
-            single = _first(network, arm) if network in FIRST else None
-            row[f"{arm}, SD of one"] = "-" if single is None else f"{single.std(ddof=1):.2f}"
-            row[f"{arm}, half-width"] = "-" if single is None else f"{half_width(single, within, n, m):.2f}"
+            single = _first(network, arm) if network in FIRST and len(home) else None
+            row[f"{arm}, half-width"] = "-"
+            if single is not None:
+                images = _between_fine_tunes(home) * load_suite(f"core/{network}").transfer.validation / TESTED
+                between = max(0.0, float(single.var(ddof=1)) - images)
+                row[f"{arm}, half-width"] = f"{half_width(between, within, n, m):.2f}"
         found.append(row)
     return pd.DataFrame(found)
 
 
-def half_width(single: np.ndarray, within: float, trajectories: int, fine_tunes: int) -> float:
+def _between_fine_tunes(rows: pd.DataFrame) -> float:
+    """The variance of the local data gap between fine-tunes of one trajectory, in points squared."""
+    table = 100 * rows.pivot_table(index=["trajectory", "fine_tune"], columns="arm", values="validation_accuracy")
+    better, worse = GAPS["local data gap"]
+    return float((table[better] - table[worse]).groupby("trajectory").var().mean())
+
+
+def half_width(between: float, within: float, trajectories: int, fine_tunes: int) -> float:
     """Half of the 95 % t interval over trajectories that are each the mean of several fine-tunes.
 
-    single: differences of trajectories with one fine-tune each. within: the variance between fine-tunes of one.
+    between, within: the variance between trajectories, and between fine-tunes of one.
     """
-    within = min(within, single.var(ddof=1))  # a part is no larger than the whole
-    between = single.var(ddof=1) - within
     error = ((between + within / fine_tunes) / trajectories) ** 0.5
     return float(stats.t.ppf(0.975, trajectories - 1) * error)
 
@@ -177,7 +185,7 @@ def main() -> None:
     if not TABLE.is_file():
         raise KnowError(f"there is no {TABLE} yet; name suites to run with --suite")
     rows = pd.read_csv(TABLE)
-    for table in (summary(rows), half_widths(rows)):
+    for table in (summary(rows), half_widths(rows, lambda target: len(load(target).test))):
         print(table.to_markdown(index=False, disable_numparse=True), end="\n\n")
 
 

@@ -96,36 +96,37 @@ def test_only_a_gap_that_is_shown_to_be_small_replaces_a_cell(gaps, said):
 
 
 def test_the_half_width_is_that_of_the_t_interval_of_such_trajectories():
-    """Planted variances, estimated from trajectories with one fine-tune each, as from the first comparison."""
     rng, between, within = np.random.default_rng(0), 0.3, 0.6
-    single = rng.normal(0, (between**2 + within**2) ** 0.5, 4000)
     for n, m in ((8, 3), (12, 4)):
         widths = []
-        for _ in range(400):
-            means = rng.normal(0, between, n) + rng.normal(0, within, (m, n)).mean(0)
-            interval = paired_t(means)
+        for _ in range(2000):
+            interval = paired_t(rng.normal(0, between, n) + rng.normal(0, within, (m, n)).mean(0))
             widths.append(((interval.high - interval.low) / 2) ** 2)
-        assert half_width(single, within**2, n, m) == pytest.approx(np.mean(widths) ** 0.5, rel=0.05)
+        assert half_width(between**2, within**2, n, m) == pytest.approx(np.mean(widths) ** 0.5, rel=0.05)
 
 
 def test_more_fine_tunes_do_not_help_beyond_what_trajectories_differ():
-    single = np.array([-1.0, 0.0, 1.0, 2.0])
-    assert half_width(single, 0.0, 8, 4) == half_width(single, 0.0, 8, 1)
-    for within in (0.0, 0.7, 100.0):  # with one fine-tune it is the interval of such differences, whatever its parts
-        assert half_width(single, within, 4, 1) == pytest.approx(paired_t(single).high - single.mean())
-    assert half_width(single, 100.0, 8, 4) == pytest.approx(half_width(single, 100.0, 8, 1) / 2)
+    assert half_width(1.5, 0.0, 8, 4) == half_width(1.5, 0.0, 8, 1)
+    assert half_width(0.0, 1.5, 8, 4) == pytest.approx(half_width(0.0, 1.5, 8, 1) / 2)
+    assert half_width(0.5, 1.0, 4, 1) == half_width(1.5, 0.0, 4, 1)
 
 
 def test_half_widths_are_given_for_the_suites_that_were_tried(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     rows = pd.DataFrame(
-        {"suite": "core/resnet8", "cell": "overflow.cifar100.cifar10_15k.resnet8.100"}
-        | {"learning_rate": 1e-3, "trajectory": t, "fine_tune": f, "arm": arm, "validation_accuracy": 0.4 + gain}
+        {"suite": suite, "cell": cell, "learning_rate": 1e-3, "trajectory": t, "fine_tune": f, "arm": arm}
+        | {"validation_accuracy": 0.4 + gain}
+        for suite, cell in (
+            ("core/resnet8", "overflow.cifar100.cifar10_15k.resnet8.100"),
+            ("core/halves", "overflow.cifar100_0-49.cifar100_50-99.resnet8.100"),
+        )
         for t in ("p0", "p1")
         for f in range(2)
         for arm, gain in (("local_oracle", 0.01 * f), ("compute_matched", 0.0))
     )
-    (row,) = half_widths(rows).to_dict("records")
-    scaled = 0.5**0.5 * (2000 / 10_000) ** 0.5  # from validation images to the test images of the first comparison
-    assert float(row["SD between fine-tunes"]) == pytest.approx(scaled, abs=0.005)
-    assert 0 < float(row["known_x8, half-width"]) < float(row["known_x8, SD of one"])
+    home, other = half_widths(rows, {"cifar10_15k": 10_000, "cifar100:50-99": 5000}.get).to_dict("records")
+    validation, tests = 2000, 10_000
+    assert float(home["SD between fine-tunes"]) == pytest.approx((0.5 * validation / tests) ** 0.5, abs=0.005)
+    assert float(other["SD between fine-tunes"]) == pytest.approx((0.5 * validation / 5000) ** 0.5, abs=0.005)
+    for arm in ("known_x8", "released_x8"):  # fewer test images, a wider interval
+        assert 0 < float(home[f"{arm}, half-width"]) < float(other[f"{arm}, half-width"])
