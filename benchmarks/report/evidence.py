@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchmarks.report.claims import CLAIMS, Claim, Contrast, Finalist
+from benchmarks.report.claims import CLAIMS, Claim, Contrast, Finalist, Side
 from benchmarks.report.folders import COST, Published
 from benchmarks.report.statistics import (
     Interval,
@@ -259,16 +259,18 @@ class Evidence:
             return Finding(Verdict.OPEN)
         if few := self._too_few() if not claim.suites else "":
             return Finding(Verdict.NOT_TESTABLE, because=few)
-        if claim.presupposes and not any(self.judge(claim.presupposes, policy).verdict.positive for policy in POLICIES):
+        before = [self.judge(claim.presupposes, policy).verdict for policy in POLICIES] if claim.presupposes else []
+        if Verdict.OPEN in before:
+            return Finding(Verdict.OPEN)
+        if claim.presupposes and not any(each.positive for each in before):
             return Finding(Verdict.NOT_TESTABLE, because=f"it presupposes that {claim.presupposes} is above 0")
         if claim.ceiling and not self.judge(claim.ceiling, "tuned", claim.suites).interval.low > 0:
             return Finding(Verdict.NOT_TESTABLE, because=f"even {claim.ceiling} is not above 0")
         if said["tuned"].positive:
             return Finding(said["tuned"])
-        fixed = [policy for policy in ("paper", "short") if said[policy].positive]
-        if fixed:
+        if said["short"].positive:
             because = f"at tuned rates: {said['tuned']}"
-            return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, fixed[0])), because)
+            return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, "short")), because)
         return Finding(said["tuned"])
 
     def confirmed(self, finalist: Finalist) -> tuple[Verdict, list[Place]]:
@@ -297,10 +299,8 @@ class Evidence:
 
     def _too_few(self) -> str:
         """Why the informative core cells at tuned rates are too few for a claim about them, or an empty text."""
-        if self.runs.empty:
-            return ""
-        tuned = self.runs[(self.runs["policy"] == "tuned") & self.runs["suite"].isin(CLAIMS.core)]
-        networks, pairs = tuned["network"].nunique(), len(tuned[["source", "target"]].drop_duplicates())
+        places = {place for place in self.informative_at("tuned") if place.suite in CLAIMS.core}
+        networks, pairs = len({place.network for place in places}), len({(p.source, p.target) for p in places})
         if networks >= CLAIMS.least.networks and pairs >= CLAIMS.least.pairs:
             return ""
         return f"the informative core cells are of {networks} networks and {pairs} pairs of datasets only"
@@ -332,10 +332,25 @@ class Evidence:
         corrected = self.corrected.get(contrast, math.nan) if primary else math.nan
         places = self._places(contrast, policy, scope)
         gap, _ = pooled_t(self._samples(self._data_gap(policy), policy, scope, set(places)))
-        sees = all(self._sees(place, policy, contrast) for place in places)
+        sees = self._pool_sees(contrast, policy, scope, set(places))
         facts = {"paper": CLAIMS.paper_gain(contrast), "corrected": corrected, "gap": gap.mean, "sees": sees}
-        said = Verdict.OPEN if self.waits_for(scope) else verdict(interval, **facts)
+        if self.waits_for(scope):
+            said = Verdict.OPEN
+        else:  # what no informative cell has cannot be told
+            said = verdict(interval, **facts) if math.isfinite(interval.low) else Verdict.CANNOT
         return Judged(interval, said, p, corrected)
+
+    def _pool_sees(self, contrast: Contrast, policy: Policy, scope: Scope, places: set[Place]) -> bool:
+        """Whether the local data gap, pooled as the contrast is and over the same places, lies above 0."""
+        sides = {(side.share, side.length) for side in (contrast.better, contrast.worse)}
+        gaps = [
+            Contrast(
+                better=Side(arm="local_oracle", share=share, length=length),
+                worse=Side(arm="compute_matched", share=share, length=length),
+            )
+            for share, length in sides
+        ]
+        return all(pooled_t(self._samples(gap, policy, scope, places))[0].low > 0 for gap in gaps)
 
     @cached_property
     def corrected(self) -> dict[Contrast, float]:
@@ -350,7 +365,7 @@ class Evidence:
         for place, values in self.differences(contrast, policy).items():
             interval, p = pooled_t([values])
             primary = policy == CLAIMS.primary.policy
-            corrected = self._corrections[place].get(contrast, math.nan) if primary else math.nan
+            corrected = self._corrections.get(place, {}).get(contrast, math.nan) if primary else math.nan
             gap = self.differences(self._data_gap(policy), policy).get(place)
             facts = {
                 "paper": CLAIMS.paper_gain(contrast) if place.papers and place.usual else None,
@@ -390,7 +405,7 @@ class Evidence:
         def p_value(place: Place, contrast: Contrast) -> float:
             return pooled_t([self.differences(contrast, CLAIMS.primary.policy).get(place, [])])[1]
 
-        return {place: _corrected(functools.partial(p_value, place)) for place in self.places}
+        return {place: _corrected(functools.partial(p_value, place)) for place in self.places if place.core}
 
     def _sees(self, place: Place, policy: Policy, contrast: Contrast) -> bool:
         """Whether the cells of a place that the contrast reads can all see small steps."""

@@ -188,6 +188,13 @@ def test_a_cell_without_a_local_data_gap_excludes_no_gain_but_may_find_one(publi
         assert judged.verdict == said
 
 
+def test_a_pool_is_excluded_where_the_pooled_local_gap_is_seen_though_one_of_its_cells_is_blind(core):
+    blind = {**GOOD, **NOTHING, "local_oracle": (0.5, 0.2, -0.3, 0.4, 0.1)}
+    flat = {**GOOD, **NOTHING, "local_oracle": (0.1, -0.2, 0.1, 0.2, -0.2)}
+    assert pooled(core({MLP: {**GOOD, **NOTHING}, RESNET: blind})).verdict == "excluded"
+    assert pooled(core({MLP: flat, RESNET: flat})).verdict == "cannot be told"
+
+
 def test_arms_that_were_not_run_make_no_gate_but_nothing_small_is_then_seen(tmp_path):
     gains = {arm: points for arm, points in GOOD.items() if arm not in ("oracle_steps", "local_oracle")}
     write_results(tmp_path / "suite", records(MLP, gains, 5), evidence=True, with_page=False)
@@ -292,6 +299,15 @@ def test_until_all_core_suites_are_there_their_verdicts_are_open(publish, tmp_pa
     assert pooled(few).interval.mean == pytest.approx(2)  # the numbers are shown
     assert few.claim(BEATS_NAIVE).verdict == "open"
     assert f"Not run yet: {', '.join(sorted(CLAIMS.core[1:]))}." in page(tmp_path)
+
+
+def test_once_all_core_suites_are_there_what_has_no_record_cannot_be_told(core, publish):
+    evidence = core({MLP: GOOD})  # without the authors' networks
+    missing = Contrast(better="released_x8", worse="naive")
+    assert pooled(evidence, missing).verdict == "cannot be told"
+    nowhere = core({MLP: {**GOOD, "scratch": GOOD["naive"]}})
+    assert nowhere.runs.empty
+    assert nowhere.claim(BEATS_NAIVE).verdict == "not testable here"
 
 
 def test_without_evidence_every_claim_is_open(publish, tmp_path):
@@ -464,7 +480,9 @@ def test_the_correction_is_within_a_place(core):
     assert corrected["mlp"] < corrected["resnet8"]
 
 
-def test_the_rule_is_not_corrected_at_other_rates_or_in_other_suites(core):
+def test_the_rule_is_not_corrected_at_other_rates_or_in_other_suites(core, publish):
+    (outside,) = publish({"cells/mine": {MLP: {**GOOD, "known_x8": WEAK, **OTHERS}}}).by_place(X8, "tuned").values()
+    assert math.isnan(outside.corrected)
     evidence = core({MLP: {**GOOD, "known_x8": WEAK, **OTHERS}})
     for judged in (pooled(evidence, policy="short"), pooled(evidence, scope=CLAIMS.core[:1])):
         assert math.isnan(judged.corrected)
