@@ -340,7 +340,7 @@ def found(evidence: Evidence) -> list[str]:
     passed = [own for (suite, _, policy), own in evidence.gates.items() if suite in CLAIMS.core and policy == tuned]
     if not passed:
         return []
-    places = {place for place in evidence.places if place.core and place in evidence.informative_at(tuned)}
+    places = {place for place in evidence.informative_at(tuned) if place.core}
     networks, pairs = ({f(place) for place in places} for f in (lambda p: p.network, lambda p: (p.source, p.target)))
 
     def known(policy: Policy, worse: Mapping[str, str]) -> str:
