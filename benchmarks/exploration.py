@@ -1,6 +1,6 @@
 """What else the compute of a forgetting trajectory can buy: attempts, judged on trajectories that no table uses.
 
-    KNOW_DATA=... python -m benchmarks.exploration --network resnet8       adds to the tables in benchmarks/explored/
+    KNOW_DATA=... python -m benchmarks.exploration --network resnet8       adds to the tables in results/explored/
 
 Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the settings of core/plaincnn) and may show
 networks as many source images as its budget has: those of the four forgetting steps, or a multiple of those that made
@@ -34,7 +34,7 @@ from benchmarks.networks import has_running_statistics
 from benchmarks.progress import progress
 from benchmarks.settings import Origin
 from benchmarks.store import STORE, Store, computing
-from benchmarks.suite import WORK, load_suite
+from benchmarks.suite import RESULTS, WORK, load_suite
 from benchmarks.training import correct, deterministic, evaluated, logits, recalibrate, train
 from benchmarks.trajectories import SourceRun, make_origin, source_run
 from benchmarks.workers import workers
@@ -45,13 +45,13 @@ from know.fingerprint import code_hash
 from know.prediction import predict
 from know.roles import only_predicted, roles
 from know.seeds import stream
-from know.statistics import paired_t
 from know.trajectory import Trajectory
 
 SUITE, SOURCE, TARGET, TRAJECTORIES, FINE_TUNES = "core/plaincnn", "cifar100", "cifar10_15k", 6, 2
-TABLES = Path("benchmarks/explored/sources.csv"), Path("benchmarks/explored/targets.csv")
-COLUMNS = ["network", "budget", "attempt", "trajectory", "images", "source_accuracy", "source_loss"]
-TRANSFERRED = [*COLUMNS[:4], "learning_rate", "fine_tune", "validation_accuracy"]
+SOURCES, TARGETS = RESULTS / "explored" / "sources.csv", RESULTS / "explored" / "targets.csv"
+KEYS = ["network", "budget", "attempt", "trajectory"]
+COLUMNS = [*KEYS, "images", "source_accuracy", "source_loss"]
+TRANSFERRED = [*KEYS, "learning_rate", "fine_tune", "validation_accuracy"]
 FILE, GROUP = "weights.safetensors", "without_cifar"
 HELD_OUT, CALIBRATION, CHOICE = 1000, 2048, 12_000
 """Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics; about how many
@@ -321,10 +321,11 @@ class Exploration:
 
     network: str
     budgets: tuple[str, ...]
+    attempts: tuple[str, ...]
     store: Store = field(hash=False)
     work: Path
-    transfer: tuple[str, ...] = ()
-    """Attempts that are fine-tuned on the target too."""
+    transfer: bool = False
+    """Whether they are fine-tuned on the target too."""
     device: str = "cpu"
 
     def rows(self, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -335,9 +336,10 @@ class Exploration:
         make_origin(origin, [name], ["overflow"], recipe, settings, **asked)
         run = source_run(origin, name, recipe, settings, store=self.store, device=self.device)
         trajectory, sources, targets = Trajectory.load(asked["out"] / name / "overflow"), [], []
-        for budget, (attempt, (function, options)) in itertools.product(self.budgets, ATTEMPTS.items()):
+        for budget, attempt in itertools.product(self.budgets, self.attempts):
             if budget != "forgetting" and attempt.startswith(OF_FORGETTING):
                 continue
+            function, options = ATTEMPTS[attempt]
             images = run.forgetting_images if budget == "forgetting" else BUDGETS[budget] * run.images
             place = {"network": self.network, "trajectory": name, "attempt": attempt, "budget": budget}
             about = {**place, "source": SOURCE, "options": options, "images": images, "data": run.dataset.sha256}
@@ -350,7 +352,7 @@ class Exploration:
             make = functools.partial(_attempt, run, trajectory, images, function, options)
             file = self.store.folder("explored", about | computing(digest(codes), self.device), FILE, make) / FILE
             sources.append({**place, **load_facts(file)})
-            if attempt in self.transfer:
+            if self.transfer:
                 targets += [{**place, **row} for row in self._transfer(load_state(file), run.seed)]
         return sources, targets
 
@@ -386,74 +388,35 @@ def _attempt(
     save_state(out / FILE, state, {**facts, "source_loss": round(float(F.cross_entropy(scores, test.labels)), 6)})
 
 
-def summary(sources: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
-    """By network, budget and attempt: images shown, source accuracy, and the differences to further training in points,
-    with 95 % intervals over trajectories: of source accuracy, and of validation accuracy on the target at tuned rates.
-    A trajectory's rate is the best on the mean of the others.
-    """
-    found, tuned = [], _tuned(targets)
-    for (network, budget), own in sources.groupby(["network", "budget"], sort=False):
-        table = 100 * own.pivot_table(index="trajectory", columns="attempt", values="source_accuracy")
-        for attempt in (name for name in ATTEMPTS if name in table):
-            row = {"network": network, "budget": budget, "attempt": attempt}
-            row["images"] = f"{own.loc[own['attempt'] == attempt, 'images'].mean():,.0f}"
-            row["source accuracy"] = f"{table[attempt].mean():.2f}"
-            row["source, minus further"] = _shown(table[attempt] - table["further"])
-            pair = [tuned.get((network, budget, name)) for name in (attempt, "further")]
-            row["target, minus further"] = "" if any(each is None for each in pair) else _shown(pair[0] - pair[1])
-            found.append(row)
-    return pd.DataFrame(found)
-
-
-def _tuned(targets: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
-    """Validation accuracy in points by trajectory, at the rate that is best on the mean of the other trajectories."""
-    found = {}
-    for place, own in targets.groupby(["network", "budget", "attempt"]):
-        table = 100 * own.pivot_table(index="trajectory", columns="learning_rate", values="validation_accuracy")
-        if len(table) < 2:
-            continue
-        chosen = {each: table.drop(index=each).mean().idxmax() for each in table.index}
-        found[place] = pd.Series({each: table.loc[each, rate] for each, rate in chosen.items()})
-    return found
-
-
-def _shown(differences: pd.Series) -> str:
-    interval = paired_t(differences.to_numpy())
-    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
-
-
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=columns)
-
-
-def _add(columns: list[str], rows: list[dict[str, Any]], path: Path, made: pd.DataFrame) -> None:
-    """Add rows to a table, in place of all that it has of the attempts that were made."""
-    keys, before = columns[:4], _read(path, columns)
-    before = before[~before.set_index(keys).index.isin(made.set_index(keys).index)]
-    both = pd.concat([before, pd.DataFrame(rows, columns=columns)])
-    write_csv(path, both.sort_values(keys, kind="stable").to_dict("records"), columns)
+def _add(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Add rows to a table, in place of what it has of the same attempts on the same trajectories."""
+    made, before = pd.DataFrame(rows, columns=columns), pd.DataFrame(columns=columns)
+    if path.is_file():
+        before = pd.read_csv(path)
+        before = before[~before.set_index(KEYS).index.isin(made.set_index(KEYS).index)]
+    both = pd.concat([before, made]).sort_values(KEYS, kind="stable")
+    write_csv(path, both.to_dict("records"), columns)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", nargs="*", default=[], help="networks; none only prints the table")
+    parser.add_argument("--network", nargs="+", required=True)
     parser.add_argument("--trajectories", type=int, default=TRAJECTORIES)
     parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
-    parser.add_argument("--transfer", nargs="+", choices=ATTEMPTS, default=[], help="fine-tune these on the target too")
+    parser.add_argument("--attempt", nargs="+", choices=ATTEMPTS, default=list(ATTEMPTS), help="default: all")
+    parser.add_argument("--transfer", action="store_true", help="fine-tune these attempts on the target too")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
-    chosen = parser.parse_args()
+    asked = parser.parse_args()
     deterministic(1)
-    for network in chosen.network:
-        names, how = [f"e{k}" for k in range(chosen.trajectories)], (tuple(chosen.budget), Store(WORK / STORE))
-        asked = {"further", *chosen.transfer} if chosen.transfer else set()  # all are compared with it
-        exploration = Exploration(network, *how, WORK / "exploration", tuple(sorted(asked)), chosen.device)
-        with workers(chosen.processes) as each:
+    for network in asked.network:
+        names, how = [f"e{k}" for k in range(asked.trajectories)], (tuple(asked.budget), tuple(asked.attempt))
+        places = Store(WORK / STORE), WORK / "exploration"
+        exploration = Exploration(network, *how, *places, asked.transfer, asked.device)
+        with workers(asked.processes) as each:
             for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
-                for each_table in zip((COLUMNS, TRANSFERRED), (sources, targets), TABLES, strict=True):
-                    _add(*each_table, pd.DataFrame(sources))
-    both = zip(TABLES, (COLUMNS, TRANSFERRED), strict=True)
-    print(summary(*(_read(*each) for each in both)).to_markdown(index=False, disable_numparse=True))
+                _add(SOURCES, COLUMNS, sources)
+                _add(TARGETS, TRANSFERRED, targets)
 
 
 if __name__ == "__main__":

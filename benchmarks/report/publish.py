@@ -17,6 +17,7 @@ import pandas as pd
 
 from benchmarks.kernels import effective
 from benchmarks.records import PilotRecord, RunRecord, read_records
+from benchmarks.report.explored import page as explored_page
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Published, load, load_all, suites
 from benchmarks.report.render import front_pages, suite_page
 from benchmarks.report.statistics import trajectory_means
@@ -28,6 +29,7 @@ from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_fi
 from know.fingerprint import code_hash
 
 FIGURES = PACKAGE.parent / "paper_figures"
+EXPLORED = "explored"
 UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
 
@@ -72,7 +74,7 @@ def publish(
     write_text(folder / "README.md", suite_page(load(folder)))
     write_json(folder / "provenance.json", provenance(device or settings.device))
     _write_cost(work, folder)
-    _write_front_pages(results, load_all(results))
+    _write_shared_pages(results, load_all(results))
     if lost:
         return
     published = sorted(path for path in folder.glob("*.*") if path.name not in UNVERSIONED)
@@ -115,14 +117,20 @@ def check(results: Path) -> list[str]:
         if read_json(one.folder / "metrics.json") != metrics(one.runs):
             raise KnowError(f"{one.folder / 'metrics.json'} does not fit its records; publish the suite again")
         checked.append(str(one.folder / "README.md"))
-    for name, text in front_pages(published).items():
+    for name, text in _shared_pages(results, published).items():
         _compare_page(results / name, text)
         checked.append(str(results / name))
     return checked
 
 
-def _write_front_pages(results: Path, published: list[Published]) -> None:
-    for name, text in front_pages(published).items():
+def _shared_pages(results: Path, published: list[Published]) -> dict[str, str]:
+    """The pages that are of no suite, by the name of their file in `results`."""
+    tried = results / EXPLORED
+    return front_pages(published) | ({f"{EXPLORED}/README.md": explored_page(tried)} if tried.is_dir() else {})
+
+
+def _write_shared_pages(results: Path, published: list[Published]) -> None:
+    for name, text in _shared_pages(results, published).items():
         write_text(results / name, text)
 
 
@@ -137,7 +145,7 @@ def write_pages(results: Path) -> None:
         write_json(one.folder / "suite.json", read_json(one.folder / "suite.json") | figures)
         one.settings.update(figures)
         write_text(one.folder / "README.md", suite_page(one))
-    _write_front_pages(results, published)
+    _write_shared_pages(results, published)
 
 
 def merge(source: Path, results: Path) -> list[str]:

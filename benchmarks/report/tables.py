@@ -371,7 +371,9 @@ def found(evidence: Evidence) -> list[str]:
 
 
 def _pooled(evidence: Evidence, better: str, worse: str, policy: Policy) -> str:
-    return _shown(evidence.judge(Contrast(better=better, worse=worse), policy).interval)
+    """A pooled difference that links to its page; the title of the link says what it is."""
+    shown = _shown(evidence.judge(Contrast(better=better, worse=worse), policy).interval)
+    return f'[{shown}](CLAIMS.md "{better} - {worse}, {policy}, pooled")' if shown != "-" else shown
 
 
 def said(finding: Finding) -> str:

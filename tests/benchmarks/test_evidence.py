@@ -513,7 +513,8 @@ def test_the_five_sentences_have_the_pooled_differences_and_count_the_cells(core
     assert "(networks: 1, pairs of datasets: 1), and 1 see" in cells
 
     def shown(better: str, worse: str, policy: str = "tuned") -> str:
-        return tables.signed(pooled(evidence, Contrast(better=better, worse=worse), policy).interval)
+        difference = tables.signed(pooled(evidence, Contrast(better=better, worse=worse), policy).interval)
+        return f'[{difference}](CLAIMS.md "{better} - {worse}, {policy}, pooled")'
 
     assert f"is {shown('known_x8', 'naive')} (ours) and - (authors' networks)" in known  # theirs was not run
     assert shown("known_x8", "shrink_x8") in controls

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import exploration
 from benchmarks.exploration import ATTEMPTS, OF_FORGETTING, Budget, chosen, mixed
+from benchmarks.report import explored
 from benchmarks.settings import Forgetting, Origin, Recipe
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin, source_run
@@ -152,16 +153,32 @@ def test_rates_of_a_trajectory_are_chosen_on_the_others():
         for rate, values in rates.items()
         for k, value in enumerate(values)
     )
-    sources = pd.DataFrame(
-        {"network": "n", "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "images": 7}
-        | {"source_accuracy": 0.3 + 0.01 * (attempt == "mine")}
-        for attempt in accuracies
-        for k in range(3)
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exploration, "ATTEMPTS", accuracies)
-        further, mine = exploration.summary(sources, targets).to_dict("records")
-    assert further["target, minus further"].startswith("+0.00 [+0.00, +0.00]")
-    assert mine["source, minus further"].startswith("+1.00 [")
-    # the first two trajectories see 1e-3 win on the others, the third 2e-3: 54, 54 and 50, minus 51 each
-    assert mine["target, minus further"].startswith("+1.67 [")
+    table = explored.tuned(targets)["n", "forgetting"]
+    # the first two trajectories see 1e-3 win on the others, the third 2e-3
+    assert list(table["mine"].round(9)) == [54, 54, 50]
+    assert list(table["further"].round(9)) == [51, 51, 51]
+
+
+def test_the_page_asks_every_attempt_beside_the_same_theta_0(tmp_path):
+    """theta_0 is fine-tuned once, beside the smallest budget, and takes none of the others."""
+    gains = {("theta_0", "forgetting"): (0, 0, 0), ("further", "forgetting"): (1, 2, 3), ("further", "x3"): (2, 4, 6)}
+    rows = [
+        {"network": "n", "budget": budget, "attempt": attempt, "trajectory": f"e{k}"}
+        | {"learning_rate": 1e-3, "fine_tune": repeat, "validation_accuracy": (40 + k + gain) / 100}
+        for (attempt, budget), own in gains.items()
+        for k, gain in enumerate(own)
+        for repeat in range(2)
+    ]
+    exploration._add(tmp_path / "targets.csv", exploration.TRANSFERRED, rows[:8])
+    exploration._add(tmp_path / "targets.csv", exploration.TRANSFERRED, rows)  # what is made again takes its place
+    sources = [{**row, "images": 7, "source_accuracy": 0.3, "source_loss": 2.0} for row in rows[::2]]
+    exploration._add(tmp_path / "sources.csv", exploration.COLUMNS, [row for row in sources if row["budget"] != "x3"])
+    page = explored.page(tmp_path)
+    assert "| attempt | n, forgetting, n = 3 | n, x3, n = 3 |" in page
+    assert "| further | +2.00 [-0.48, +4.48] | +4.00 [-0.97, +8.97] |" in page
+    assert "| theta_0 | +0.00 [+0.00, +0.00] |" in page
+
+
+def test_the_pages_know_every_budget():
+    assert list(explored.BUDGETS) == list(exploration.BUDGETS)
+    assert [explored.BUDGETS[name] for name, times in exploration.BUDGETS.items() if times] == [1, 3]

@@ -315,3 +315,28 @@ def test_the_front_picture_is_drawn_with_the_figures_of_a_main_suite(module, rep
     (folder / "suite.json").write_text(json.dumps({**suite, "name": "core/plaincnn", "figures": []}))
     runpy.run_path(str(repository / "paper_figures" / "__main__.py"))["main"](folder)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evidence.png", "evidence.svg"]
+
+
+def test_the_figure_of_what_compute_buys_shows_every_gain_by_its_budget_beside_the_data_gap(module, tmp_path):
+    gains = {
+        ("theta_0", "forgetting"): 0,
+        ("further", "forgetting"): 2,
+        ("further", "x3"): 4,
+        ("soup", "forgetting"): -1,
+    }
+    rows = [
+        {"network": network, "budget": budget, "attempt": attempt, "trajectory": f"e{k}", "learning_rate": 1e-3}
+        | {"fine_tune": 0, "validation_accuracy": (40 + k + gain * (1 + 0.1 * k)) / 100}
+        for network in ("plaincnn", "resnet8")
+        for (attempt, budget), gain in gains.items()
+        for k in range(3)
+    ]
+    (tmp_path / "explored").mkdir()
+    pd.DataFrame(rows).to_csv(tmp_path / "explored" / "targets.csv", index=False)
+    write_results(tmp_path / "core/plaincnn", records(MLP, trajectories=5), with_page=False)
+    plain, other = module("_compute").draw(tmp_path).axes
+    for axis, bands in ((plain, 1), (other, 0)):
+        marks = [line for line in axis.lines if len(line.get_xdata()) == 1 and line.get_marker() in "osD"]
+        places = sorted((round(float(line.get_xdata()[0]), 6), round(float(line.get_ydata()[0]), 6)) for line in marks)
+        assert places == [(-1.1, 0.75), (2.2, -0.25), (4.4, 0.25)]
+        assert len(axis.patches) == bands

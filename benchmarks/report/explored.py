@@ -1,0 +1,89 @@
+"""The page of the exploration: what every attempt gives, by network and budget, from the two tables beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.report.statistics import paired_t
+from benchmarks.report.tables import signed
+from benchmarks.report.template import fill
+
+BUDGETS = {"forgetting": 0.284, "x1": 1.0, "x3": 3.0}
+"""How many images of the source an attempt may show, beside those that made theta_0. The first is what the forgetting
+steps show.
+"""
+
+
+def tuned(targets: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """By network and budget: validation accuracy on the target in points, a row per trajectory and a column per
+    attempt, at the rate that is best on the mean of the other trajectories.
+    """
+    found: dict[tuple[str, str], dict[str, pd.Series]] = {}
+    for (network, budget, attempt), own in targets.groupby(["network", "budget", "attempt"]):
+        table = 100 * own.pivot_table(index="trajectory", columns="learning_rate", values="validation_accuracy")
+        if len(table) > 1:
+            chosen = {each: table.drop(index=each).mean().idxmax() for each in table.index}
+            at = pd.Series({each: table.loc[each, rate] for each, rate in chosen.items()})
+            found.setdefault((network, budget), {})[attempt] = at
+    return {place: pd.DataFrame(columns) for place, columns in found.items()}
+
+
+def gains(targets: pd.DataFrame) -> pd.DataFrame:
+    """Of every attempt that was fine-tuned: its difference to theta_0 on the target in points, with its interval.
+
+    Columns: network, budget, attempt, mean, low, high, n. theta_0 takes no budget: that of a network stands beside all.
+    """
+    tables, rows = tuned(targets), []
+    start = {network: table["theta_0"] for (network, _), table in tables.items() if "theta_0" in table}
+    for (network, budget), table in tables.items():
+        for attempt in table.columns.drop("theta_0", errors="ignore") if network in start else ():
+            interval = paired_t((table[attempt] - start[network]).to_numpy())
+            rows.append({"network": network, "budget": budget, "attempt": attempt, **vars(interval)})
+    return pd.DataFrame(rows, columns=["network", "budget", "attempt", "mean", "low", "high", "n"])
+
+
+def on_sources(sources: pd.DataFrame) -> pd.DataFrame:
+    """Source test accuracy minus that of further training in points: a column for each network and budget."""
+    columns = {}
+    for (network, budget), own in _by_place(sources):
+        table = 100 * own.pivot_table(index="trajectory", columns="attempt", values="source_accuracy")
+        differences = table.drop(columns="further").sub(table["further"], axis=0)
+        columns[f"{network}, {budget}, n = {len(table)}"] = {
+            name: signed(paired_t(values.to_numpy())) for name, values in differences.items()
+        }
+    return _table(columns)
+
+
+def on_targets(targets: pd.DataFrame) -> pd.DataFrame:
+    """`gains` as texts: a column for each network and budget."""
+    columns = {
+        f"{network}, {budget}, n = {own['n'].max()}": {row.attempt: signed(row) for row in own.itertuples()}
+        for (network, budget), own in _by_place(gains(targets))
+    }
+    return _table(columns)
+
+
+def _by_place(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    return sorted(
+        table.groupby(["network", "budget"]), key=lambda group: (group[0][0], list(BUDGETS).index(group[0][1]))
+    )
+
+
+def _table(columns: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    rows = sorted({name for texts in columns.values() for name in texts})
+    made = {head: [texts.get(name, "") for name in rows] for head, texts in columns.items()}
+    return pd.DataFrame({"attempt": rows, **made})
+
+
+def page(folder: Path) -> str:
+    """README.md of the exploration, from sources.csv and targets.csv in its folder."""
+    sources, targets = (pd.read_csv(folder / f"{name}.csv") for name in ("sources", "targets"))
+    return fill(
+        "explored.md.j2",
+        budgets=BUDGETS,
+        sources=on_sources(sources),
+        targets=on_targets(targets),
+    )

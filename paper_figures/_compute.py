@@ -1,0 +1,68 @@
+"""What the same compute buys: the gain on the target at tuned rates of every attempt, by compute and network.
+
+`python paper_figures/_compute.py results [folder]` draws it into results/explored/compute.svg and .png, from the tables
+of the exploration; the data gap is that of the core suite of the network, where it was run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.report.explored import BUDGETS, gains
+from benchmarks.report.folders import load
+from benchmarks.report.statistics import Interval, gain, paired_t, trajectory_means
+
+LOOKS = dict(zip(BUDGETS, (("#56B4E9", "o"), ("#0072B2", "s"), ("#332288", "D")), strict=True))
+"""Colour and marker of the budgets, the darker the more."""
+
+
+def draw(results: Path) -> Figure:
+    found = gains(pd.read_csv(results / "explored" / "targets.csv")).rename(columns={"mean": "difference"})
+    networks, attempts = sorted(found["network"].unique()), sorted(found["attempt"].unique())
+    height = 1.3 + style.ROW * len(attempts) * 1.6
+    figure, axes = style.plt.subplots(1, len(networks), figsize=(style.PAGE, height), squeeze=False, sharey=True)
+    for axis, network in zip(axes[0], networks, strict=True):
+        style.title(axis, network, beside=1.7)
+        _panel(axis, found[found["network"] == network], attempts, _data_gap(results, network))
+    axes[0, 0].set_ylim(len(attempts) - 0.5, -0.5)
+    style.legend(figure, axes[0], 3)
+    style.footnote(
+        figure,
+        f"{style.interval_note(found['n'])} Validation accuracy at tuned rates, exploratory. θ₀ lies at 0, and takes "
+        "no further compute. Grey band: the data gap at tuned rates in the network's core suite, where it was run.",
+    )
+    return figure
+
+
+def _data_gap(results: Path, network: str) -> Interval | None:
+    """Twice the source data at equal steps minus naive, at tuned rates in core/<network>."""
+    if not (results / "core" / network / "suite.json").is_file():
+        return None
+    means = 100 * trajectory_means(load(results / "core" / network, results).runs)
+    values = gain(means.xs("tuned", level="policy"), "share")
+    return None if values is None else paired_t(values)
+
+
+def _panel(axis: Axes, found: pd.DataFrame, attempts: list[str], gap: Interval | None) -> None:
+    axis.set_xlim(style.limits(found))
+    axis.axvline(0, color="black", linewidth=0.6, zorder=1)
+    if gap:
+        axis.axvspan(gap.low, gap.high, color="#E5E5E5", zorder=0)
+    axis.set_yticks(range(len(attempts)), attempts)
+    axis.tick_params(axis="y", length=0)
+    for (_, row), place in zip(found.iterrows(), found["budget"].map(list(BUDGETS).index), strict=True):
+        share = BUDGETS[row["budget"]]
+        label = f"{share:.2g} × the images that made θ₀"
+        style.draw_bar(axis, attempts.index(row["attempt"]) + 0.25 * (place - 1), row, (label, *LOOKS[row["budget"]]))
+    axis.set_xlabel("points on the target, minus θ₀")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    style.save(draw(folder), Path(sys.argv[2]) if sys.argv[2:] else folder / "explored", "compute")
