@@ -16,6 +16,7 @@ import argparse
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,19 +87,21 @@ class Budget:
         split: Split | None = None,
         start: tuple[State, dict] | None = None,
         average: float | None = None,
+        decay: bool = False,
         **recipe: Any,
     ) -> tuple[State, State | None, dict]:
         """theta_0, or what an earlier call gave, trained in the manner of the forgetting steps on `images` images of
         D0, or of `split`: the last weights, the mean of the iterates if it was asked for, and the optimiser's state.
 
         name: decides the order of batches. start: weights and the optimiser's state. recipe: settings that differ from
-        those of a forgetting step.
+        those of a forgetting step. decay: the iterates are not averaged evenly, but as the weights would be if the rate
+        fell by 1 - sqrt(t) (WSM: Tian et al., ICLR 2026, arXiv 2507.17634; the even mean stands for a linear fall).
         """
         split = self.d0 if split is None else split
         weights, optimizer = start or (self.theta_0, self.run.optimizer)
         own = self.step.model_copy(update={"steps": round(images / self.step.batch_size), **recipe})
         model = self.model(weights)
-        mean = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
+        mean = AveragedModel(model, avg_fn=_by_root if decay else get_swa_avg_fn(), use_buffers=True)
 
         def after_step(step: int, total: int) -> None:
             if average is not None and step > average * total:
@@ -137,6 +140,11 @@ class Budget:
     def held_out(self) -> Split:
         """Source images outside D0, which no training shows."""
         return self.run.pretraining.outside(HELD_OUT)
+
+
+def _by_root(mean: Tensor, new: Tensor, averaged: int) -> Tensor:
+    """The mean of k iterates of which the i-th has the share sqrt(i / k) - sqrt((i - 1) / k), from that of k - 1."""
+    return mean + (1 - math.sqrt(averaged / (averaged + 1))) * (new - mean)
 
 
 # the attempts
@@ -296,6 +304,7 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "further, augmented, annealed by epochs": (further, {"augment": "shift", "schedule": "cosine"}),
     "further, augmented, average of all": (further, {"augment": "shift", "average": 0.0}),
     "further, augmented, average of last half": (further, {"augment": "shift", "average": 0.5}),
+    "further, merged": (further, {"average": 0.0, "decay": True}),
     "rotation": (rotation, {"average": False}),
     "rotation, average of all": (rotation, {"average": True}),
     "mean of halves": (mean_of_halves, {}),

@@ -71,23 +71,37 @@ def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, plac
     assert attempt == "theta_0" or not same(made, budget.calibrated(budget.theta_0))
 
 
-def test_an_average_is_the_mean_of_the_iterates(budget, monkeypatch):
-    iterates, real = [], exploration.train
+@pytest.fixture
+def iterates(monkeypatch):
+    """The weights after every step of what is trained."""
+    found, real = [], exploration.train
 
     def spy(model, *arguments, after_step, **options):
         def record(*steps):
-            iterates.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
             after_step(*steps)
 
         return real(model, *arguments, after_step=record, **options)
 
     monkeypatch.setattr(exploration, "train", spy)
+    return found
+
+
+def test_an_average_is_the_mean_of_the_iterates(budget, iterates):
     made = budget.train(10 * 16, "mine", average=0.5)
     late = iterates[5:]
     assert len(iterates) == 10
     for name in ("conv1.weight", "head.bias"):
         mean = torch.stack([state[name].double() for state in late]).mean(0)
         torch.testing.assert_close(made[name].double(), mean, atol=1e-6, rtol=0)
+
+
+def test_what_is_merged_is_where_a_falling_rate_would_have_led_the_same_gradients(budget, iterates):
+    made = budget.train(10 * 16, "mine", average=0.0, decay=True)
+    for name in ("conv1.weight", "head.bias"):
+        way = torch.stack([state[name].double() for state in [budget.theta_0, *iterates]])
+        fallen = way[0] + sum((1 - (i / 10) ** 0.5) * (way[i + 1] - way[i]) for i in range(10))
+        torch.testing.assert_close(made[name].double(), fallen, atol=1e-6, rtol=0)
 
 
 def test_no_expert_labels_an_image_that_it_saw(budget, monkeypatch):
