@@ -21,7 +21,7 @@ from benchmarks.report.template import fill
 from benchmarks.suite import SHIPPED, SUITES, load_shipped, load_suite, suite_names
 from know.files import PRETRAINED
 
-COMMON = {"seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
+COMMON = {"noise": tables.NOISE, "seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
 """What several templates say."""
 
 

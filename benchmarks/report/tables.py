@@ -54,6 +54,9 @@ FRONT = {
 """What the front picture and index.html show of a cell, by heading: an arm, of which the difference to naive is shown,
 or one of the two data gaps."""
 
+NOISE = "\N{ALMOST EQUAL TO}"
+"""The mark of a difference whose mean lies in the noise band."""
+
 # texts
 
 
@@ -85,8 +88,10 @@ def _head_of(row: Mapping[str, Any]) -> str:
     return f"{place}<br>{row['network']}{axes_of(row)}, {100 * row['share']:g} %"
 
 
-def _difference(row: pd.Series) -> str:
-    return signed(Interval(row["difference"], row["low"], row["high"], row["n"]))
+def _difference(row: pd.Series, noise: tuple[float, float] | None = None) -> str:
+    """A difference to naive with its interval, marked where its mean lies in the noise band."""
+    shown = signed(Interval(row["difference"], row["low"], row["high"], row["n"]))
+    return f"{shown} {NOISE}" if noise and noise[0] <= row["difference"] <= noise[1] else shown
 
 
 def _shown(interval: Interval) -> str:
@@ -104,22 +109,48 @@ def _p_value(p: float) -> str:
 # the page of a suite
 
 
+def noise_band(published: Published, cell: str) -> dict[str, tuple[float, float]]:
+    """By rate policy, from where to where the intervals of the random steps of KNOWN's size reach, in points; nothing
+    where none was run.
+    """
+    random = [
+        arm["name"]
+        for arm in published.settings["described"]
+        if arm["predictor"] == "random_step" and arm["options"].get("of", "known") == "known"
+    ]
+    rows = published.summary[(published.summary["cell"] == cell) & published.summary["arm"].isin(random)]
+    ends = rows.dropna(subset=["low", "high"]).groupby("policy").agg({"low": "min", "high": "max"})
+    return {policy: (low, high) for policy, low, high in ends.itertuples()}
+
+
+def _grouped(published: Published, table: list[list[str]]) -> list[list[str]]:
+    """Rows of arms with a row before each group that has its heading."""
+    groups, rows, last = {arm["name"]: arm["group"] for arm in published.settings["described"]}, [], ""
+    for row in table:
+        group = groups.get(row[0].removesuffix(f" {DAGGER}"), last)
+        if group != last:
+            rows.append([f"**{GROUPS[group]}**", *[""] * (len(row) - 1)])
+        rows, last = [*rows, row], group
+    return rows
+
+
 def overview(published: Published, shown: Container[str] | None = None) -> pd.DataFrame:
     """The tuned difference to naive: arms as rows; of each cell the difference and, beside it, the recalibrated source
     accuracy. First the accuracy of naive, last the gates.
 
-    shown: the arms to show; by default all.
+    shown: the arms to show; by default all, under the headings of their groups.
     """
     tuned = published.summary[published.summary["policy"] == "tuned"].set_index(["cell", "arm"])
     unavailable = published.settings["unavailable"]
     columns: dict[str, list[str]] = {"arm": ["naive"]}
     columns["arm"] += [arm for arm in published.order if arm != "naive" and (shown is None or arm in shown)]
     for cell, runs in published.cells.items():
-        marks = marked(published, cell)
+        marks, noise = marked(published, cell), noise_band(published, cell).get("tuned")
         entries = [f"{tuned.loc[(cell, 'naive'), 'accuracy']:.2f} %"]
         for arm in columns["arm"][1:]:
             if (cell, arm) in tuned.index:
-                entries.append(_difference(tuned.loc[(cell, arm)]) + (f" {DAGGER}" if arm in marks else ""))
+                shown_here = _difference(tuned.loc[(cell, arm)], noise)
+                entries.append(shown_here + (f" {DAGGER}" if arm in marks else ""))
             else:
                 entries.append("not available" if arm in unavailable.get(cell, {}) else "")
         columns[_head_of(runs.iloc[0])] = [*entries, passed_in_words(gates(published, cell, "tuned"))]
@@ -130,7 +161,8 @@ def overview(published: Published, shown: Container[str] | None = None) -> pd.Da
         head = job.removeprefix("transfer/").replace(".", "<br>")
         columns[head] = ["missing"] * (len(columns["arm"]) + 1)
     columns["arm"].append("gates")
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(columns)
+    return table if shown is not None else pd.DataFrame(_grouped(published, table.to_numpy().tolist()), columns=columns)
 
 
 def passed_in_words(intervals: Mapping[str, Interval]) -> str:
@@ -141,7 +173,10 @@ def passed_in_words(intervals: Mapping[str, Interval]) -> str:
 
 
 def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
-    """Every arm of a cell at its rate policies, with its shares of the data gaps, rate, step and source accuracy."""
+    """Every arm of a cell at its rate policies, with its shares of the data gaps, rate, step and source accuracy, under
+    the headings of their groups.
+    """
+    noise = noise_band(published, cell)
     rows = published.summary[published.summary["cell"] == cell]
     unavailable, marks = published.settings["unavailable"].get(cell, {}), marked(published, cell)
     retrodiction = rows["weight_error"].notna().any()
@@ -159,7 +194,9 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
         for policy in policies:
             row = at.loc[(policy, arm)] if (policy, arm) in at.index else None
             failed = f" ({row['failed']} diverged)" if row is not None and row["failed"] else ""
-            entries += ["", ""] if row is None else [f"{row['accuracy']:.2f}{failed}", _difference(row)]
+            entries += (
+                ["", ""] if row is None else [f"{row['accuracy']:.2f}{failed}", _difference(row, noise.get(policy))]
+            )
         if arm == "naive":
             entries[2::2] = [""] * len(policies)
         for kind in ("share", "local_share"):
@@ -173,7 +210,7 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
             f"{tuned['source_accuracy_recalibrated']:.2f}",
         ]
         table.append(entries + ([_number(tuned["weight_error"], 2)] if retrodiction else []))
-    return pd.DataFrame(table, columns=head)
+    return pd.DataFrame(_grouped(published, table), columns=head)
 
 
 def gates_of_cell(passed: Mapping[Policy, Mapping[str, Interval]]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from benchmarks.records import PilotRecord, RunRecord, read_records, write_recor
 from benchmarks.report import publish as report
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import DAGGER, SEEN_NOTE
-from benchmarks.report.folders import COST, load, load_all
+from benchmarks.report.folders import COST, GROUPS, load, load_all
 from benchmarks.report.render import cost_page, front_pages, suite_page
 from benchmarks.report.template import fill, markdown
 from know import files
@@ -91,6 +91,30 @@ def test_the_gap_is_given_where_it_is_defined_and_nowhere_else(page, oracle):
     assert row[5] == ("0.40 [-0.19, 0.60]" if oracle == (4, 6, 5) else "-")
 
 
+def test_arms_stand_under_the_headings_of_their_groups(page):
+    rows = page().split(f"## {MLP.track}:")[1].split("\n\n")[1].splitlines()
+    place = {row.split(" | ")[0].strip("| "): k for k, row in enumerate(rows)}
+    headings = [name for name in place if name.startswith("**")]
+    assert headings == ["**References**", "**KNOWN**", "**Direct weight prediction**", "**Averages**", "**Controls**"]
+    of = {name: max((h for h in headings if place[h] < k), key=place.get) for name, k in place.items() if name in GAINS}
+    assert of == {arm: f"**{GROUPS[described_as(arm)['group']]}**" for arm in GAINS}
+
+
+def test_means_within_the_intervals_of_random_steps_are_marked(page):
+    """Those of KNOWN's size have the intervals 0 -+ 2.48 and 0.5 -+ 0; one of another size is no part of the band."""
+    gains = {**GAINS, "random_step_x8": (0, -1, 1), "known_x8": (2.6, 2.4, 2.5)}
+    gains |= {"random_step_b_x8": (0.5, 0.5, 0.5), "random_step_released_x8": (-9, 9, 0)}
+    arms = [described_as(arm) for arm in gains]
+    for arm in arms:
+        if arm["name"].startswith("random_step"):
+            arm |= {"predictor": "random_step", "options": {"of": "released"} if "released" in arm["name"] else {}}
+    text = page(records(gains=gains), described=arms).split("## How to read")[0]
+    marked = {name for name in gains if name != "naive" and table_row(text, name)[1].endswith(" ≈")}
+    assert {"known_x2", "linear_x2", "rre", "random_step_x8", "random_step_b_x8", "random_step_released_x8"} <= marked
+    assert not marked & {"oracle", "scratch", "known_x8"}
+    assert "≈" not in page().split("## How to read")[0]  # there is no band
+
+
 def test_an_arm_that_ran_in_one_cell_is_left_blank_in_the_other(page):
     fewer = {arm: points for arm, points in GAINS.items() if arm != "linear_x2"}
     text = page([*records(MLP), *records(CNN, gains=fewer)])
@@ -127,7 +151,7 @@ def test_what_an_incomplete_run_lacks_is_said_with_its_reason_and_nothing_else_c
     assert f"- `transfer/{CNN.slug}`: out of memory\n- `inspect`: cancelled\n" in text
     headline = text.split("## At a glance")[1].split("##")[0]
     for row in headline.strip().splitlines()[2:]:
-        assert row.endswith("| missing |")
+        assert row.endswith("| missing |") or row.startswith("| **")
     assert headline.strip().splitlines()[0].endswith(f"| {CNN.slug.replace('.', '<br>')} |")
     assert table_row(text, "known_x2") == table_row(whole, "known_x2")
     assert "![" not in text
