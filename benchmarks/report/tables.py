@@ -25,7 +25,7 @@ from benchmarks.report.evidence import (
     sees_small_steps,
 )
 from benchmarks.report.folders import GROUPS, PLACE, Published
-from benchmarks.report.statistics import Interval, fieller
+from benchmarks.report.statistics import Interval, compare, fieller, paired_t, trajectory_means
 from benchmarks.settings import LENGTH, RATIO, Policy
 
 FRONT = {
@@ -118,9 +118,15 @@ def noise_band(published: Published, cell: str) -> dict[str, tuple[float, float]
         for arm in published.settings["described"]
         if arm["predictor"] == "random_step" and arm["options"].get("of", "known") == "known"
     ]
-    rows = published.summary[(published.summary["cell"] == cell) & published.summary["arm"].isin(random)]
-    ends = rows.dropna(subset=["low", "high"]).groupby("policy").agg({"low": "min", "high": "max"})
-    return {policy: (low, high) for policy, low, high in ends.itertuples()}
+    runs = published.cells[cell]
+    means = 100 * trajectory_means(runs[runs["status"] == "ok"])  # a step that is not finite is no noise
+    found = {}
+    for policy, own in means.groupby(level="policy"):
+        intervals = [paired_t(compare(own, arm)) for arm in random if arm in own]
+        ends = [(each.low, each.high) for each in intervals if each.n > 1]
+        if ends:
+            found[policy] = (min(low for low, _ in ends), max(high for _, high in ends))
+    return found
 
 
 def _grouped(published: Published, table: list[list[str]]) -> list[list[str]]:
