@@ -1,0 +1,137 @@
+"""The numbers that people read first. Each is a link to its table, and the title of the link says what it is. Here
+it is computed anew from the records, by none of the code that makes the pages.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+REPOSITORY = Path(__file__).parents[2]
+FINDINGS, RESULTS = REPOSITORY / "docs" / "FINDINGS.md", REPOSITORY / "results"
+INTERVAL = r"[+-]?\d+\.\d+ \[[+-]?\d+\.\d+, [+-]?\d+\.\d+\]"
+SHARE = r"\d+(?:\.\d)? %"
+LINK = re.compile(rf'\[({INTERVAL}|{SHARE})\]\((\S+)\s+"([^"]+)"\)')
+CORE = yaml.safe_load((REPOSITORY / "benchmarks/report/claims.yaml").read_text(encoding="utf-8"))["core"]
+
+
+def numbers(page: Path) -> list[tuple[str, ...]]:
+    """Of every number on a page: its text, the page that it links to, and what it is."""
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    return [(shown, str((page.parent / link).resolve()), title) for shown, link, title in LINK.findall(text)]
+
+
+def recomputed(link: Path, title: str) -> str:
+    """The number that a link to a page of the results, of the networks that ship or of the exploration should show."""
+    what, *axes = title.rsplit(", ", 3 if link.name == "sources.csv" else 2)
+    if link.name == "CLAIMS.md":
+        (better, worse), (policy, pooled) = what.split(" - "), axes
+        assert pooled == "pooled"
+        return signed(*mean_of(samples(link.parent, better, worse, policy)))
+    if link.parent.name == "pretrained":
+        skill = pd.read_csv(link.parent / "skill.csv").query("role == 'all'")
+        values = skill.pivot(index=["network", "trajectory"], columns="arm")
+        if axes == ["weight error"]:
+            return "{:.3f} [{:.3f}, {:.3f}]".format(*mean_of(by_network(values["weight_error"][what])))
+        assert axes == ["source"]
+        better, worse = (100 * values["source_accuracy_recalibrated"][arm] for arm in what.split(" - "))
+        return signed(*mean_of(by_network(better - worse)))
+    if link.name == "sources.csv":
+        what, kind, network, budget = title.rsplit(", ", 3)
+        assert kind == "source"
+        table = pd.read_csv(link)
+        own = table[(table["network"] == network) & (table["budget"] == budget)]
+        values = 100 * own.pivot(index="trajectory", columns="attempt", values="source_accuracy")
+        better, worse = (values[attempt] for attempt in what.split(" - "))
+        return signed(*mean_of([better - worse]))
+    what, policy, *cell = title.split(", ")
+    if policy in ("step", "shrink", "linear"):  # of the weights' norm, or a part of the step
+        steps, (predictor, _, factor) = pd.read_csv(link.parent / "steps.csv"), what.rpartition("_x")
+        own = steps[(steps["predictor"] == predictor) & (steps["depth"] == math.log2(int(factor)))]
+        share = 100 * own.loc[own["role"] == "all", policy].mean()
+        return f"{share:.1f} %" if policy == "step" else f"{share:.0f} %"
+    runs = pd.read_csv(link.parent / "runs.csv")
+    (cell,) = cell or runs["cell"].unique()
+    return signed(*mean_of([differences(runs[runs["cell"] == cell], *what.split(" - "), policy)]))
+
+
+def by_network(values: pd.Series) -> list[pd.Series]:
+    return [own for _, own in values.groupby("network")]
+
+
+def differences(runs: pd.DataFrame, better: str, worse: str, policy: str) -> pd.Series:
+    """In points, by trajectory, fine-tunes averaged. policy: of rates, or "source": accuracy before fine-tuning."""
+    if policy == "source":
+        column = "source_accuracy_recalibrated"
+    elif "policy" in runs:
+        column, runs = "accuracy", runs[runs["policy"] == policy]
+    else:  # the first comparison
+        column, runs = "accuracy", runs[runs["recipe"] == {"short": "published", "tuned": "tuned"}[policy]]
+    means = runs.groupby(["trajectory", "arm"])[column].mean().unstack()
+    return (100 * (means[better] - means[worse])).dropna()
+
+
+def samples(results: Path, better: str, worse: str, policy: str) -> list[pd.Series]:
+    """Differences by trajectory, one series for each source and network, over the informative cells of core."""
+    found: dict[tuple[str, str], list[pd.Series]] = {}
+    for suite in (suite for suite in CORE if (results / suite / "runs.csv").is_file()):
+        runs, snapshots = (pd.read_csv(results / suite / f"{name}.csv") for name in ("runs", "trajectories"))
+        runs = runs.query("track == 'overflow' and rate == 0.5 and length == 5 and share == 1 and policy == @policy")
+        for _, own in runs.groupby("cell"):
+            arms, (source, network) = set(own["arm"]), own[["source", "network"]].iloc[0]
+            if (
+                informative(own, snapshots.query("source == @source and network == @network"), policy)
+                and {
+                    better,
+                    worse,
+                }
+                <= arms
+            ):
+                found.setdefault((source, network), []).append(differences(own, better, worse, policy))
+    return [pd.concat(own).groupby(level="trajectory").mean() for own in found.values()]
+
+
+def informative(runs: pd.DataFrame, snapshots: pd.DataFrame, policy: str) -> bool:
+    """Whether the data gap, the use of the source and the forgetting of a cell lie above 0."""
+    table = snapshots[snapshots["trajectory"].isin(runs["trajectory"]) & (snapshots["track"] == "overflow")]
+    at = [table[table["snapshot"] == k].set_index("trajectory") for k in (0, 1)]
+    left_out = at[1]["left_out_accuracy_theta_0"] - at[1]["left_out_accuracy"]
+    forgotten = left_out - (at[0]["test_accuracy"] - at[1]["test_accuracy"])
+    gaps = [
+        differences(runs, better, worse, policy) for better, worse in (("oracle_steps", "naive"), ("naive", "scratch"))
+    ]
+    return all(mean_of([gap])[1] > 0 for gap in [*gaps, forgotten])
+
+
+def mean_of(samples: list[pd.Series]) -> tuple[float, float, float]:
+    """Mean over samples that count equally, with its 95 % interval by Welch's degrees of freedom."""
+    n = np.array([len(each) for each in samples])
+    parts = np.array([each.var() for each in samples]) / n / len(samples) ** 2
+    mean = float(np.mean([each.mean() for each in samples]))
+    half = stats.t.ppf(0.975, parts.sum() ** 2 / (parts**2 / (n - 1)).sum()) * math.sqrt(parts.sum())
+    return mean, mean - half, mean + half
+
+
+def signed(*values: float) -> str:
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(value, 2) + 0.0 for value in values))
+
+
+@pytest.mark.parametrize("page", [FINDINGS, RESULTS / "README.md"], ids=lambda page: page.name)
+def test_every_number_is_that_of_the_records(page):
+    wrong = {
+        f"{title} ({link})": f"{shown}, and the records say {now}"
+        for shown, link, title in numbers(page)
+        if shown != (now := recomputed(Path(link), title))
+    }
+    assert wrong == {}
+
+
+def test_every_number_of_the_findings_links_to_its_table():
+    text = LINK.sub("", " ".join(FINDINGS.read_text(encoding="utf-8").split()))
+    assert numbers(FINDINGS)
+    assert re.findall(rf"{INTERVAL}|[+-]?\d+\.\d+|{SHARE}", text.replace("r = 0.5", "").replace("95 %", "")) == []
