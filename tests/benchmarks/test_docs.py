@@ -210,7 +210,7 @@ def test_every_command_and_link_on_a_page_exists(page):
         known = typer.main.get_command(commands_of).commands
         named = set(re.findall(rf"(?:^|`){program} ([a-z][a-z-]+)", text, flags=re.M))
         assert named <= known.keys(), program
-    links = re.findall(r"\]\(([^)#]+)\)", text)
+    links = re.findall(r'\]\(([^)#\s]+)(?:\s+"[^"]*")?\)', text)
     places = re.findall(r"`((?:know|benchmarks|docs|tests|examples|paper_figures|workflow|profiles)/[\w./-]*)`", text)
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     missing += [place for place in places if not (REPOSITORY / place).exists()]
