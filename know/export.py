@@ -36,6 +36,9 @@ CARD = PACKAGE / "card.md.j2"
 """Template of the model card."""
 LARGE_WEIGHT = 2.0
 """Larger weights are pointed out: KNOWN takes raw values, and its answer to them has not been measured."""
+RUNAWAY = 1.5
+"""A predicted weight is pointed out beyond so many times the largest of theta_0 in its `Piece`. It was 1.8 to 2.2 times
+where KNOWN ran away, mostly one recursion before an overflow, and elsewhere at most 1.1 (docs/LOG.md)."""
 RATIOS = (0.3, 0.9)
 """Smallest and largest ratio of a meta-training whose facts do not say it, such as the authors': those of the paper."""
 NEAR = 0.01
@@ -68,6 +71,8 @@ class Changes:
     weights: int = 0
     large: int = 0
     """How many exceed `LARGE_WEIGHT` in magnitude."""
+    runaway: int = 0
+    """How many are predicted beyond `RUNAWAY` times the largest of theta_0 beside them."""
     changed: int = 0
     """How many differ from theta_0 in its own dtype."""
     step_squared: float = 0.0
@@ -76,7 +81,9 @@ class Changes:
     def add(self, piece: Piece) -> None:
         step = piece.answer.float() - piece.theta_0
         self.weights += len(step)
-        self.large += int((piece.theta_0.abs() > LARGE_WEIGHT).sum())
+        sizes = piece.theta_0.abs()
+        self.large += int((sizes > LARGE_WEIGHT).sum())
+        self.runaway += int((piece.answer.float().abs() > RUNAWAY * sizes.max()).sum())
         self.changed += int(step.count_nonzero())
         self.step_squared += float(step @ step)
         self.theta_0_squared += float(piece.theta_0 @ piece.theta_0)
@@ -175,6 +182,11 @@ def _notes_on_known(fractions: Sequence[float], drawn: Sequence[float], changes:
         yield (
             f"{changes.large:,} weights are larger than {LARGE_WEIGHT:g} in magnitude, where KNOWN was not measured;"
             " --skip leaves their tensors alone"
+        )
+    if changes and changes.runaway:
+        yield (
+            f"{changes.runaway:,} predicted weights are more than {RUNAWAY:g} times as large as any of theta_0 beside"
+            " them, as was seen where KNOWN ran away: a larger --depth may overflow"
         )
 
 

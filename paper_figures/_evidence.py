@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import DAGGER, POLICIES, gates, informative, marked
 from benchmarks.report.folders import Published, load
-from benchmarks.report.statistics import gain, paired_t, trajectory_means
-from benchmarks.report.tables import FRONT
+from benchmarks.report.statistics import gain, paired_t
+from benchmarks.report.tables import FRONT, front_means
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#332288", "#7F7F7F", "#000000"]
 """Of the pairs of datasets, in turn."""
@@ -49,7 +49,7 @@ def cells(suites: list[Published]) -> list[Shown]:
     for one in suites:
         d0 = one.settings["forgetting"]["d0"]
         for cell, runs in one.cells.items():
-            first, means = runs.iloc[0], 100 * trajectory_means(runs).droplevel("cell")
+            first, means = runs.iloc[0], front_means(runs).droplevel("cell")
             share = "" if d0 == 0.5 else f", D0 {d0:g} of the source"
             pair = f"{first['source']} → {first['target']}{share}"
             for policy in (policy for policy in POLICIES if policy in means.index):
@@ -85,8 +85,9 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         f"{style.interval_note(n)} Arms: minus naive fine-tuning. Data gap: twice the source data at equal steps, "
-        "minus naive. Local data gap: theta_0 trained further on twice the data, minus on D0. Hollow: the cell fails a "
-        "gate at that rate, and is in no verdict. Arrows: what lies beyond the axis; a number beside one is the mean. "
+        "minus naive. Local data gap: theta_0 trained further on twice the data, minus on D0. Noise floor: random "
+        "steps that are finite. Hollow: the cell fails a gate at that rate, and is in no verdict. Arrows: what lies "
+        "beyond the axis; a number beside one is the mean. "
         f"{DAGGER} The authors' networks were meta-trained on data of that cell.",
     )
     return figure

@@ -39,11 +39,12 @@ def draw(results: Path) -> Figure:
             draw_panel(axis, part, arms[arms["family"].isin([*families, *REPEATED]) & arms.index.isin(part.index)])
     for axis in rows[-1]:
         axis.set_xlabel("virtual data factor")
+    oracle = " Right of the scale: the oracle, really trained on more data." if "oracle" in set(arms["family"]) else ""
     style.footnote(
         figure,
         f"{style.interval_note(summary['n'])} Gain: accuracy minus naive, in percentage points, each arm at its tuned "
-        "rate (at the paper's rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel. Right of "
-        "the scale: the oracle, really trained on more data. A triangle on the edge: the mean lies beyond it.",
+        f"rate (at the paper's rate: accuracy_by_arm). Predictors with several depths; KNOWN in every panel.{oracle} A "
+        "triangle on the edge: the mean lies beyond it. A bar that ends there is longer.",
     )
     return figure
 

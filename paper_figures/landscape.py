@@ -48,11 +48,11 @@ def draw(results: Path) -> Figure:
         axis.set_xlabel(f"weight distance, axis 1 ({share['x']} of variance)")
         axis.set_ylabel(f"axis 2 ({share['y']})")
     whole, last = axes.flat[0], axes.flat[-1]
-    draw_points(last, kinds, labels=True)
     if window is not None:
+        last.set(xlim=window[0], ylim=window[1])  # before the labels, which look where there is room
         draw_points(whole, kinds, labels=False)
         draw_window(whole, window)
-        last.set(xlim=window[0], ylim=window[1])
+    draw_points(last, kinds, labels=True)
     style.title(whole, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
     first = kinds["snapshot"]["label"].iloc[0].translate(SUBSCRIPTS).replace("theta_", "θ")
     zoom = "" if window is None else " Below: the rectangle, with the loss interpolated by cubic splines."
@@ -124,8 +124,8 @@ def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> 
         text = row.label.translate(SUBSCRIPTS) if row.kind == "snapshot" else row.label.replace("x", "×")
         look = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True}
         if axis.transAxes.inverted().transform(axis.transData.transform((row.x, row.y)))[0] > 0.8:
-            look |= {"xytext": (-7, 4), "horizontalalignment": "right"}  # or it would stick out on the right
-        axis.annotate(text, (row.x, row.y), textcoords="offset points", **{"xytext": (5, 4), **look})
+            look |= {"xytext": (-7, 0), "horizontalalignment": "right"}  # or it would stick out on the right
+        axis.annotate(text, (row.x, row.y), textcoords="offset points", va="center", **{"xytext": (7, 0), **look})
 
 
 def draw_window(axis: Axes, window: tuple[tuple[float, float], tuple[float, float]]) -> None:

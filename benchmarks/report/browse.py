@@ -12,7 +12,7 @@ import pandas as pd
 from benchmarks.report import tables
 from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, Evidence, gates, informative, marked
 from benchmarks.report.folders import GROUPS, Published
-from benchmarks.report.statistics import CONFIDENCE, FEW, Interval, gain, paired_t, trajectory_means
+from benchmarks.report.statistics import CONFIDENCE, FEW, Interval, gain, paired_t
 from benchmarks.report.template import fill
 from know.errors import KnowError
 
@@ -59,7 +59,7 @@ def _overviews(results: Sequence[Published]) -> list[dict[str, Any]]:
             runs = one.cells[cell]
             if policy not in set(runs["policy"]):
                 continue
-            means = 100 * trajectory_means(runs[runs["policy"] == policy])
+            means = tables.front_means(runs[runs["policy"] == policy])
             passed = gates(one, cell, policy)
             title = one.settings["title"]
             if len(one.cells) > 1:

@@ -52,7 +52,7 @@ FRONT = {
     },
 }
 """What the front picture and index.html show of a cell, by heading: an arm, of which the difference to naive is shown,
-or one of the two data gaps."""
+or one of the two data gaps (`front_means`)."""
 
 NOISE = "\N{ALMOST EQUAL TO}"
 """The mark of a difference whose mean lies in the noise band."""
@@ -106,6 +106,12 @@ def _p_value(p: float) -> str:
     return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def front_means(runs: pd.DataFrame) -> pd.DataFrame:
+    """Means of trajectories in points, for `FRONT`. A random step that is not finite is no noise, and is left out."""
+    random = FRONT["What could be seen"]["noise floor: a random step"]
+    return 100 * trajectory_means(runs[(runs["arm"] != random) | runs["step"].notna()])
+
+
 # the page of a suite
 
 
@@ -119,7 +125,7 @@ def noise_band(published: Published, cell: str) -> dict[str, tuple[float, float]
         if arm["predictor"] == "random_step" and arm["options"].get("of", "known") == "known"
     ]
     runs = published.cells[cell]
-    means = 100 * trajectory_means(runs[runs["status"] == "ok"])  # a step that is not finite is no noise
+    means = 100 * trajectory_means(runs[runs["step"].notna()])  # as in `front_means`
     found = {}
     for policy, own in means.groupby(level="policy"):
         intervals = [paired_t(compare(own, arm)) for arm in random if arm in own]
@@ -208,7 +214,7 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
         for kind in ("share", "local_share"):
             share, low, high = (round(tuned[kind + end], 2) + 0.0 for end in ("", "_low", "_high"))
             shown = "-" if math.isnan(share) else f"{share:.2f} [{low:.2f}, {high:.2f}]"
-            entries.append("" if arm == "naive" else shown)
+            entries.append("" if arm in ("naive", "scratch") else shown)
         entries += [
             f"{tuned['learning_rate']:g}{'*' if tuned['on_edge'] else ''}",
             _number(tuned["step"], 3),
@@ -365,7 +371,9 @@ def costs_of_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
-    """Every claim with its verdict and the pooled estimates of its last contrast; those that hold come first."""
+    """Every claim with its verdict and the pooled estimates of its last contrast, at the rate policies that have any;
+    those that hold come first.
+    """
     rows = []
     for claim in CLAIMS.claims:
         finding, contrasts = evidence.claim(claim), evidence.contrasts(claim)
@@ -374,7 +382,8 @@ def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
     verdict = cost_verdict(costs)
     rows.append(["predicting is cheap beside training", verdict, *["-"] * len(POLICIES), list(Verdict).index(verdict)])
     rows.sort(key=lambda row: row[-1])
-    return pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *POLICIES.values()])
+    table = pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *POLICIES.values()])
+    return table.drop(columns=[name for name in POLICIES.values() if (table[name] == "-").all()])
 
 
 def found(evidence: Evidence) -> list[str]:
@@ -396,6 +405,12 @@ def found(evidence: Evidence) -> list[str]:
 
     shrunk, placebo = (next(c.arms for c in CLAIMS.controls if word in c.text) for word in ("shrinking", "placebo"))
     naive = dict.fromkeys(CLAIMS.lines, "naive")
+    at_paper = "At the paper's rate, on the same short schedule, "
+    if any(place.core for place in evidence.informative_at("short")):
+        at_paper += f"KNOWN x8 minus naive is {known('short', naive)}; "
+        at_paper += f"minus shrinking by as much it is {known('short', shrunk)}."
+    else:
+        at_paper += "no core cell that was run is informative."
     averages = ", ".join(f"`{one.arm}` {_pooled(evidence, one.arm, 'naive', tuned)}" for one in CLAIMS.finalists)
     return [
         f"At tuned rates {sum(map(informative, passed))} of the {len(passed)} core cells that were run are informative "
@@ -408,8 +423,7 @@ def found(evidence: Evidence) -> list[str]:
         "The compute of the forgetting steps, spent on training theta_0 further, is worth "
         f"{_pooled(evidence, 'compute_matched', 'naive', tuned)} points, and the means of late weights of such "
         f"training {averages}.",
-        f"At the paper's rate, on the same short schedule, KNOWN x8 minus naive is {known('short', naive)}; minus "
-        f"shrinking by as much it is {known('short', shrunk)}.",
+        at_paper,
     ]
 
 

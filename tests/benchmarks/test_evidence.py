@@ -11,8 +11,8 @@ from synthetic import records, write_results
 from benchmarks.report import render, tables
 from benchmarks.report.claims import CLAIMS, Claims, Contrast, Least
 from benchmarks.report.evidence import LOCAL, Evidence, Verdict, costs, gates, sees_small_steps, together, verdict
-from benchmarks.report.folders import COST, load_all
-from benchmarks.report.statistics import Interval, paired_t
+from benchmarks.report.folders import COST, load, load_all
+from benchmarks.report.statistics import Interval, compare, paired_t
 from benchmarks.settings import Cell
 
 MLP = Cell("overflow", "cifar100", "cifar10_15k", "mlp", 1.0)
@@ -520,6 +520,23 @@ def test_the_five_sentences_have_the_pooled_differences_and_count_the_cells(core
     assert shown("known_x8", "shrink_x8") in controls
     assert f"worth {shown('compute_matched', 'naive')} points" in same
     assert shown("known_x8", "naive", "short") in short
+
+    failing = planted({**GOOD, "oracle_steps": (1, -1, 0, 1, -1)}, GOOD)
+    assert "no core cell that was run is informative" in tables.found(core(failing))[-1]
+
+
+def test_a_random_step_that_is_not_finite_is_no_noise(tmp_path):
+    gains = {**STEADY, "random_step_x8": (0.1, -0.1, 0.2, -0.2, 0)}
+    steps = records(MLP, gains, 5, shift={})
+    assert not any(run.step is None for run in steps if run.arm == "random_step_x8")
+    for k, run in enumerate(steps):
+        if (run.arm, run.trajectory) == ("random_step_x8", "t4"):
+            steps[k] = run.model_copy(update={"status": "diverged", "accuracy": 0.0, "step": None})
+    published = load(write_results(tmp_path / "suite", steps, with_page=False), tmp_path)
+    means = tables.front_means(published.runs[published.runs["policy"] == "tuned"])
+    assert compare(means, "random_step_x8")[:4] == pytest.approx([0.1, -0.1, 0.2, -0.2])
+    low, high = tables.noise_band(published, next(iter(published.cells)))["tuned"]
+    assert -0.5 < low < 0 < high < 0.5
 
 
 def test_networks_and_pairs_stand_before_what_is_pooled(core, tmp_path):

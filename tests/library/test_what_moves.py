@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import know
 from know.cli import app
 from know.errors import KnowError
-from know.export import Request, plan, predict_files
+from know.export import Changes, Request, notes, plan, predict_files
+from know.prediction import Piece
 from know.trajectory import Trajectory
 
 # what did not move
@@ -171,6 +172,18 @@ def test_ratios_outside_what_known_was_shown_are_said(written, tmp_path, fractio
 def test_large_weights_are_counted(written, tmp_path):
     trajectory = written(lambda k: {"fc.weight": torch.tensor([[0.1, 4.0], [-3.0, 1.0]]) * (1 + 0.01 * k)})
     assert any(note.startswith("2 weights are larger than 2") for note in predict_to(trajectory, tmp_path / "out"))
+
+
+def test_weights_that_run_away_are_counted(written):
+    theta_0 = torch.tensor([0.1, -0.2, 0.4, 0.0])
+    changes = Changes()
+    changes.add(Piece("fc.weight", "fc", 0, theta_0, torch.tensor([0.59, -0.7, 0.4, 0.61])))
+    assert changes.runaway == 2
+    usual = Changes()
+    usual.add(Piece("fc.weight", "fc", 0, theta_0, 1.4 * theta_0))
+    said = "predicted weights are more than 1.5 times"
+    assert any(note.startswith(f"2 {said}") for note in notes(written(base), Request(), changes))
+    assert not any(said in note for note in notes(written(base), Request(), usual))
 
 
 def test_weights_at_which_known_overflows_are_named_with_the_way_out(written, tmp_path):
