@@ -18,8 +18,8 @@ from know.errors import KnowError
 
 LIMIT = 1_500_000
 """Bytes that the page may have."""
-WIDTH, REACH = 120, 4.0
-"""Width of a drawn interval in pixels, and the difference in points at its edges; what lies beyond is not drawn."""
+WIDTH, REACH = 120, 2.0
+"""Width of a drawn interval in pixels, and the difference in points at its edges; arrows point to what lies beyond."""
 
 
 def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFrame) -> str:
@@ -86,14 +86,25 @@ def _glance(means: pd.DataFrame, told: bool, marks: set[str], what: str) -> dict
 
 
 def runs_of(runs: pd.DataFrame) -> dict[str, Any]:
-    """Runs by cell, policy and arm: learning rates, and by trajectory the accuracies of its fine-tunes in percent."""
+    """Runs by cell and policy: the trajectories, and by arm its learning rates and, in the order of the trajectories,
+    the accuracies of its fine-tunes in percent.
+    """
     found: dict[str, Any] = {}
     ordered = runs.sort_values(["trajectory", "fine_tune"])
-    for (cell, policy, arm), own in ordered.groupby(["cell", "policy", "arm"], sort=True):
-        by = {name: [round(100 * value, 2) for value in part["accuracy"]] for name, part in own.groupby("trajectory")}
-        rates = sorted(set(own["learning_rate"]))
-        found.setdefault(cell, {}).setdefault(policy, {})[arm] = {"rates": rates, "runs": by}
+    for (cell, policy), rows in ordered.groupby(["cell", "policy"], sort=True):
+        names, arms = sorted(set(rows["trajectory"]), key=in_order), {}
+        for arm, own in rows.groupby("arm", sort=True):
+            by = dict(list(own.groupby("trajectory")["accuracy"]))
+            values = [[round(100 * value, 2) for value in by.get(name, ())] for name in names]
+            arms[arm] = {"rates": sorted(set(own["learning_rate"])), "runs": values}
+        found.setdefault(cell, {})[policy] = {"trajectories": names, "arms": arms}
     return found
+
+
+def in_order(trajectory: str) -> tuple[str, int]:
+    """The place of a trajectory's name, such as t100: its letter, then its number."""
+    letters = trajectory.rstrip("0123456789")
+    return letters, int(trajectory[len(letters) :] or 0)
 
 
 def _cells(published: Published) -> list[dict[str, Any]]:
@@ -137,11 +148,17 @@ def _row(row: pd.Series, arm: str, told: bool) -> dict[str, Any]:
 
 
 def _drawn(interval: Interval, told: bool) -> dict[str, Any]:
-    """Places in a drawing of `WIDTH` pixels: both ends of the interval, and its mean where that is not beyond."""
+    """A drawing of `WIDTH` pixels: the path of the interval, and the place of its mean where that is not beyond.
+
+    Each drawing is short, since the page has some thousand of them.
+    """
     low, high = (min(max(value, -REACH), REACH) for value in (interval.low, interval.high))
+    arrows = ("M5 2L1 6L5 10" if interval.low < -REACH else "") + (
+        f"M{WIDTH - 5} 2L{WIDTH - 1} 6L{WIDTH - 5} 10" if interval.high > REACH else ""
+    )
     mean = _place(interval.mean) if abs(interval.mean) <= REACH else None
     side = "gain" if interval.low > 0 else "loss" if interval.high < 0 else ""
-    return {"low": _place(low), "high": _place(high), "mean": mean, "side": side if told else ""}
+    return {"line": f"M{_place(low)} 6H{_place(high)}{arrows}", "mean": mean, "side": side if told else ""}
 
 
 def _place(points: float) -> str:

@@ -69,9 +69,9 @@ def test_every_fine_tune_of_every_suite_is_in_the_page(results, html):
         rows = [
             (cell, policy, arm, trajectory, accuracy)
             for cell, policies in held[one.name].items()
-            for policy, arms in policies.items()
-            for arm, own in arms.items()
-            for trajectory, accuracies in own["runs"].items()
+            for policy, here in policies.items()
+            for arm, own in here["arms"].items()
+            for trajectory, accuracies in zip(here["trajectories"], own["runs"], strict=True)
             for accuracy in accuracies
         ]
         columns = ["cell", "policy", "arm", "trajectory"]
@@ -130,7 +130,7 @@ def test_a_page_that_does_not_fit_its_records_is_named(results, tmp_path):
     own = shutil.copytree(results, tmp_path / "results")
     assert str(own / "index.html") in check(own)
     page = own / "index.html"
-    page.write_text(page.read_text(encoding="utf-8").replace('"t0":[', '"t0":[99.0,', 1), encoding="utf-8")
+    page.write_text(page.read_text(encoding="utf-8").replace('"runs":[[', '"runs":[[99.0,', 1), encoding="utf-8")
     with pytest.raises(KnowError, match=r"index\.html does not fit"):
         check(own)
 
