@@ -125,6 +125,7 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
         waiting=evidence.waits_for(),
         primary=tables.primary(evidence, CLAIMS.families[0]),
         finalists=tables.finalists(evidence),
+        beside=tables.beside(evidence),
         of_finalists=tables.primary(evidence, CLAIMS.families[1]),
         claims=claims,
         ablations=tables.ablations(evidence),

@@ -84,14 +84,8 @@ def samples(results: Path, better: str, worse: str, policy: str) -> list[pd.Seri
         runs = runs.query("track == 'overflow' and rate == 0.5 and length == 5 and share == 1 and policy == @policy")
         for _, own in runs.groupby("cell"):
             arms, (source, network) = set(own["arm"]), own[["source", "network"]].iloc[0]
-            if (
-                informative(own, snapshots.query("source == @source and network == @network"), policy)
-                and {
-                    better,
-                    worse,
-                }
-                <= arms
-            ):
+            same = snapshots.query("source == @source and network == @network")
+            if {better, worse} <= arms and informative(own, same, policy):
                 found.setdefault((source, network), []).append(differences(own, better, worse, policy))
     return [pd.concat(own).groupby(level="trajectory").mean() for own in found.values()]
 
@@ -129,6 +123,16 @@ def test_every_number_is_that_of_the_records(page):
         if shown != (now := recomputed(Path(link), title))
     }
     assert wrong == {}
+
+
+@pytest.mark.parametrize("page", [FINDINGS, RESULTS / "README.md"], ids=lambda page: page.name)
+def test_a_number_stands_on_the_page_that_it_links_to(page):
+    lacking = [
+        (shown, title, link)
+        for shown, link, title in numbers(page)
+        if link.endswith("CLAIMS.md") and shown not in Path(link).read_text(encoding="utf-8")
+    ]
+    assert lacking == []
 
 
 def test_every_number_of_the_findings_links_to_its_table():
