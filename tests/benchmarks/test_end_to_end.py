@@ -315,6 +315,55 @@ def test_other_records_than_the_committed_ones_are_found(finished, verify):
     assert "results/tiny/runs.csv differs from HEAD" in error
 
 
+# a part of it, again from nothing
+
+
+@pytest.fixture
+def recheck(finished, monkeypatch, capsys):
+    """Function that makes two arms of the first trajectory again; exit code, output and error."""
+    monkeypatch.chdir(finished)
+    chosen = [each for arm in ("compute_matched", "known_x2") for each in ("--arm", arm)]
+    return lambda *more: (run("recheck", "--suite", "tiny", *chosen, *more), *capsys.readouterr())
+
+
+def test_fine_tunes_made_again_from_nothing_are_those_of_the_records(finished, recheck):
+    code, output, _ = recheck()
+    *lines, last = output.splitlines()
+    assert code == 0
+    assert all(line.endswith("; the same") for line in lines)
+    assert {line.partition(",")[0] for line in lines} == {"compute_matched", "known_x2"}
+    assert last == f"{len(lines)} of {len(lines)} fine-tunes are exactly the recorded ones"
+
+
+def test_a_record_that_does_not_come_out_again_is_found(finished, recheck):
+    runs = pd.read_csv(finished / "results/tiny/runs.csv", dtype=str, keep_default_na=False)
+    wrong = (runs["arm"] == "known_x2") & (runs["trajectory"] == "t7") & (runs["policy"] == "tuned")
+    assert wrong.any()
+    runs.loc[wrong, "accuracy"] = "0.123"
+    with kept(finished / "results/tiny/runs.csv"):
+        runs.to_csv(finished / "results/tiny/runs.csv", index=False)
+        code, output, error = recheck()
+        elsewhere = finished / "results/tiny/provenance.json"
+        with replaced(elsewhere, '"python": "', '"python": "0.'):
+            forgiven, said, _ = recheck()
+    assert code == 2
+    assert "12.30 % recorded" in output
+    assert "different: accuracy" in output
+    assert "although processor and library versions are the same" in error
+    assert forgiven == 0
+    assert said.splitlines()[-1].endswith("; another environment: python")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(("--trajectory", "t99"), "no trajectory t99"), (("--arm", "known_x3"), "unknown arm 'known_x3': did you mean")],
+)
+def test_what_cannot_be_made_again_is_said_at_once(recheck, more, said):
+    code, _, error = recheck(*more)
+    assert code == 2
+    assert said in error
+
+
 # a kill
 
 
