@@ -23,7 +23,7 @@ from benchmarks.report.tables import FRONT, front_means
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#332288", "#7F7F7F", "#000000"]
 """Of the pairs of datasets, in turn."""
-BAR, HEADING = 0.055, 0.14
+BAR, HEADING = 0.075, 0.14
 """Height in inches of a bar, and of a heading or of the rest of a row."""
 
 
