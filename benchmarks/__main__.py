@@ -374,20 +374,19 @@ def recheck(
     arm: Annotated[list[str] | None, typer.Option(help="May be repeated; default: naive and known_x2.")] = None,
     cell: Annotated[str | None, typer.Option(help="Name of a cell, as in runs.csv; default: the first.")] = None,
     device: Device = None,
-    threads: Threads = 1,
     results: Results = RESULTS,
 ) -> None:
     """Make one trajectory of a published suite and some of its fine-tunes again, from nothing, in a few minutes.
 
     Each fine-tune is compared with its row in results/SUITE/runs.csv, at the learning rate of that row. What was kept
-    of earlier runs is not used. Exit code 2 if a number differs although processor and libraries are the same.
+    of earlier runs is not used. Exit code 2 if a number differs although code, processor and libraries are the same.
     """
     from benchmarks.recheck import recheck as rechecked
 
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
     chosen = settings.cell(cell) if cell else settings.cells[0]
     asked = trajectory or f"t{settings.first_trajectory}"
-    device = _start(device, threads, settings)
+    device = _start(device, 1, settings)
     known = settings.known_folder(work, chosen.length)
     arms = list(dict.fromkeys(arm or ["naive", "known_x2"]))
     for line in rechecked(settings, results / name, chosen, asked, arms, known=known, device=device):

@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import arms_of
+from benchmarks.data import load
 from benchmarks.records import RunRecord, read_records
 from benchmarks.report.publish import provenance
 from benchmarks.settings import Cell
 from benchmarks.store import STORE, Store
 from benchmarks.suite import Suite
 from benchmarks.trajectories import make_origin
-from benchmarks.transfer import Bench, Task, run_tasks
+from benchmarks.transfer import ENTRY, Bench, Task, run_tasks
 from know.errors import KnowError, unknown
 from know.files import read_json
+from know.fingerprint import code_hash
 
 COMPARED = ("status", "accuracy", "step", "weight_error", "source_accuracy", "source_accuracy_recalibrated")
 """Columns of `RunRecord` that must be the same."""
+DECIDES = ("processor", "gpu", "cuda", "system", "kernels", "python", "torch", "torchvision", "numpy")
+"""Entries of a recorded environment on which the bytes of a run may depend."""
 
 
 def recheck(
@@ -34,8 +38,8 @@ def recheck(
     """Yield one line for each fine-tune of the arms on the trajectory, then one that says how many are the same.
 
     results: folder with runs.csv and provenance.json of the suite. known: folder of the networks that methods use.
-    KnowError if there are no such rows, if an arm needs what is not here, and at the end if rows differ although
-    processor and library versions are the recorded ones.
+    KnowError if there are no such rows, if an arm needs what is not here, if data differ, and at the end if rows differ
+    although code, processor and library versions are the recorded ones.
     """
     if settings.transfer.together > 1:
         raise KnowError("fine-tunes of this suite are computed many at a time and cannot be made again one by one")
@@ -53,6 +57,9 @@ def recheck(
     asked = [
         Task(trajectory, every[row.arm], row.fine_tune, row.learning_rate, row.policy) for row in rows.itertuples()
     ]
+    for column, spec in (("source_data", cell.source), ("target_data", cell.target)):
+        if set(rows[column]) != {load(spec).sha256}:
+            raise KnowError(f"{spec} is not the data of these rows: another hash")
     with tempfile.TemporaryDirectory() as scratch:
         store, origin = Store(Path(scratch) / STORE), Path(scratch) / "origin"
         make_origin(
@@ -76,11 +83,12 @@ def recheck(
         shown = f"{100 * row['accuracy']:.2f} % recorded, {100 * result.accuracy:.2f} % now"
         yield f"{place}: {shown}; " + (f"different: {', '.join(other)}" if other else "the same")
     recorded, here = read_json(results / "provenance.json")["environment"], provenance(device)["environment"]
-    apart = sorted(name for name in recorded.keys() | here.keys() if recorded.get(name) != here.get(name))
+    apart = [name for name in DECIDES if recorded.get(name) != here.get(name)]
+    apart += ["code"] if set(rows["code"]) != {code_hash(ENTRY)} else []
     said = f"{len(rows) - differing} of {len(rows)} fine-tunes are exactly the recorded ones"
     if differing and not apart:
-        raise KnowError(f"{said}, although processor and library versions are the same")
-    yield said + (f"; another environment: {', '.join(apart)}" if apart else "")
+        raise KnowError(f"{said}, although code, processor and library versions are the same")
+    yield said + (f"; other than recorded: {', '.join(apart)}" if apart else "")
 
 
 def _plain(value: Any) -> Any:

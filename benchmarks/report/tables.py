@@ -59,6 +59,7 @@ BESIDE = [
     ("local_oracle", "compute_matched"),
     ("compute_matched", "naive"),
     ("compute_augmented", "naive"),
+    ("compute_augmented", "compute_matched"),
     ("oracle_steps", "compute_augmented"),
 ]
 """Better and worse arm of differences that no claim is about and that the five sentences and docs/FINDINGS.md quote."""
@@ -425,7 +426,8 @@ def found(evidence: Evidence) -> list[str]:
         f"At tuned rates {sum(map(informative, passed))} of the {len(passed)} core cells that were run are informative "
         f"(networks: {len(networks)}, pairs of datasets: {len(pairs)}), and {sum(map(sees_small_steps, passed))} see a "
         "step as small as a prediction's. Twice the data at equal steps is worth "
-        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points.",
+        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points, and the same nearby, for which KNOWN x2 stands, "
+        f"{_pooled(evidence, 'local_oracle', 'compute_matched', tuned)}.",
         f"At tuned rates KNOWN minus naive fine-tuning is, at x2, {known(tuned, naive, 'x2')}, and at x8 "
         f"{known(tuned, naive)}.{_not_finite(evidence, tuned)}",
         f"Minus shrinking theta_0 by as much KNOWN x8 is {known(tuned, shrunk)}, and minus its own answer to a "
@@ -443,16 +445,23 @@ def _whose(line: Line) -> str:
 
 def _not_finite(evidence: Evidence, policy: Policy) -> str:
     """A sentence on the predictions of KNOWN x8 in informative core cells that are not finite, where there are any."""
-    own = evidence.runs[evidence.runs["suite"].isin(CLAIMS.core) & (evidence.runs["policy"] == policy)]
     said = []
     for line in CLAIMS.lines.values():
-        rows = own[own["arm"] == line.deepest]
-        lost = rows["step"].isna().groupby([rows[key] for key in ("source", "network", "trajectory")]).any()
-        if lost.any():
-            said.append(f"{lost.sum()} of {len(lost)} trajectories ({_whose(line)})")
+        lost, count = _lost(evidence, line.deepest, policy)
+        if lost:
+            said.append(f"{lost} of {count} source trajectories ({_whose(line)})")
     if not said:
         return ""
-    return f" At x8 it was not finite on {' and '.join(said)}, which counts as an accuracy of 0."
+    zero = "which counts as an accuracy of 0, for it and for what is made from it"
+    return f" At x8 it was not finite on {' and '.join(said)}, {zero}."
+
+
+def _lost(evidence: Evidence, arm: str, policy: Policy) -> tuple[int, int]:
+    """On how many source trajectories of informative core cells an arm's weights are not finite, and of how many."""
+    rows = evidence.runs
+    rows = rows[rows["suite"].isin(CLAIMS.core) & (rows["policy"] == policy) & (rows["arm"] == arm)]
+    lost = rows["step"].isna().groupby([rows[key] for key in ("source", "network", "trajectory")]).any()
+    return int(lost.sum()), len(lost)
 
 
 def _pooled(evidence: Evidence, better: str, worse: str, policy: Policy) -> str:
@@ -546,10 +555,15 @@ def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list
         other = control.arms[claim.controls_of]
         judged = evidence.judge(Contrast(better=arm, worse=other), policy)
         if judged.interval.n:
-            difference = _shown(judged.interval)
-            lines.append(
-                {"arm": arm, "control": other, "difference": difference, "sign": judged.sign, "text": control.text}
-            )
+            lost = [(one, *_lost(evidence, one, policy)) for one in (arm, other)]
+            facts = {
+                "difference": _shown(judged.interval),
+                "sign": judged.sign,
+                "text": control.text,
+                "corrected_away": not judged.sign and not judged.interval.low <= 0 <= judged.interval.high,
+                "lost": [f"`{one}` on {n} of {count}" for one, n, count in lost if n],
+            }
+            lines.append({"arm": arm, "control": other, **facts})
     return lines
 
 
@@ -586,6 +600,13 @@ def costs_of_known(costs: pd.DataFrame) -> pd.DataFrame:
         depth = {"x2": 1, "x8": 3}[row["arm"].rpartition("_")[2]]
         per_step, share = row["seconds"] / row["weights"] / depth, row["seconds"] / row["theta_0_seconds"]
         shown = [f"{per_step:.1e}", f"{100 * share:.2f} %", f"{row['trained'] - 1:.2f}"]
-        rows.append([row["arm"], row["network"], *shown])
-    head = ["arm", "network", "s per weight and step back", "prediction / training of theta_0", "forgetting / training"]
+        rows.append([row["arm"], row["suite"], row["network"], *shown])
+    head = [
+        "arm",
+        "suite",
+        "network",
+        "s per weight and step back",
+        "prediction / training of theta_0",
+        "forgetting / training",
+    ]
     return pd.DataFrame(rows, columns=head)

@@ -349,9 +349,9 @@ def test_a_record_that_does_not_come_out_again_is_found(finished, recheck):
     assert code == 2
     assert "12.30 % recorded" in output
     assert "different: accuracy" in output
-    assert "although processor and library versions are the same" in error
+    assert "although code, processor and library versions are the same" in error
     assert forgiven == 0
-    assert said.splitlines()[-1].endswith("; another environment: python")
+    assert said.splitlines()[-1].endswith("; other than recorded: python")
 
 
 @pytest.mark.parametrize(

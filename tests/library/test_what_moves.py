@@ -181,6 +181,9 @@ def test_weights_that_run_away_are_counted(written):
     assert changes.runaway == 2
     usual = Changes()
     usual.add(Piece("fc.weight", "fc", 0, theta_0, 1.4 * theta_0))
+    tiny = Changes()
+    tiny.add(Piece("fc.bias", "bias", 0, torch.full((3,), 1e-4), torch.full((3,), 1e-2)))
+    assert tiny.runaway == 0
     said = "predicted weights are more than 1.5 times"
     assert any(note.startswith(f"2 {said}") for note in notes(written(base), Request(), changes))
     assert not any(said in note for note in notes(written(base), Request(), usual))
