@@ -49,8 +49,8 @@ from know.seeds import stream
 from know.trajectory import Trajectory
 
 SUITE, SOURCE, TARGET, TRAJECTORIES, FINE_TUNES = "core/plaincnn", "cifar100", "cifar10_15k", 6, 2
-SOURCES, TARGETS = RESULTS / "explored" / "sources.csv", RESULTS / "explored" / "targets.csv"
-KEYS = ["network", "budget", "attempt", "trajectory"]
+EXPLORED = RESULTS / "explored"
+KEYS = ["network", "budget", "attempt", "trajectory", "theta_0"]
 COLUMNS = [*KEYS, "images", "source_accuracy", "source_loss"]
 TRANSFERRED = [*KEYS, "learning_rate", "fine_tune", "validation_accuracy"]
 FILE, GROUP = "weights.safetensors", "without_cifar"
@@ -360,6 +360,7 @@ class Exploration:
             codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "_attempt")]
             make = functools.partial(_attempt, run, trajectory, images, function, options)
             file = self.store.folder("explored", about | computing(digest(codes), self.device), FILE, make) / FILE
+            place["theta_0"] = Start(run.theta_0).fingerprint()[:8]
             sources.append({**place, **load_facts(file)})
             if self.transfer:
                 targets += [{**place, **row} for row in self._transfer(load_state(file), run.seed)]
@@ -397,14 +398,22 @@ def _attempt(
     save_state(out / FILE, state, {**facts, "source_loss": round(float(F.cross_entropy(scores, test.labels)), 6)})
 
 
-def _add(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    """Add rows to a table, in place of what it has of the same attempts on the same trajectories."""
-    made, before = pd.DataFrame(rows, columns=columns), pd.DataFrame(columns=columns)
-    if path.is_file():
-        before = pd.read_csv(path)
-        before = before[~before.set_index(KEYS).index.isin(made.set_index(KEYS).index)]
-    both = pd.concat([before, made]).sort_values(KEYS, kind="stable")
-    write_csv(path, both.to_dict("records"), columns)
+def add(folder: Path, sources: list[dict[str, Any]], targets: list[dict[str, Any]]) -> None:
+    """Add rows of one trajectory to both tables, in place of what these have of the same attempts.
+
+    Rows of the trajectory that begin at another theta_0 go: another processor or other code trains another one, and
+    rows of two are never to be subtracted.
+    """
+    run = {key: sources[0][key] for key in ("network", "trajectory", "theta_0")}
+    for name, columns, rows in (("sources.csv", COLUMNS, sources), ("targets.csv", TRANSFERRED, targets)):
+        made, before = pd.DataFrame(rows, columns=columns), pd.DataFrame(columns=columns)
+        if (folder / name).is_file():
+            before = pd.read_csv(folder / name, dtype={"theta_0": str})
+            here = (before["network"] == run["network"]) & (before["trajectory"] == run["trajectory"])
+            again = before.set_index(KEYS).index.isin(made.set_index(KEYS).index)
+            before = before[~again & ~(here & (before["theta_0"] != run["theta_0"]))]
+        both = pd.concat([before, made]).fillna({"theta_0": ""}).sort_values(KEYS, kind="stable")
+        write_csv(folder / name, both.to_dict("records"), columns)
 
 
 def main() -> None:
@@ -424,8 +433,7 @@ def main() -> None:
         exploration = Exploration(network, *how, *places, asked.transfer, asked.device)
         with workers(asked.processes) as each:
             for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
-                _add(SOURCES, COLUMNS, sources)
-                _add(TARGETS, TRANSFERRED, targets)
+                add(EXPLORED, sources, targets)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report import tables
+from benchmarks.report import claim_tables, tables
 from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, Evidence, gates, informative, marked
 from benchmarks.report.folders import GROUPS, Published
 from benchmarks.report.statistics import CONFIDENCE, FEW, Interval, gain, paired_t
@@ -32,7 +32,7 @@ def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
     page = fill(
         "index.html.j2",
         overviews=_overviews(results),
-        verdicts=tables.front(evidence, cost) if evidence.suites else None,
+        verdicts=claim_tables.front(evidence, cost) if evidence.suites else None,
         suites=[{"name": one.name, "about": one.settings, "lost": one.lost, "cells": _cells(one)} for one in results],
         policies={policy: name for policy, name in POLICIES.items() if policy in seen},
         groups={key: name for key, name in GROUPS.items() if key != "reference"},

@@ -10,6 +10,7 @@ import pandas as pd
 from benchmarks.report.statistics import paired_t
 from benchmarks.report.tables import signed
 from benchmarks.report.template import fill
+from know.errors import KnowError
 
 BUDGETS = {"forgetting": 0.284, "x1": 1.0, "x3": 3.0}
 """How many images of the source an attempt may show, beside those that made theta_0. The first is what the forgetting
@@ -80,7 +81,12 @@ def _table(columns: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 
 def page(folder: Path) -> str:
     """README.md of the exploration, from sources.csv and targets.csv in its folder."""
-    sources, targets = (pd.read_csv(folder / f"{name}.csv") for name in ("sources", "targets"))
+    sources, targets = (pd.read_csv(folder / f"{name}.csv", dtype={"theta_0": str}) for name in ("sources", "targets"))
+    for table in (sources, targets):
+        starts = table.fillna({"theta_0": ""}).groupby(["network", "trajectory"])["theta_0"].nunique()
+        if (starts > 1).any():
+            network, trajectory = starts.idxmax()
+            raise KnowError(f"{folder}: rows of {network}, {trajectory} begin at different theta_0; make them anew")
     return fill(
         "explored.md.j2",
         budgets=BUDGETS,

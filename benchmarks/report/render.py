@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.report import tables
+from benchmarks.report import claim_tables, tables
 from benchmarks.report.browse import index_page
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, cost_verdict, costs, gates
@@ -88,9 +88,9 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
         **skill,
         run=bool(evidence.suites),
         pictured=bool(evidence.suites & set(CLAIMS.core)),
-        found=tables.found(evidence),
+        found=claim_tables.found(evidence),
         waiting=evidence.waits_for(),
-        verdicts=tables.front(evidence, cost),
+        verdicts=claim_tables.front(evidence, cost),
         suites=results,
         overviews=overviews,
     )
@@ -106,11 +106,11 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
             {
                 "name": claim.name,
                 "asked": claim.asked,
-                "table": tables.contrasts(evidence, claim) if contrasts else None,
-                "said": tables.said(finding),
+                "table": claim_tables.contrasts(evidence, claim) if contrasts else None,
+                "said": claim_tables.said(finding),
                 "in_distribution": any(contrast.better.arm in evidence.marked for contrast in contrasts),
                 "controls": {
-                    policy: tables.controls(evidence, claim, policy)
+                    policy: claim_tables.controls(evidence, claim, policy)
                     for policy in (("short", "paper", "tuned") if at_rate else ("tuned",))
                 }
                 if claim.controls_of
@@ -121,15 +121,15 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
         "claims.md.j2",
         policies=POLICIES,
         rules=CLAIMS,
-        cells=tables.cells(evidence),
+        cells=claim_tables.cells(evidence),
         waiting=evidence.waits_for(),
-        primary=tables.primary(evidence, CLAIMS.families[0]),
-        finalists=tables.finalists(evidence),
-        beside=tables.beside(evidence),
-        of_finalists=tables.primary(evidence, CLAIMS.families[1]),
+        primary=claim_tables.primary(evidence, CLAIMS.families[0]),
+        finalists=claim_tables.finalists(evidence),
+        beside=claim_tables.beside(evidence),
+        of_finalists=claim_tables.primary(evidence, CLAIMS.families[1]),
         claims=claims,
-        ablations=tables.ablations(evidence),
-        costs=tables.costs_of_known(cost),
+        ablations=claim_tables.ablations(evidence),
+        costs=claim_tables.costs_of_known(cost),
         cost_verdict=cost_verdict(cost),
         planned={name: title for name, title in _titles(SUITES.resolve()).items() if name not in evidence.suites},
     )

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.claims import CLAIMS, Claim, Contrast, Line
+from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import (
     DAGGER,
-    LOCAL,
     POLICIES,
-    Evidence,
-    Finding,
-    Place,
-    Verdict,
-    cost_verdict,
     gates,
     informative,
     marked,
@@ -53,16 +46,6 @@ FRONT = {
 }
 """What the front picture and index.html show of a cell, by heading: an arm, of which the difference to naive is shown,
 or one of the two data gaps (`front_means`)."""
-
-BESIDE = [
-    ("oracle_steps", "naive"),
-    ("local_oracle", "compute_matched"),
-    ("compute_matched", "naive"),
-    ("compute_augmented", "naive"),
-    ("compute_augmented", "compute_matched"),
-    ("oracle_steps", "compute_augmented"),
-]
-"""Better and worse arm of differences that no claim is about and that the five sentences and docs/FINDINGS.md quote."""
 
 NOISE = "\N{ALMOST EQUAL TO}"
 """The mark of a difference whose mean lies in the noise band."""
@@ -104,16 +87,13 @@ def _difference(row: pd.Series, noise: tuple[float, float] | None = None) -> str
     return f"{shown} {NOISE}" if noise and noise[0] <= row["difference"] <= noise[1] else shown
 
 
-def _shown(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
+    """The same, or a dash where too few trajectories were run for an interval."""
     return signed(interval) if interval.n > 1 else "-"
 
 
 def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _p_value(p: float) -> str:
-    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def front_means(runs: pd.DataFrame) -> pd.DataFrame:
@@ -375,238 +355,3 @@ def costs_of_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
     table = numbers.map("{:.1f}".format).set_axis(["minutes", "processor minutes", "peak memory, GiB"], axis=1)
     table.insert(0, "job", jobs["job"])
     return table
-
-
-# the pages of claims
-
-
-def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
-    """Every claim with its verdict and the pooled estimates of its last contrast, at the rate policies that have any;
-    those that hold come first.
-    """
-    rows = []
-    for claim in CLAIMS.claims:
-        finding, contrasts = evidence.claim(claim), evidence.contrasts(claim)
-        last = [_shown(evidence.judge(contrasts[-1], p, claim.suites).interval) if contrasts else "-" for p in POLICIES]
-        rows.append([claim.name, said(finding), *last, list(Verdict).index(finding.verdict)])
-    verdict = cost_verdict(costs)
-    rows.append(["predicting is cheap beside training", verdict, *["-"] * len(POLICIES), list(Verdict).index(verdict)])
-    rows.sort(key=lambda row: row[-1])
-    table = pd.DataFrame([row[:-1] for row in rows], columns=["claim of the paper", "here", *POLICIES.values()])
-    return table.drop(columns=[name for name in POLICIES.values() if (table[name] == "-").all()])
-
-
-def found(evidence: Evidence) -> list[str]:
-    """Five sentences on what the core suites say, with pooled differences in points; none where none was run."""
-    tuned = CLAIMS.primary.policy
-    passed = [own for (suite, _, policy), own in evidence.gates.items() if suite in CLAIMS.core and policy == tuned]
-    if not passed:
-        return []
-    places = {place for place in evidence.informative_at(tuned) if place.core}
-    networks, pairs = ({f(place) for place in places} for f in (lambda p: p.network, lambda p: (p.source, p.target)))
-
-    def known(policy: Policy, worse: Mapping[str, str], factor: str = "x8") -> str:
-        """KNOWN of both lines, each minus an arm of its own."""
-        shown = [
-            f"{_pooled(evidence, f'{line.arm}_{factor}', worse[key], policy)} ({_whose(line)})"
-            for key, line in CLAIMS.lines.items()
-        ]
-        return " and ".join(shown)
-
-    shrunk, placebo = (next(c.arms for c in CLAIMS.controls if word in c.text) for word in ("shrinking", "placebo"))
-    naive = dict.fromkeys(CLAIMS.lines, "naive")
-    at_paper = "At the paper's rate, on the same short schedule, "
-    if any(place.core for place in evidence.informative_at("short")):
-        at_paper += f"KNOWN x8 minus naive is {known('short', naive)}; "
-        at_paper += f"minus shrinking by as much it is {known('short', shrunk)}."
-    else:
-        at_paper += "no core cell that was run is informative."
-    averages = ", ".join(f"`{one.arm}` {_pooled(evidence, one.arm, 'naive', tuned)}" for one in CLAIMS.finalists)
-    return [
-        f"At tuned rates {sum(map(informative, passed))} of the {len(passed)} core cells that were run are informative "
-        f"(networks: {len(networks)}, pairs of datasets: {len(pairs)}), and {sum(map(sees_small_steps, passed))} see a "
-        "step as small as a prediction's. Twice the data at equal steps is worth "
-        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points, and the same nearby, for which KNOWN x2 stands, "
-        f"{_pooled(evidence, 'local_oracle', 'compute_matched', tuned)}.",
-        f"At tuned rates KNOWN minus naive fine-tuning is, at x2, {known(tuned, naive, 'x2')}, and at x8 "
-        f"{known(tuned, naive)}.{_not_finite(evidence, tuned)}",
-        f"Minus shrinking theta_0 by as much KNOWN x8 is {known(tuned, shrunk)}, and minus its own answer to a "
-        f"placebo, in which nothing was removed, {known(tuned, placebo)}.",
-        "The compute of the forgetting steps, spent on training theta_0 further, is worth "
-        f"{_pooled(evidence, 'compute_matched', 'naive', tuned)} points, and the means of late weights of such "
-        f"training {averages}.",
-        at_paper,
-    ]
-
-
-def _whose(line: Line) -> str:
-    return line.label.removeprefix("KNOWN ").strip("()")
-
-
-def _not_finite(evidence: Evidence, policy: Policy) -> str:
-    """A sentence on the predictions of KNOWN x8 in informative core cells that are not finite, where there are any."""
-    said = []
-    for line in CLAIMS.lines.values():
-        lost, count = _lost(evidence, line.deepest, policy)
-        if lost:
-            said.append(f"{lost} of {count} source trajectories ({_whose(line)})")
-    if not said:
-        return ""
-    zero = "which counts as an accuracy of 0, for it and for what is made from it"
-    return f" At x8 it was not finite on {' and '.join(said)}, {zero}."
-
-
-def _lost(evidence: Evidence, arm: str, policy: Policy) -> tuple[int, int]:
-    """On how many source trajectories of informative core cells an arm's weights are not finite, and of how many."""
-    rows = evidence.runs
-    rows = rows[rows["suite"].isin(CLAIMS.core) & (rows["policy"] == policy) & (rows["arm"] == arm)]
-    lost = rows["step"].isna().groupby([rows[key] for key in ("source", "network", "trajectory")]).any()
-    return int(lost.sum()), len(lost)
-
-
-def _pooled(evidence: Evidence, better: str, worse: str, policy: Policy) -> str:
-    """A pooled difference that links to its page; the title of the link says what it is."""
-    shown = _shown(evidence.judge(Contrast(better=better, worse=worse), policy).interval)
-    return f'[{shown}](CLAIMS.md "{better} - {worse}, {policy}, pooled")' if shown != "-" else shown
-
-
-def said(finding: Finding) -> str:
-    """A finding in words."""
-    if finding.explained:
-        return f"{finding.verdict} ({finding.because}), explained as well by {' or '.join(finding.explained)}"
-    return f"{finding.verdict}: {finding.because}" if finding.because else str(finding.verdict)
-
-
-def primary(evidence: Evidence, family: Sequence[Contrast]) -> dict[str, pd.DataFrame]:
-    """Contrasts of one family by heading: pooled, then in each place, with p values after Holm's correction in each."""
-    policy = CLAIMS.primary.policy
-    tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in family}}
-    for place in evidence.places:
-        tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in family}
-    made = {}
-    for heading, found in tables.items():
-        rows = [
-            [contrast, _shown(one.interval), one.interval.n, _p_value(one.corrected), one.verdict]
-            for contrast, one in found.items()
-            if one and one.interval.n
-        ]
-        if rows:
-            made[heading] = pd.DataFrame(rows, columns=["contrast", "difference", "n", "p (Holm)", "verdict"]).astype(
-                str
-            )
-    return made
-
-
-def beside(evidence: Evidence) -> pd.DataFrame:
-    """The differences `BESIDE` at tuned rates in every informative core cell, and pooled. They have no verdict."""
-    policy, rows = CLAIMS.primary.policy, []
-    for contrast in (Contrast(better=better, worse=worse) for better, worse in BESIDE):
-        at = {place: one for place, one in evidence.by_place(contrast, policy).items() if place.core}
-        found = {title_of(place): at[place] for place in evidence.places if place in at}
-        found["pooled"] = evidence.judge(contrast, policy)
-        rows += [[contrast, place, _shown(one.interval), one.interval.n] for place, one in found.items()]
-    return pd.DataFrame(rows, columns=["contrast", "cell", "tuned rate", "n"]).astype(str)
-
-
-def finalists(evidence: Evidence) -> list[dict[str, object]]:
-    """For each finalist: the arms, the core cells in which it holds, and whether it becomes a part of the library."""
-    made = []
-    for one in CLAIMS.finalists:
-        verdict, places = evidence.confirmed(one)
-        made.append({"arm": one.arm, "matched": one.matched, "verdict": verdict, "places": list(map(title_of, places))})
-    return made
-
-
-def title_of(place: Place) -> str:
-    """A place in words."""
-    axes = "" if place.usual else f", {place.track}, r = {place.rate:g}"
-    return f"{place.suite}: {place.source} to {place.target}, {place.network}{axes}"
-
-
-def contrasts(evidence: Evidence, claim: Claim) -> pd.DataFrame:
-    """The contrasts of a claim at every rate policy, with the paper's number: by network and pair, pooled last."""
-    head = ["contrast", "network", "source to target", "paper", *POLICIES.values(), "n", "verdict (tuned)"]
-    every, rows = evidence.contrasts(claim), []
-    for contrast in every:
-        at = {policy: evidence.by_place(contrast, policy) for policy in POLICIES}
-        places = [
-            place for place in evidence.places if place in at["tuned"] and place.suite in (claim.suites or CLAIMS.core)
-        ]
-        if claim.everywhere or len(every) <= CLAIMS.shown_by_place:
-            for place in (place for place in places if place.usual):
-                said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
-                tuned = at["tuned"][place]
-                pair = f"{place.source} to {place.target} ({place.suite})"
-                rows.append([contrast, place.network, pair, "", *said, tuned.interval.n, tuned.verdict])
-        if not claim.everywhere:
-            paper = CLAIMS.paper_gain(contrast)
-            pooled = [evidence.judge(contrast, policy, claim.suites) for policy in POLICIES]
-            numbers = [_shown(one.interval) for one in pooled]
-            shown = "" if paper is None else f"{paper:+.2f}"
-            rows.append([contrast, "pooled", "", shown, *numbers, pooled[-1].interval.n, pooled[-1].verdict])
-    return pd.DataFrame(rows, columns=head).astype(str)
-
-
-def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list[dict[str, Any]]:
-    """What is left of KNOWN's gain beside each control that was run, at a rate policy."""
-    arm = CLAIMS.lines[claim.controls_of].deepest
-    lines = []
-    for control in CLAIMS.controls:
-        other = control.arms[claim.controls_of]
-        judged = evidence.judge(Contrast(better=arm, worse=other), policy)
-        if judged.interval.n:
-            lost = [(one, *_lost(evidence, one, policy)) for one in (arm, other)]
-            facts = {
-                "difference": _shown(judged.interval),
-                "sign": judged.sign,
-                "text": control.text,
-                "corrected_away": not judged.sign and not judged.interval.low <= 0 <= judged.interval.high,
-                "lost": [f"`{one}` on {n} of {count}" for one, n, count in lost if n],
-            }
-            lines.append({"arm": arm, "control": other, **facts})
-    return lines
-
-
-def ablations(evidence: Evidence) -> pd.DataFrame:
-    """The deepest KNOWN minus naive in every informative place that is not pooled."""
-    rows = []
-    for line, place in itertools.product(CLAIMS.lines.values(), evidence.places):
-        # the names of arms have the factor on the data, which is another one at another r
-        run = (arm for arm in evidence.arms_of(place) if arm.startswith(f"{line.arm}_x"))
-        deepest = max(run, key=lambda arm: float(arm.rpartition("_x")[2]), default=line.deepest)
-        at = {policy: evidence.by_place(Contrast(better=deepest, worse="naive"), policy) for policy in POLICIES}
-        if not place.core and place in at["tuned"]:
-            said = [_shown(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
-            rows.append([deepest, title_of(place), *said, at["tuned"][place].verdict])
-    return pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values(), "verdict (tuned)"]).astype(str)
-
-
-def cells(evidence: Evidence) -> pd.DataFrame:
-    """The gates of every cell at every rate policy, and what they say."""
-    rows = []
-    for (suite, cell, policy), passed in sorted(evidence.gates.items()):
-        failed = [name.partition(":")[0] for name, gate in passed.items() if not gate.low > 0 and name != LOCAL]
-        verdict = "uninformative: " + ", ".join(failed) if failed else "informative"
-        if not failed and not sees_small_steps(passed):
-            verdict += ", cannot see small steps"
-        rows.append([suite, cell, POLICIES[policy], verdict])
-    return pd.DataFrame(rows, columns=["suite", "cell", "rate policy", "gates"])
-
-
-def costs_of_known(costs: pd.DataFrame) -> pd.DataFrame:
-    """What a prediction of KNOWN costs beside the training of theta_0, from `evidence.costs`."""
-    rows = []
-    for _, row in costs.iterrows():
-        depth = {"x2": 1, "x8": 3}[row["arm"].rpartition("_")[2]]
-        per_step, share = row["seconds"] / row["weights"] / depth, row["seconds"] / row["theta_0_seconds"]
-        shown = [f"{per_step:.1e}", f"{100 * share:.2f} %", f"{row['trained'] - 1:.2f}"]
-        rows.append([row["arm"], row["suite"], row["network"], *shown])
-    head = [
-        "arm",
-        "suite",
-        "network",
-        "s per weight and step back",
-        "prediction / training of theta_0",
-        "forgetting / training",
-    ]
-    return pd.DataFrame(rows, columns=head)

@@ -8,7 +8,7 @@ import pydantic
 import pytest
 from synthetic import records, write_results
 
-from benchmarks.report import render, tables
+from benchmarks.report import claim_tables, render, tables
 from benchmarks.report.claims import CLAIMS, Claims, Contrast, Least
 from benchmarks.report.evidence import LOCAL, Evidence, Verdict, costs, gates, sees_small_steps, together, verdict
 from benchmarks.report.folders import COST, load, load_all
@@ -211,7 +211,7 @@ def test_a_gain_by_forgetting_holds(core):
     gains = {**GOOD, "placebo_x8": (0, 0.1, -0.1, 0, 0), "shrink_x8": (0, 0, 0.1, 0, -0.1)}
     evidence = core({MLP: gains})
     assert evidence.claim(BEATS_NAIVE).verdict == "holds"
-    assert [line["sign"] for line in tables.controls(evidence, BEATS_NAIVE)] == [1, 1, 1]
+    assert [line["sign"] for line in claim_tables.controls(evidence, BEATS_NAIVE)] == [1, 1, 1]
 
 
 def test_a_gain_by_steps_alone_is_one_that_the_placebo_and_further_training_have_too(core):
@@ -219,7 +219,7 @@ def test_a_gain_by_steps_alone_is_one_that_the_placebo_and_further_training_have
     same = [gain + more for gain, more in zip(GOOD["known_x8"], noise, strict=True)]
     evidence = core({MLP: {**GOOD, "placebo_x8": same, "compute_matched": same, "local_oracle": [x + 1 for x in same]}})
     assert evidence.claim(BEATS_NAIVE).verdict == "holds"
-    lines = tables.controls(evidence, BEATS_NAIVE)
+    lines = claim_tables.controls(evidence, BEATS_NAIVE)
     assert {line["control"]: line["sign"] for line in lines} == {"placebo_x8": 0, "compute_matched": 0}
     for control in ("placebo_x8", "compute_matched"):
         assert evidence.judge(Contrast(better="known_x8", worse=control), "tuned").verdict == "excluded"
@@ -232,7 +232,7 @@ def test_a_gain_by_a_larger_rate_alone_holds_at_the_papers_rate_only_and_says_wh
     assert finding.verdict == "holds at the paper's rate only"
     assert finding.explained == ("a learning rate that makes up for the shrinking",)
     assert finding.because == "at tuned rates: excluded"
-    assert tables.said(finding).endswith("explained as well by a learning rate that makes up for the shrinking")
+    assert claim_tables.said(finding).endswith("explained as well by a learning rate that makes up for the shrinking")
 
 
 def test_where_there_is_no_gain_at_all_it_is_excluded_and_what_presupposes_one_is_not_testable(core, publish):
@@ -344,7 +344,7 @@ def test_other_values_of_r_and_the_other_track_stay_out_of_the_pool(core, tmp_pa
     interval, expected = pooled(evidence).interval, paired_t([2, 2.2, 1.8, 2, 2])
     assert dataclasses.astuple(interval) == pytest.approx(dataclasses.astuple(expected))
     assert len(evidence.by_place(X8, "tuned")) == 3
-    assert len(tables.ablations(evidence)) == 2
+    assert len(claim_tables.ablations(evidence)) == 2
 
 
 # Holm's correction
@@ -383,7 +383,7 @@ def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(core, tmp_pat
 
 def test_other_settings_show_the_deepest_known_by_the_name_that_it_has_at_that_ratio(core):
     gains = {**STEADY, "known_x1.43": (1, 1.2, 0.8, 1, 1), "known_x2.92": (2, 2.2, 1.8, 2, 2)}
-    table = tables.ablations(core({MLP: GOOD, dataclasses.replace(MLP, ratio=0.7): gains}))
+    table = claim_tables.ablations(core({MLP: GOOD, dataclasses.replace(MLP, ratio=0.7): gains}))
     assert table["arm"].tolist() == ["known_x2.92"]
     assert table["place"].str.endswith("r = 0.7").all()
     assert table["tuned rate"].str.startswith("+2.00 [").all()
@@ -494,21 +494,33 @@ def test_the_rule_is_not_corrected_at_other_rates_or_in_other_suites(core, publi
 def test_the_front_page_says_what_the_claims_say_and_begins_with_what_holds(core, tmp_path):
     evidence = core({MLP: {**GOOD, "released_x8": (-1, -1.2, -0.8, -1, -1)}})
     published = load_all(tmp_path)
-    front = tables.front(evidence, costs(published))
-    verdicts = list(front["here"].str.partition(":")[0].str.partition(",")[0])
+    front = claim_tables.front(evidence, costs(published))
+    heads = front[front["here"] != ""]
+    verdicts = list(heads["here"].str.partition(":")[0].str.partition(",")[0])
     assert verdicts[0] == "holds"
     assert verdicts == sorted(verdicts, key=[str(one).partition(",")[0] for one in Verdict].index)
-    text, said = page(tmp_path), dict(zip(front.iloc[:, 0], front["here"], strict=True))
+    text, said = page(tmp_path), dict(zip(heads.iloc[:, 0], heads["here"], strict=True))
     for claim in CLAIMS.claims:
         section = text.split(f"## {claim.name}\n")[1].split("\n## ")[0]
         assert f"Here: **{said[claim.name]}**" in section
         assert claim.asked in section
 
 
+def test_the_front_page_shows_the_lowest_and_the_highest_contrast_of_a_claim(core, tmp_path):
+    lines = {"logfit_x2": (0.3, 0.4, 0.2, 0.3, 0.4), "wnn_x2": (5, 5.2, 5.1, 5, 5), "linear_x2": (-3, -3, -3.3, -3, -3)}
+    evidence = core({MLP: {**GOOD, "known_x2": (1, 1.1, 0.9, 1, 1), **lines}})
+    front = claim_tables.front(evidence, costs(load_all(tmp_path)))
+    place = list(front["claim of the paper"]).index("KNOWN (ours) beats the paper's other predictions")
+    shown = front.iloc[place : place + 3]
+    assert list(shown["contrast"])[:2] == ["known_x2 - wnn_x2", "known_x2 - linear_x2"]
+    assert [text.split()[0] for text in shown["tuned rate"]][:2] == ["-4.06", "+4.06"]
+    assert list(shown["here"] == "") == [False, True, False]
+
+
 def test_the_five_sentences_have_the_pooled_differences_and_count_the_cells(core, publish):
-    assert not tables.found(publish({"suite": {MLP: GOOD}}))  # it is no core suite
+    assert not claim_tables.found(publish({"suite": {MLP: GOOD}}))  # it is no core suite
     evidence = core({MLP: {**GOOD, "shrink_x8": (1, 1, 1.2, 1, 0.8)}})
-    cells, known, controls, same, short = tables.found(evidence)
+    cells, known, controls, same, short = claim_tables.found(evidence)
     assert f"1 of the {len(CLAIMS.core)} core cells" in cells
     assert "(networks: 1, pairs of datasets: 1), and 1 see" in cells
 
@@ -527,7 +539,7 @@ def test_the_five_sentences_have_the_pooled_differences_and_count_the_cells(core
     for k, run in enumerate(failing):
         if (run.arm, run.trajectory) == ("known_x8", "t4"):
             failing[k] = run.model_copy(update={"status": "diverged", "accuracy": 0.0, "step": None})
-    _, known, *_, short = tables.found(core(failing))
+    _, known, *_, short = claim_tables.found(core(failing))
     assert "no core cell that was run is informative" in short
     assert "not finite on 1 of 5 source trajectories (ours)" in known
 

@@ -12,6 +12,7 @@ from benchmarks.report import explored
 from benchmarks.settings import Forgetting, Origin, Recipe
 from benchmarks.store import Store
 from benchmarks.trajectories import make_origin, source_run
+from know.errors import KnowError
 from know.trajectory import Trajectory
 
 ORIGIN = Origin("digits:0-4", "normcnn")
@@ -177,20 +178,46 @@ def test_the_page_asks_every_attempt_beside_the_same_theta_0(tmp_path):
     """theta_0 is fine-tuned once, beside the smallest budget, and takes none of the others."""
     gains = {("theta_0", "forgetting"): (0, 0, 0), ("further", "forgetting"): (1, 2, 3), ("further", "x3"): (2, 4, 6)}
     rows = [
-        {"network": "n", "budget": budget, "attempt": attempt, "trajectory": f"e{k}"}
+        {"network": "n", "budget": budget, "attempt": attempt, "trajectory": f"e{k}", "theta_0": f"{k}e5"}
         | {"learning_rate": 1e-3, "fine_tune": repeat, "validation_accuracy": (40 + k + gain) / 100}
         for (attempt, budget), own in gains.items()
         for k, gain in enumerate(own)
         for repeat in range(2)
     ]
-    exploration._add(tmp_path / "targets.csv", exploration.TRANSFERRED, rows[:8])
-    exploration._add(tmp_path / "targets.csv", exploration.TRANSFERRED, rows)  # what is made again takes its place
-    sources = [{**row, "images": 7, "source_accuracy": 0.3, "source_loss": 2.0} for row in rows[::2]]
-    exploration._add(tmp_path / "sources.csv", exploration.COLUMNS, [row for row in sources if row["budget"] != "x3"])
+    measured = {"images": 7, "source_accuracy": 0.3, "source_loss": 2.0}
+
+    def add(theta_0=None):
+        for k in range(3):
+            own = [row | ({"theta_0": theta_0} if theta_0 else {}) for row in rows if row["trajectory"] == f"e{k}"]
+            sources = [row | measured for row in own[::2] if row["budget"] != "x3"]
+            exploration.add(tmp_path, [{key: row[key] for key in exploration.COLUMNS} for row in sources], own)
+
+    add("other")
+    tables = [(tmp_path / name).read_text() for name in ("sources.csv", "targets.csv")]
+    assert all("other" in table for table in tables)
+    add()  # what began at another theta_0 goes
+    tables = [(tmp_path / name).read_text() for name in ("sources.csv", "targets.csv")]
+    assert not any("other" in table for table in tables)
+    add()  # what is made again takes its place
+    assert tables == [(tmp_path / name).read_text() for name in ("sources.csv", "targets.csv")]
     page = explored.page(tmp_path)
     assert "| attempt | n, forgetting, n = 3 | n, x3, n = 3 |" in page
     assert "| further | +2.00 [-0.48, +4.48] | +4.00 [-0.97, +8.97] |" in page
     assert "| theta_0 | +0.00 [+0.00, +0.00] |" in page
+
+
+@pytest.mark.parametrize("name", ["sources", "targets"])
+def test_no_page_is_made_from_rows_of_two_theta_0(tmp_path, name):
+    rows = [
+        {"network": "n", "budget": "x1", "attempt": attempt, "trajectory": "e0", "theta_0": "a"}
+        | {"learning_rate": 1e-3, "fine_tune": 0, "validation_accuracy": 0.4, "source_accuracy": 0.3}
+        for attempt in ("theta_0", "further")
+    ]
+    for table in ("sources", "targets"):
+        rows[1]["theta_0"] = "b" if table == name else "a"
+        pd.DataFrame(rows).to_csv(tmp_path / f"{table}.csv", index=False)
+    with pytest.raises(KnowError, match="rows of n, e0 begin at different theta_0"):
+        explored.page(tmp_path)
 
 
 def test_the_pages_know_every_budget():
