@@ -26,6 +26,8 @@ SMALL = 0.35
 FINE = 80
 """Points of the interpolated grid in each direction."""
 GREYS = LinearSegmentedColormap.from_list("greys", ["#FFFFFF", "#606060"])
+LABEL = 22, 10
+"""Width and height of a label in points, about."""
 EDGE = [withStroke(linewidth=2, foreground="white")]
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
@@ -120,12 +122,25 @@ def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> 
     draw_path(axis, snapshots, "black", "-", "o")
     draw_path(axis, oracle, style.FAMILIES["oracle"][1], "", style.FAMILIES["oracle"][2], size=11)
     ends = snapshots.iloc[[0, -1]].assign(label=lambda rows: rows["label"].str.replace("theta_", "θ"))
-    for row in pd.concat([ends, known, oracle] if labels else [oracle]).itertuples():
+    named = pd.concat([ends, known, oracle] if labels else [oracle])
+    place = axis.transData.transform(named[["x", "y"]].to_numpy()) * 72 / axis.figure.dpi  # in points
+    for row, up in zip(named.itertuples(), apart(place), strict=True):
         text = row.label.translate(SUBSCRIPTS) if row.kind == "snapshot" else row.label.replace("x", "×")
-        look = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True}
+        look = {"path_effects": EDGE, "zorder": 6, "annotation_clip": True, "xytext": (7, up)}
         if axis.transAxes.inverted().transform(axis.transData.transform((row.x, row.y)))[0] > 0.8:
-            look |= {"xytext": (-7, 0), "horizontalalignment": "right"}  # or it would stick out on the right
-        axis.annotate(text, (row.x, row.y), textcoords="offset points", va="center", **{"xytext": (7, 0), **look})
+            look |= {"xytext": (-7, up), "horizontalalignment": "right"}  # or it would stick out on the right
+        axis.annotate(text, (row.x, row.y), textcoords="offset points", va="center", **look)
+
+
+def apart(places: np.ndarray) -> np.ndarray:
+    """How far up labels (N, 2, in points) have to go so that none lies on another, each as little as possible."""
+    up, done = np.zeros(len(places)), []
+    for k in np.argsort(places[:, 1], kind="stable"):
+        beside = [other for other in done if abs(places[other, 0] - places[k, 0]) < LABEL[0]]
+        lowest = max((places[other, 1] + up[other] + LABEL[1] for other in beside), default=-np.inf)
+        up[k] = max(0.0, lowest - places[k, 1])
+        done.append(k)
+    return up
 
 
 def draw_window(axis: Axes, window: tuple[tuple[float, float], tuple[float, float]]) -> None:

@@ -23,7 +23,7 @@ from benchmarks.report.render import front_pages, suite_page
 from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
 from benchmarks.steps import lacking, steps
-from benchmarks.suite import Suite
+from benchmarks.suite import Suite, load_suite, suite_names
 from know.errors import KnowError
 from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
 from know.fingerprint import code_hash
@@ -113,6 +113,7 @@ def check(results: Path) -> list[str]:
     """Names of all pages, each of which equals what its records give; KnowError names the first that does not."""
     published, checked = load_all(results), []
     for one in published:
+        _compare_settings(one)
         _compare_page(one.folder / "README.md", suite_page(one))
         if read_json(one.folder / "metrics.json") != metrics(one.runs):
             raise KnowError(f"{one.folder / 'metrics.json'} does not fit its records; publish the suite again")
@@ -121,6 +122,15 @@ def check(results: Path) -> list[str]:
         _compare_page(results / name, text)
         checked.append(str(results / name))
     return checked
+
+
+def _compare_settings(published: Published) -> None:
+    """KnowError if a suite was published with other settings than those in its file, which are fixed beforehand."""
+    if published.name not in suite_names():
+        return
+    for key, value in load_suite(published.name).model_dump(mode="json").items():
+        if published.settings[key] != value:
+            raise KnowError(f"{published.name} was run with {key}: {published.settings[key]}, and its file has {value}")
 
 
 def _shared_pages(results: Path, published: list[Published]) -> dict[str, str]:

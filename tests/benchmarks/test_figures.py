@@ -265,6 +265,14 @@ def test_a_small_trajectory_gets_a_panel_of_its_own(module, one_cell, tmp_path):
     assert np.ptp(axis.get_xlim()) < 40
 
 
+def test_labels_lie_apart_and_go_up_no_further_than_they_have_to(module):
+    landscape = module("landscape")
+    wide, high = landscape.LABEL
+    places = np.array([[0, 0], [1, 3], [-2, 4], [3 * wide, 4], [0, 90]])
+    up = landscape.apart(places)
+    assert list(up) == [0, high - 3, 2 * high - 4, 0, 0]
+
+
 def test_panels_of_one_cell_stand_three_in_a_line_at_most(module, every_arm):
     axes = module("accuracy_by_rate").draw(every_arm).axes
     assert len(axes) > 2 * 3  # a panel and its legend each

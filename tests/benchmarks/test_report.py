@@ -18,6 +18,7 @@ from benchmarks.report.evidence import DAGGER, SEEN_NOTE
 from benchmarks.report.folders import COST, GROUPS, load, load_all
 from benchmarks.report.render import cost_page, front_pages, suite_page
 from benchmarks.report.template import fill, markdown
+from benchmarks.suite import load_suite
 from know import files
 from know.errors import KnowError
 
@@ -341,6 +342,21 @@ def test_the_check_changes_nothing(results, folder_bytes):
     with pytest.raises(KnowError):
         report.check(results)
     assert folder_bytes(results) == before
+
+
+def test_a_suite_that_was_run_with_other_settings_than_its_file_has_is_found(results, monkeypatch):
+    smoke = load_suite("smoke").model_dump(mode="json")
+    for name, settings in (("one", smoke), ("two", smoke | {"pilots": 7})):
+        path = results / name / "suite.json"
+        files.write_json(path, files.read_json(path) | settings)
+    report.write_pages(results)
+    assert report.check(results)  # neither has a file
+    monkeypatch.setattr(report, "load_suite", lambda name: load_suite("smoke"))
+    monkeypatch.setattr(report, "suite_names", lambda: ["one"])
+    assert report.check(results)
+    monkeypatch.setattr(report, "suite_names", lambda: ["one", "two"])
+    with pytest.raises(KnowError, match="two was run with pilots: 7, and its file has"):
+        report.check(results)
 
 
 def _shorten(path):
