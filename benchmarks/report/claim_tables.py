@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -231,12 +231,37 @@ def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list
             facts = {
                 "difference": interval_text(judged.interval),
                 "sign": judged.sign,
+                "uncorrected": (judged.interval.low > 0) - (judged.interval.high < 0),
                 "text": control.text,
-                "corrected_away": not judged.sign and not judged.interval.low <= 0 <= judged.interval.high,
                 "lost": [f"`{one}` on {n} of {count}" for one, n, count in lost if n],
             }
             lines.append({"arm": arm, "control": other, **facts})
     return lines
+
+
+def rates_of_the_grid(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list[str]:
+    """By core suite: the learning rates of KNOWN, its controls and naive, where one of them is a point of the grid.
+
+    Rule 7 takes a point of the grid where no curve can be laid through the pilots. Such a rate lies further from the
+    best one, and arms whose rates differ for that reason differ by it too.
+    """
+    arms = [CLAIMS.lines[claim.controls_of].deepest, *(control.arms[claim.controls_of] for control in CLAIMS.controls)]
+    runs, said = evidence.runs, []
+    if runs.empty:
+        return said
+    runs = runs[runs["arm"].isin([*arms, "naive"]) & (runs["policy"] == policy) & runs["suite"].isin(CLAIMS.core)]
+    for suite, own in runs.groupby("suite"):
+        rates = own.drop_duplicates("arm").set_index("arm")["learning_rate"]
+        found = [arm for arm in arms if arm in rates and _among(rates[arm], evidence.grids[suite])]
+        if found:
+            on_grid = ", ".join(f"`{arm}` {rates[arm]:.3g}" for arm in found)
+            others = [f"`{arm}` {rates[arm]:.3g}" for arm in ["naive", *arms] if arm in rates and arm not in found]
+            said.append(f"{suite}: {on_grid}" + (f"; beside them {', '.join(others)}" if others else ""))
+    return said
+
+
+def _among(rate: float, grid: Iterable[float]) -> bool:
+    return any(math.isclose(rate, point, rel_tol=1e-6) for point in grid)
 
 
 def ablations(evidence: Evidence) -> pd.DataFrame:

@@ -227,8 +227,13 @@ class Evidence:
         self.group_of: dict[str, str] = {}
         self.marked: set[str] = set()
         """Arms that are in-distribution in some cell."""
+        self.grids: dict[str, set[float]] = {}
+        """The learning rates that the pilots of each suite tried, with all that the grid may grow by."""
         for one in (one for one in published if one.settings["evidence"]):
             self.suites.add(one.name)
+            grid, more = (one.settings["transfer"][key] for key in ("grid", "extensions"))
+            factors = [(grid[-1] / grid[-2]) ** k for k in range(more + 1)]
+            self.grids[one.name] = {*grid, *(grid[-1] * by for by in factors), *(grid[0] / by for by in factors)}
             self.group_of |= {arm["name"]: arm["group"] for arm in one.settings["described"]}
             for cell, runs in one.cells.items():
                 self.marked |= marked(one, cell)

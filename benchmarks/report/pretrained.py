@@ -11,6 +11,7 @@ import pandas as pd
 
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.statistics import pooled_t
+from benchmarks.report.tables import signed
 from benchmarks.report.template import fill
 from benchmarks.settings import Shipped, Skill
 from know.files import read_json, write_text
@@ -193,10 +194,6 @@ def _weight_error(interval: Interval) -> str:
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _gain(interval: Interval) -> str:
-    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
-
-
 def _paired(values: pd.Series, arm: str, other: str) -> Interval:
     """The difference of two arms, paired by trajectory; every network counts once."""
     paired = values[arm] - values[other]
@@ -224,7 +221,7 @@ def verdict(errors: pd.DataFrame, skill: pd.DataFrame) -> dict[str, object]:
         "best": best,
         "difference": _weight_error(difference),
         "nearer": _weight_error(_paired(errors_of, "known_x2", "naive")),
-        "accuracy": {arm: _gain(_paired(accuracy, arm, "naive")) for arm in ("known_x2", best, "oracle")},
+        "accuracy": {arm: signed(_paired(accuracy, arm, "naive")) for arm in ("known_x2", best, "oracle")},
         "on_windows": on_windows,
         "on_weights": difference.high < 0,
         "skill": on_windows or difference.high < 0,

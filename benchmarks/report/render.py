@@ -101,7 +101,8 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
     claims = []
     for claim in CLAIMS.claims:
         contrasts, finding = evidence.contrasts(claim), evidence.claim(claim)
-        at_rate = finding.verdict is Verdict.AT_PAPERS_RATE
+        policies = ("short", "paper", "tuned") if finding.verdict is Verdict.AT_PAPERS_RATE else ("tuned",)
+        policies = policies if claim.controls_of else ()
         claims.append(
             {
                 "name": claim.name,
@@ -109,12 +110,8 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
                 "table": claim_tables.contrasts(evidence, claim) if contrasts else None,
                 "said": claim_tables.said(finding),
                 "in_distribution": any(contrast.better.arm in evidence.marked for contrast in contrasts),
-                "controls": {
-                    policy: claim_tables.controls(evidence, claim, policy)
-                    for policy in (("short", "paper", "tuned") if at_rate else ("tuned",))
-                }
-                if claim.controls_of
-                else None,
+                "controls": {policy: claim_tables.controls(evidence, claim, policy) for policy in policies},
+                "rates": {policy: claim_tables.rates_of_the_grid(evidence, claim, policy) for policy in policies},
             }
         )
     return fill(

@@ -54,9 +54,11 @@ NOISE = "\N{ALMOST EQUAL TO}"
 
 
 def signed(interval: Interval) -> str:
-    """A difference in points with its interval; a rounded zero has no minus sign."""
-    mean, low, high = (round(value, 2) + 0.0 for value in (interval.mean, interval.low, interval.high))
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    """A difference in points with its interval. A mean that rounds to zero has no minus sign; an end keeps it, so that
+    one can see on which side of 0 the interval ends.
+    """
+    mean, low, high = (round(value, 9) + 0.0 for value in (interval.mean, interval.low, interval.high))  # sums differ
+    return f"{round(mean, 2) + 0.0:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def axes_of(row: Mapping[str, Any]) -> str:

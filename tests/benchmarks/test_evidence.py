@@ -225,6 +225,19 @@ def test_a_gain_by_steps_alone_is_one_that_the_placebo_and_further_training_have
         assert evidence.judge(Contrast(better="known_x8", worse=control), "tuned").verdict == "excluded"
 
 
+def test_rates_of_the_grid_are_told_beside_those_that_are_between_its_points(core):
+    more = {"shrink_x8": GOOD["known_x8"], "placebo_x8": GOOD["known_x8"]}
+    rates = {"naive": 1.7e-3, "known_x8": 1.6e-3, "shrink_x8": 3.2e-3, "placebo_x8": 1.5e-3}
+    runs = records(MLP, {**STEADY, **GOOD, **more}, 5, shift={})
+    at = [run.model_copy(update={"learning_rate": rates.get(run.arm, 1e-3)}) for run in runs]
+    (said,) = claim_tables.rates_of_the_grid(core(at), BEATS_NAIVE)
+    on_grid, beside = said.removeprefix(f"{CLAIMS.core[0]}: ").split("; beside them ")
+    assert on_grid == "`known_x8` 0.0016, `shrink_x8` 0.0032"
+    assert beside == "`naive` 0.0017, `placebo_x8` 0.0015, `compute_matched` 0.001"
+    between = [run.model_copy(update={"learning_rate": 1.7e-3}) for run in runs]
+    assert claim_tables.rates_of_the_grid(core(between), BEATS_NAIVE) == []
+
+
 def test_a_gain_by_a_larger_rate_alone_holds_at_the_papers_rate_only_and_says_why(core):
     shrunk = {"matched_rate_x8": (2, 2.1, 2, 1.9, 2), "shrink_x8": (0.1, 0, 0, 0, -0.1)}
     evidence = core(planted({**GOOD, **shrunk}, {**STEADY, **NOTHING, **shrunk}))

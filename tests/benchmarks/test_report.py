@@ -17,6 +17,8 @@ from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import DAGGER, SEEN_NOTE
 from benchmarks.report.folders import COST, GROUPS, load, load_all
 from benchmarks.report.render import cost_page, front_pages, suite_page
+from benchmarks.report.statistics import Interval
+from benchmarks.report.tables import signed
 from benchmarks.report.template import fill, markdown
 from benchmarks.suite import load_suite
 from know import files
@@ -52,6 +54,16 @@ def results(published, tmp_path) -> Path:
 
 def front_page(results: Path) -> str:
     return front_pages(load_all(results))["README.md"]
+
+
+# texts
+
+
+def test_an_end_of_an_interval_shows_on_which_side_of_0_it_lies():
+    assert signed(Interval(-0.001, -0.4, -0.003, 5)) == "+0.00 [-0.40, -0.00]"
+    assert signed(Interval(-1e-12, -1e-12, 0.003, 5)) == "+0.00 [+0.00, +0.00]"
+    sums = [0.855 + 3e-16, 0.855 - 3e-16]  # the same mean, summed in two orders
+    assert len({signed(Interval(mean, 0, 1, 5)) for mean in sums}) == 1
 
 
 # templates
@@ -237,7 +249,8 @@ def test_pages_have_no_dates_paths_nan_or_minus_zero(tmp_path, gains):
         front_pages(load_all(tmp_path / "results"))["README.md"],
     ):
         assert not re.search(r"\bnan\b|\binf\b|None", text)
-        assert not re.search(r"-0(\.0*)?(?![\d.])", text)
+        outside = re.sub(r"\[[^\]]*\]", "", text)  # an end of an interval shows its side of 0
+        assert not re.search(r"-0(\.0*)?(?![\d.])", outside)
         assert not re.search(r"\b(19|20)\d\d-\d\d|\d\d:\d\d", text)
         assert not re.search(r"(^|[\s(`])/\w", text, flags=re.M)
         assert str(tmp_path) not in text
