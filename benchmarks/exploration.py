@@ -33,6 +33,7 @@ from benchmarks.data import Split, load
 from benchmarks.finetune import FineTune, FineTuner, Start
 from benchmarks.networks import has_running_statistics
 from benchmarks.progress import progress
+from benchmarks.report.explored import BUDGETS
 from benchmarks.settings import Origin
 from benchmarks.store import STORE, Store, computing
 from benchmarks.suite import RESULTS, WORK, load_suite
@@ -58,8 +59,6 @@ HELD_OUT, CALIBRATION, CHOICE = 1000, 2048, 12_000
 """Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics; about how many
 images a choice of coefficients shows: it has shown 8,000 to 13,000. No other attempt has images outside D0:
 `further, more` is the control."""
-BUDGETS = {"forgetting": None, "x1": 1, "x3": 3}
-"""The images of the forgetting steps, or how many times those that made theta_0."""
 
 
 class Budget:
@@ -349,7 +348,7 @@ class Exploration:
             if budget != "forgetting" and attempt.startswith(OF_FORGETTING):
                 continue
             function, options = ATTEMPTS[attempt]
-            images = run.forgetting_images if budget == "forgetting" else BUDGETS[budget] * run.images
+            images = run.forgetting_images if budget == "forgetting" else round(BUDGETS[budget] * run.images)
             place = {"network": self.network, "trajectory": name, "attempt": attempt, "budget": budget}
             about = {**place, "source": SOURCE, "options": options, "images": images, "data": run.dataset.sha256}
             about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}

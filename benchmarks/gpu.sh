@@ -16,27 +16,10 @@ DEVICE=${DEVICE:-cuda} OUT=${OUT:-work/records} PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
 [ $# -gt 0 ] || set -- gpu/resnet18 gpu/resnet8 gpu/vit gpu/pvt gpu/shares
 
-finished=()
 for suite in "$@"; do
   echo "== $suite"
   "$PYTHON" -m benchmarks run --suite "$suite" --device "$DEVICE" --results work/published
-  finished+=("$suite")
   mkdir -p "$OUT/$suite"
   cp "work/published/$suite"/*.csv "work/published/$suite"/*.json "$OUT/$suite/"
 done
-
-echo
-echo "== tuned accuracy, difference to naive in points"
-"$PYTHON" - "$OUT" "${finished[@]}" <<'PYTHON'
-import json, sys
-
-folder, *suites = sys.argv[1:]
-for suite in suites:
-    with open(f"{folder}/{suite}/metrics.json") as file:
-        for cell, arms in json.load(file).items():
-            naive = arms["naive"]["tuned"]
-            print(f"{suite}  {cell}  naive {naive:.2f}")
-            for arm, accuracy in arms.items():
-                print(f"    {arm:30}{accuracy['tuned'] - naive:+7.2f}")
-PYTHON
 echo "records: $OUT; elsewhere, in a checkout of the same commit: python -m benchmarks merge FOLDER"

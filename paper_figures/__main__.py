@@ -1,29 +1,58 @@
-"""All figures that a suite lists, in one process: `python -m paper_figures results/<suite> [output folder]`."""
+"""Draw figures in one process, from csv files alone.
+
+python -m paper_figures results/<suite> [figure ...]     all that the suite lists, or those that are named
+python -m paper_figures results                          what all suites say together, and what compute buys
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
+FRONT = {"_evidence": "figures/evidence", "_compute": "explored/compute"}
+"""Scripts that look at all results, and the file of each in that folder."""
 
 
-def main(folder: Path, out: Path | None = None) -> None:
-    sys.path.insert(0, str(HERE))  # the scripts also run by themselves, and import style.py from beside them
+def main(folder: Path, names: Sequence[str] = ()) -> None:
+    sys.path.insert(0, str(HERE))  # the scripts import style.py from beside them
     from style import save
 
     from benchmarks.report.claims import CLAIMS
+    from know.errors import KnowError, unknown
     from know.files import read_json
 
-    suite = read_json(folder / "suite.json")
-    for name in suite["figures"]:
-        save(importlib.import_module(name).draw(folder), out or folder / "figures", name)
-        print(f"{name}: {out or folder / 'figures'}/{name}.svg")
-    if suite["name"] in CLAIMS.core:
-        results = folder.parents[suite["name"].count("/")]
-        save(importlib.import_module("_evidence").draw(results), out or results / "figures", "evidence")
+    scripts = {path.stem for path in HERE.glob("[!_]*.py")} - {"style"}
+    if strange := sorted(set(names) - scripts):
+        raise unknown("figure", strange[0], scripts)
+    if names or (folder / "suite.json").is_file():
+        suite = read_json(folder / "suite.json")
+        places = {name: (folder, folder / "figures" / name) for name in names or suite["figures"]}
+        if suite["name"] in CLAIMS.core and not names:
+            results = folder.parents[suite["name"].count("/")]
+            places["_evidence"] = (results, results / FRONT["_evidence"])
+    elif (folder / "explored").is_dir():
+        places = {script: (folder, folder / place) for script, place in FRONT.items()}
+    else:
+        raise KnowError(f"{folder} is neither the folder of a published suite nor that of all results")
+    for script, (read, stem) in places.items():
+        save(importlib.import_module(script).draw(read), stem.parent, stem.name)
+        print(f"{script.strip('_')}: {stem}.svg")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("figure", nargs="*", help="names of scripts in paper_figures/, such as landscape")
+    asked = parser.parse_args()
+    sys.path.insert(0, str(HERE.parent))  # `know` of this checkout, installed or not
+    from know.errors import KnowError
+
+    try:
+        main(asked.folder, asked.figure)
+    except KnowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,12 +1,11 @@
 """What the same compute buys: the gain on the target at tuned rates of every attempt, by compute and network.
 
-`python paper_figures/_compute.py results [folder]` draws it into results/explored/compute.svg and .png, from the tables
-of the exploration; the data gap is that of the core suite of the network, where it was run.
+`python -m paper_figures results` draws it into results/explored/compute.svg and .png, from the tables of the
+exploration; the data gap is that of the core suite of the network, where it was run.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -61,8 +60,3 @@ def _panel(axis: Axes, found: pd.DataFrame, attempts: list[str], gap: Interval |
         label = f"{share:.2g} × the images that made θ₀"
         style.draw_bar(axis, attempts.index(row["attempt"]) + 0.25 * (place - 1), row, (label, *LOOKS[row["budget"]]))
     axis.set_xlabel("points on the target, minus θ₀")
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    style.save(draw(folder), Path(sys.argv[2]) if sys.argv[2:] else folder / "explored", "compute")

@@ -1,12 +1,11 @@
 """The front picture: what every core cell says, by network and rate policy, from the data gap to the paper's baselines.
 
-`python paper_figures/_evidence.py results [folder]` draws it into results/figures/evidence.svg and .png; so does
-`python -m paper_figures results/<suite>` after the suite's own figures, where it is one of these.
+`python -m paper_figures results` draws it into results/figures/evidence.svg and .png; so does `python -m paper_figures
+results/<suite>` after the suite's own figures, where it is one of these.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,8 +127,3 @@ def _panel(axis: Axes, own: dict[str, Shown], slots: int, looks: dict[str, str])
             if row in each.marked:
                 axis.annotate(DAGGER, (bar["high"], y), (2, 0), textcoords="offset points", size=4, va="center")
     axis.locator_params(axis="x", nbins=6)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    style.save(draw(folder), Path(sys.argv[2]) if sys.argv[2:] else folder / "figures", "evidence")

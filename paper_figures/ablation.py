@@ -123,7 +123,3 @@ def add_legend(figure: Figure, lines: dict[int, str]) -> None:
         handles += [Line2D([], [], color="black", linestyle=line, label=f"depth {depth}", **look)] if depth else []
     if len(handles) > 1:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

@@ -58,7 +58,3 @@ def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: d
             text = "not available" if arm in unavailable else "not run"
             axis.text(0, place, f" {text}", va="center", color="#777777", size=6)
     axis.locator_params(axis="x", nbins=6)
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

@@ -100,7 +100,3 @@ def add_legend(figure: Figure, arms: pd.DataFrame, lines: dict[int, str]) -> Non
     ]
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

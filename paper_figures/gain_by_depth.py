@@ -78,7 +78,3 @@ def draw_panel(axis: Axes, part: pd.DataFrame, arms: pd.DataFrame) -> None:
         axis.axvline(beyond - 0.45, color="#BBBBBB", linewidth=0.6, zorder=1)
         place["oracle"] = beyond
     axis.set_xticks(list(place.values()), list(place))
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

@@ -115,7 +115,3 @@ def gain_of(part: pd.DataFrame) -> str:
     row = part.loc[oracle_of(part.index)]
     text = f"{style.signed(row['difference'])} [{style.signed(row['low'])}, {style.signed(row['high'])}]"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

@@ -159,7 +159,3 @@ def draw_path(axis: Axes, points: pd.DataFrame, colour: str, line: str, marker: 
             middle = (x[k] + 0.65 * (x[k + 1] - x[k]), y[k] + 0.65 * (y[k + 1] - y[k]))
             arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0, "shrinkA": 0, "shrinkB": 0}
             axis.annotate("", middle, (x[k], y[k]), arrowprops=arrow, zorder=4)
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

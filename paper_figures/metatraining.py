@@ -67,7 +67,3 @@ def draw_panel(axis: Axes, part: pd.DataFrame, errors: pd.DataFrame, role: str) 
     shares = ", ".join(f"{name} {ratios[model]:.2f}" for model, name in names.items())
     style.title(axis, f"role {role}, n = {count}\n{shares} × no change")
     axis.set_xlabel("update")
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

@@ -55,7 +55,3 @@ def looks_of(models: list[str]) -> dict[str, dict]:
         line = DASHES[lengths.index(int(length)) % len(DASHES)]
         looks[model] = {"label": f"{label}, S = {length}", "color": colour, "linestyle": line}
     return looks
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

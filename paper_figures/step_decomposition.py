@@ -69,7 +69,3 @@ def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str]) -> None:
             axis.axhspan(own.index[0] - 0.5, own.index[-1] + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
     n = style.counted(pd.Series([part["trajectory"].nunique()]))
     style.title(axis, f"{first['source']}\n{style.place_of(first)}, {n}")
-
-
-if __name__ == "__main__":
-    style.main(__file__, draw)

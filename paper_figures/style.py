@@ -1,14 +1,12 @@
 """What the figures share: colours, sizes, names of arms and cells, panels, and files with the same bytes every time.
 
-Each figure is one script, `python paper_figures/<name>.py results/<suite> [folder]`, that reads csv files alone. It
-writes `<name>.svg` and `<name>.png` into `folder`, by default `results/<suite>/figures`.
+Each figure is one script whose `draw` reads csv files alone; `python -m paper_figures` draws and writes them.
 """
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds `know` in its checkout, installed or not
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -31,7 +28,6 @@ from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.tables import axes_of
 from know.drawing import STYLE, steady
-from know.errors import KnowError
 from know.files import atomic, read_json
 
 plt.rcParams.update(STYLE)
@@ -408,16 +404,3 @@ def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str] = ("svg",
                 few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             few.save(temporary, format="png", optimize=True)
     plt.close(figure)
-
-
-def main(script: str, draw: Callable[[Path], Figure]) -> None:
-    """The command line of a figure: results folder, and optionally the folder to write to."""
-    arguments = sys.argv[1:]
-    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
-        sys.exit(f"usage: python paper_figures/{Path(script).name} results/<suite> [folder]")
-    results = Path(arguments[0])
-    try:
-        save(draw(results), Path(arguments[1]) if arguments[1:] else results / "figures", Path(script).stem)
-    except KnowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -218,8 +218,3 @@ def test_no_page_is_made_from_rows_of_two_theta_0(tmp_path, name):
         pd.DataFrame(rows).to_csv(tmp_path / f"{table}.csv", index=False)
     with pytest.raises(KnowError, match="rows of n, e0 begin at different theta_0"):
         explored.page(tmp_path)
-
-
-def test_the_pages_know_every_budget():
-    assert list(explored.BUDGETS) == list(exploration.BUDGETS)
-    assert [explored.BUDGETS[name] for name, times in exploration.BUDGETS.items() if times] == [1, 3]

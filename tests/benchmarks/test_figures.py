@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,14 +86,13 @@ def axes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def draw(repository, monkeypatch):
-    """Function that runs one script as a user does, in this process."""
+    """Function that draws figures of a folder as a user does, in this process."""
 
-    def run(script: str, results: Path, out: Path) -> tuple[bytes, bytes]:
-        path = repository / "paper_figures" / f"{script}.py"
-        monkeypatch.setattr("sys.argv", [str(path), str(results), str(out)])
-        monkeypatch.syspath_prepend(str(path.parent))
+    def run(results: Path, *scripts: str) -> None:
+        path = repository / "paper_figures" / "__main__.py"
+        monkeypatch.setattr("sys.argv", [str(path), str(results), *scripts])
+        monkeypatch.setattr("sys.path", list(sys.path))
         runpy.run_path(str(path), run_name="__main__")
-        return files(script, out)
 
     return run
 
@@ -132,7 +132,9 @@ def test_a_second_process_draws_the_same(module, drawn, one_cell, script, tmp_pa
 
 
 def test_a_picture_has_the_same_bytes_in_a_second_process(draw, drawn, one_cell, tmp_path):
-    svg, png = draw(PICTURE, one_cell, tmp_path)
+    own = shutil.copytree(one_cell, tmp_path / "own")
+    draw(own, PICTURE)
+    svg, png = files(PICTURE, own / "figures")
     assert (svg, png) == files(PICTURE, drawn)
     assert png.startswith(b"\x89PNG")
     assert b"tIME" not in png
@@ -141,19 +143,19 @@ def test_a_picture_has_the_same_bytes_in_a_second_process(draw, drawn, one_cell,
 def test_a_figure_follows_its_records(draw, drawn, tmp_path):
     more = records(gains={**GAINS, "known_x2": (2, 3, 2, 2, 2)}, trajectories=2)
     other = write_results(tmp_path / "results" / "one", more, with_page=False)
-    draw(PICTURE, other, tmp_path / "figures")
-    assert (tmp_path / "figures" / f"{PICTURE}.svg").read_bytes() != (drawn / f"{PICTURE}.svg").read_bytes()
+    draw(other, PICTURE)
+    assert (other / "figures" / f"{PICTURE}.svg").read_bytes() != (drawn / f"{PICTURE}.svg").read_bytes()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_missing_table_is_named_in_one_line(draw, script, tmp_path, capsys):
+@pytest.mark.parametrize("script", [*SCRIPTS, "", "nonsense"])
+def test_what_is_missing_is_named_in_one_line(draw, script, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        draw(script, tmp_path / "nowhere", tmp_path)
+        draw(tmp_path / "nowhere", *([script] if script else []))
     error = capsys.readouterr().err
     assert end.value.code == 2
     assert error.startswith("error:")
     assert len(error.splitlines()) == 1
-    assert "nowhere" in error
+    assert ("nowhere" if script != "nonsense" else "unknown figure") in error
     assert not list(tmp_path.iterdir())
 
 
