@@ -34,8 +34,9 @@ FRONT = {
         "the authors' ×8": "released_x8",
     },
     "The same compute": {
-        "further training": "compute_matched",
-        **{one.arm.replace("compute_", "further, ").replace("_", ", "): one.arm for one in CLAIMS.finalists},
+        "further training" if arm == "compute_matched" else arm.replace("compute_", "further, ").replace("_", ", "): arm
+        for one in CLAIMS.finalists
+        for arm in (one.matched, one.arm)
     },
     "The paper's baselines": {
         "LogFit ×2": "logfit_x2",
