@@ -1,7 +1,7 @@
 """The whole workflow: data -> trajectories, meta-set -> KNOWN -> transfer -> tables and figures.
 
     snakemake --cores all                          the smoke suite (also: --use-conda)
-    snakemake --cores all --config suite=cpu       another one from benchmarks/suites/
+    snakemake --cores all --config suite=released  another one from benchmarks/suites/
 
 Everything made lives in work/<suite>/; the last rules publish into results/<suite>/. A rule re-runs when the part of the
 suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count. benchmarks/steps.py has
