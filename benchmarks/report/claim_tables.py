@@ -98,7 +98,8 @@ def found(evidence: Evidence) -> list[str]:
         f"At tuned rates {sum(map(informative, passed))} of the {len(passed)} core cells that were run are informative "
         f"(networks: {len(networks)}, pairs of datasets: {len(pairs)}), and {sum(map(sees_small_steps, passed))} see a "
         "step as small as a prediction's. Twice the data at equal steps is worth "
-        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points, and the same nearby, for which KNOWN x2 stands, "
+        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points, and the same nearby, which stands here for "
+        "what KNOWN x2 predicts, "
         f"{_pooled(evidence, 'local_oracle', 'compute_matched', tuned)}.",
         f"At tuned rates KNOWN minus naive fine-tuning is, at x2, {known(tuned, naive, 'x2')}, and at x8 "
         f"{known(tuned, naive)}.{_not_finite(evidence, tuned)}",
