@@ -416,11 +416,13 @@ def add(folder: Path, sources: list[dict[str, Any]], targets: list[dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.exploration", **how)
     parser.add_argument("--network", nargs="+", required=True)
     parser.add_argument("--trajectories", type=int, default=TRAJECTORIES)
     parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
-    parser.add_argument("--attempt", nargs="+", choices=ATTEMPTS, default=list(ATTEMPTS), help="default: all")
+    attempts = "; ".join(ATTEMPTS)
+    parser.add_argument("--attempt", nargs="+", choices=ATTEMPTS, default=[*ATTEMPTS], metavar="NAME", help=attempts)
     parser.add_argument("--transfer", action="store_true", help="fine-tune these attempts on the target too")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda")

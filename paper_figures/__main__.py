@@ -44,7 +44,8 @@ def main(folder: Path, names: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m paper_figures", **how)
     parser.add_argument("folder", type=Path)
     parser.add_argument("figure", nargs="*", help="names of scripts in paper_figures/, such as landscape")
     asked = parser.parse_args()
