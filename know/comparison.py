@@ -12,8 +12,10 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import statistics as means
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -294,8 +296,15 @@ _worker: dict[str, Task] = {}
 
 
 def _begin_worker(task: str, threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _worker["task"] = function_of(task, "--task")
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends. A killed comparison cannot stop its workers, which would wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _in_worker(place: Path, rate: float, seed: int) -> dict[str, Any]:

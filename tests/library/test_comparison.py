@@ -166,8 +166,14 @@ def test_a_killed_comparison_goes_on_to_the_same_bytes(run, folder_bytes, jobs):
     while not (results.is_file() and results.read_text().count("\n") >= 3):
         assert process.poll() is None
         time.sleep(0.05)
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")  # on Linux
+    workers = [Path("/proc", pid) for pid in listed.read_text().split()] if listed.is_file() else []
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 60
+    while any(worker.exists() for worker in workers):  # they end with it, and hold no memory
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     with results.open("a") as file:
         file.write('{"candidate": "theta')  # what a kill in the middle of a line leaves
     said = []
