@@ -3,7 +3,8 @@
     python examples/compare_digits.py
 
 makes the forgetting trajectory of a network that knows the digits 0 to 4, and compares fine-tuning to the digits 5 to 9
-from theta_0 and from predictions. The command line does the same with the functions `setup` and `fine_tune`:
+from theta_0, from predictions, and from theta_0 trained on for as many steps as the forgetting takes. The command line
+does the same with the functions `setup` and `fine_tune`, and with `--beside further=FILE` for the last:
 
     know forget examples/compare_digits.py:setup --out digits/
     know compare digits/ --task examples/compare_digits.py:fine_tune --rates 1e-2,3e-2,1e-1 --out compared_digits/
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -77,6 +78,10 @@ def fine_tune(checkpoint: Path, learning_rate: float, seed: int) -> tuple[float,
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         trajectory = know.forget(*setup(), out=f"{folder}/run")
+        model, train, _ = setup()
+        fit(model, train, epochs=3)  # 3 epochs on 1/2, 1/4, 1/8 and 1/16 of the data are nearly as many steps
+        further = Path(folder, "further.safetensors")
+        save_file(model.state_dict(), further)
         out = Path(sys.argv[1] if len(sys.argv) > 1 else f"{folder}/compared")
-        know.compare(trajectory, fine_tune, [1e-2, 3e-2, 1e-1], out=out, say=print)
+        know.compare(trajectory, fine_tune, [1e-2, 3e-2, 1e-1], out=out, beside={"further": further}, say=print)
         print((out / "README.md").read_text(encoding="utf-8"))

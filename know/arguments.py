@@ -1,7 +1,8 @@
-"""What the texts of the command line mean: lists of numbers, roles of tensors, options of a method."""
+"""What the texts of the command line mean: lists of numbers, roles of tensors, checkpoints, options of a method."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from know.errors import KnowError
@@ -31,6 +32,19 @@ def roles_of(given: list[str] | None) -> dict[str, str]:
         roles.pop(pattern, None)
         roles[pattern] = role
     return roles
+
+
+def checkpoints_of(given: list[str] | None) -> dict[str, Path]:
+    """Names to paths from texts NAME=CHECKPOINT; KnowError for another text, or for a name that was given twice."""
+    found: dict[str, Path] = {}
+    for text in given or []:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise KnowError(f"--beside {text!r}: write it as NAME=CHECKPOINT")
+        if name in found:
+            raise KnowError(f"--beside {text!r}: the name {name} was given before")
+        found[name] = Path(path)
+    return found
 
 
 def option_of(text: str) -> tuple[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from know.arguments import numbers, option_of, roles_of
+from know.arguments import checkpoints_of, numbers, option_of, roles_of
 from know.errors import KnowError
 
 
@@ -293,6 +293,13 @@ def compare(
     method: Annotated[
         list[str] | None, typer.Option("--method", help="A further candidate, as NAME or NAME:depth; may be repeated.")
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=CHECKPOINT: weights of yours that take part, such as theta_0 trained on for as long as the"
+            " forgetting took; may be repeated."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Fine-tunes at a time, each in a process of its own.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Also write the weights of the best candidate.")] = False,
     fractions: Fractions = None,
@@ -304,9 +311,9 @@ def compare(
 
         know compare run/ --task my_task.py:fine_tune --rates 1e-4,3e-4,1e-3,3e-3 --out compared/
 
-    Candidates: theta_0, KNOWN at depth 1 and 3, shrink matched to the latter, and every --method. Rates are chosen on
-    pilot seeds and evaluated on others. The same command goes on with an interrupted comparison. Needs scipy and
-    matplotlib.
+    Candidates: theta_0, KNOWN at depth 1 and 3, shrink matched to the latter, every --method, and every checkpoint of
+    yours that --beside names. Rates are chosen on pilot seeds and evaluated on others. The same command goes on with an
+    interrupted comparison. Needs scipy and matplotlib.
     """
     from know import comparison
 
@@ -316,6 +323,7 @@ def compare(
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
     asked = {"seeds": seeds, "pilots": pilots, "methods": method or (), "jobs": jobs, "keep": keep}
+    asked["beside"] = checkpoints_of(beside)
     rows = comparison.compare(trajectory, task, numbers(rates, "--rates"), out=out, say=print, **asked)
     print(comparison.verdict(rows))
     print(f"table and figure: {out / 'README.md'}")

@@ -13,12 +13,13 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import statistics as means
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from know.checkpoints import Checkpoint
 from know.errors import KnowError, as_path, number
 from know.export import Request, predict_files, write_prediction
 from know.files import PACKAGE, digest, listing, new_folder, resumable_folder, write_csv, write_text
@@ -50,10 +52,11 @@ TEMPLATE = PACKAGE / "comparison.md.j2"
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights to compare. request: the prediction that makes them; None for weights that exist already."""
+    """Weights to compare: a prediction that is to be made, or a checkpoint that exists already."""
 
     name: str
     request: Request | None = None
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def compare(
     seeds: int = 4,
     pilots: int = 2,
     methods: Sequence[str] = (),
+    beside: Mapping[str, Path | str] | None = None,
     jobs: int = 1,
     keep: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -97,7 +101,10 @@ def compare(
     seeds, pilots: how many seeds are evaluated, and on how many others the rates are chosen.
     methods: further candidates, as NAME or NAME:depth; by default KNOWN at depth 1 and 3, and shrink matched to the
         latter. A trajectory with a reference `continuation` or `compute_matched` has that as a candidate too.
-    jobs: processes, for a task from a script. keep: also write the weights of the best candidate, to `out`/best.
+    beside: checkpoints of yours that take part, by name, such as theta_0 trained on for as long as the forgetting took,
+        which costs as much as the prediction. The task gets their paths as they are.
+    jobs: processes, for a task from a script. keep: also write the weights of the best candidate, to `out`/best,
+        where it is a prediction.
     say: gets a line about the work to come, and one about its duration.
 
     An interrupted comparison goes on when it is called again. Raises KnowError for wrong arguments.
@@ -110,7 +117,8 @@ def compare(
     if not isinstance(methods, list | tuple) or not all(isinstance(name, str) for name in methods):
         raise KnowError(f"methods must be a list of names, got {methods!r}")
     rates, out = _check(rates, seeds, pilots, jobs, task), as_path("out", out)
-    candidates = list(_candidates(trajectory, methods))
+    candidates = [*_candidates(trajectory, methods)]
+    candidates += _given(beside, {candidate.name for candidate in candidates})
     function = function_of(task, "--task") if isinstance(task, str) else task
     what, unknown = identity(function)
     names = [candidate.name for candidate in candidates]
@@ -119,8 +127,9 @@ def compare(
         "seeds": seeds,
         "pilots": pilots,
         "task": what,
-        "candidates": [repr(candidate) for candidate in candidates],
+        "candidates": [repr((candidate.name, candidate.request)) for candidate in candidates],
         "snapshots": [checkpoint.hashes for checkpoint in trajectory.checkpoints],
+        "beside": {name: Checkpoint(path).hashes for name, path in (beside or {}).items()},
     }
     if out.exists():
         raise KnowError(f"{out} exists already; name a new folder")
@@ -181,7 +190,8 @@ def _check(rates: Sequence[float], seeds: int, pilots: int, jobs: int, task: Tas
 
 
 def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Candidate]:
-    yield Candidate(THETA_0)
+    theta_0 = trajectory.checkpoints[-1].path
+    yield Candidate(THETA_0, checkpoint=theta_0)
     seen = {THETA_0}
     for text in ["known:1", "known:3", "shrink:3", *methods]:
         request = Request.of(text)
@@ -191,19 +201,31 @@ def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Cand
         if label not in seen:
             seen.add(label)
             yield Candidate(label, request)
+    references = trajectory.manifest.get("references", {})
     for name in CONTINUATIONS:
-        if name in trajectory.manifest.get("references", {}):
-            yield Candidate(name)
+        if name in references:
+            trajectory.reference(name)  # compares its hash
+            yield Candidate(name, checkpoint=theta_0.parent / references[name]["file"])
+
+
+def _given(beside: Mapping[str, Path | str] | None, taken: Container[str]) -> list[Candidate]:
+    """The user's own checkpoints as candidates; KnowError if a name is taken or a checkpoint cannot be read."""
+    if not isinstance(beside, Mapping | None):
+        raise KnowError(f"beside must map names to checkpoints, got {beside!r}")
+    made = []
+    for name, path in (beside or {}).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise KnowError(f"beside: a name has letters, digits and . _ - only, got {name!r}")
+        if name in taken:
+            raise KnowError(f"beside: {name!r} is a candidate already; give your checkpoint another name")
+        made.append(Candidate(name, checkpoint=Checkpoint(as_path("beside", path)).path))
+    return made
 
 
 def _weights(trajectory: Trajectory, candidate: Candidate, folder: Path) -> Path:
-    """The checkpoint of a candidate: made in `folder` unless it is there, or that which the trajectory has."""
+    """The checkpoint of a candidate; a prediction is made in `folder`, unless it is there."""
     if candidate.request is None:
-        last = trajectory.checkpoints[-1].path
-        if candidate.name == THETA_0:
-            return last
-        trajectory.reference(candidate.name)  # compares its hash
-        return last.parent / trajectory.manifest["references"][candidate.name]["file"]
+        return candidate.checkpoint
     place = folder / candidate.name
     if not place.exists():
         predicted(trajectory)

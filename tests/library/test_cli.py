@@ -215,6 +215,26 @@ def test_wrong_arguments_of_forget(place, fails, intact, arguments, said):
     intact()
 
 
+# compare
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        (["further"], "--beside 'further': write it as NAME=CHECKPOINT"),
+        (["=further.pt"], "write it as NAME=CHECKPOINT"),
+        (["a=one.pt", "a=two.pt"], "the name a was given before"),
+        (["a=one.pt"], "one.pt does not exist"),
+    ],
+)
+def test_a_checkpoint_that_takes_part_has_a_name_and_exists(place, fails, intact, beside, said):
+    given = [text for each in beside for text in ("--beside", each)]
+    arguments = ["--task", "mine.py:fine_tune", "--rates", "1e-3,1e-2", "--out", "better"]
+    intact()
+    assert said in fails("compare", "run", *arguments, *given)
+    intact()
+
+
 # predict
 
 

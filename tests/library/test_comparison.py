@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import know
 from know import comparison
@@ -205,6 +205,26 @@ def test_further_candidates_and_a_continuation_take_part(run):
     assert [row.candidate for row in rows if row.policy == "today"] == names
 
 
+def test_checkpoints_of_the_user_take_part_and_are_told_apart_by_their_bytes(run):
+    """The better one lies in a folder that the task of these tests finds better."""
+    Path("known_x2").mkdir()
+    weights = {name: tensor + 1 for name, tensor in run.theta_0.items()}
+    save_file(weights, "known_x2/model.safetensors")
+    torch.save(weights, "plain.pt")
+    given = {"rates": RATES, "beside": {"trained-on": "known_x2/model.safetensors", "plain": Path("plain.pt")}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFECT", "better")
+        rows = compare(run, "task.py:fine_tune", **given, out="compared", keep=True)
+    tuned = {row.candidate: row for row in rows if row.policy == "tuned"}
+    assert list(tuned)[-2:] == ["trained-on", "plain"]
+    assert tuned["trained-on"].low > 0 > tuned["plain"].low
+    with pytest.raises(KnowError, match="no such dataset"):
+        compare(run, "task.py:never", **given, out="again")
+    torch.save({name: tensor + 1 for name, tensor in weights.items()}, "plain.pt")
+    with pytest.raises(KnowError, match="unfinished work of other settings"):
+        compare(run, "task.py:never", **given, out="again")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -219,6 +239,12 @@ def test_further_candidates_and_a_continuation_take_part(run):
         ({"methods": ["lineer"]}, "did you mean 'linear'"),
         ({"methods": ["known:999999"]}, "times the data"),
         ({"methods": 5}, "methods must be a list"),
+        ({"beside": {"own": "nowhere.pt"}}, "nowhere.pt does not exist"),
+        ({"beside": {"own": "task.py"}}, "task.py is corrupt or holds more than tensors"),
+        ({"beside": {"theta_0": "run/s0.safetensors"}}, "'theta_0' is a candidate already"),
+        ({"beside": {"a | b": "run/s0.safetensors"}}, "letters, digits"),
+        ({"beside": ["run/s0.safetensors"]}, "beside must map names"),
+        ({"beside": {"own": 5}}, "beside must be a path"),
         ({"trajectory": None}, "trajectory must be a Trajectory"),
         ({"task": 5}, "task must be a function"),
         ({"jobs": 2, "task": math.log}, "SCRIPT.py:function"),
