@@ -145,16 +145,6 @@ def image_costs(measurement: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), columns=head)
 
 
-def fine_tuned(measurement: dict[str, Any]) -> pd.DataFrame:
-    """Fine-tunes an hour by network, without and with what processes keep, with the ratio."""
-    rows = []
-    for network, case in measurement["networks"].items():
-        one, all_ = (case["seconds"][way]["median"] for way in ("before", "now"))
-        hourly = [f"{3600 * case['fine_tunes'] / seconds:,.0f}" for seconds in (one, all_)]
-        rows.append([network, *hourly, f"{one / all_:.2f}"])
-    return pd.DataFrame(rows, columns=["fine-tunes an hour", "nothing is kept", "now", "ratio"])
-
-
 def bounds(work: dict[str, float], rates: dict[str, float], precision: str) -> tuple[float, float]:
     """Seconds of one image at the rates of the matrix product and of the copy."""
     return work["flop"] / rates[precision], work["bytes"] / rates["copy"]
@@ -167,7 +157,7 @@ def three(value: float) -> str:
 
 def page(folder: Path = HERE) -> str:
     """README.md, in Markdown, from the json files in a folder."""
-    names = ("prediction", "streaming", "training", "finetuning")
+    names = ("prediction", "streaming", "training")
     paths = {name: folder / f"{name}.json" for name in names}
     measurements = {name: read_json(path) if path.is_file() else None for name, path in paths.items()}
     functions = (
@@ -178,7 +168,6 @@ def page(folder: Path = HERE) -> str:
         extrapolated,
         trained,
         image_costs,
-        fine_tuned,
     )
     tables = {function.__name__: function for function in functions}
     return fill("speed.md.j2", **measurements, names=NAMES, arms=ARMS, threads=threads, **tables)
