@@ -15,6 +15,7 @@ SECTIONS = {text.splitlines()[0]: text for text in PAGE.split("\n## ")[1:]}
 NEEDS = {"Lightning": ["lightning"], "Hugging Face Trainer": ["transformers", "accelerate"]}
 GOES_ON = {
     "A placebo": "Your training function",
+    "Further training, to compare with": "Your training function",
     "Your own loop": "Your training function",
     "Then": "Lightning",
 }
@@ -36,6 +37,7 @@ def run(section: str, space: dict) -> dict:
     [
         ("Your training function", "forgotten"),
         ("A placebo", "beside"),
+        ("Further training, to compare with", "forgotten"),
         ("Your own loop", "recorded"),
         ("Your own loop", "arrays"),
         pytest.param("Hugging Face Trainer", "trainer", marks=pytest.mark.slow),
@@ -63,6 +65,7 @@ def test_every_section_with_an_example_is_run():
     assert {section for section, text in SECTIONS.items() if "```python" in text} == {
         "Your training function",
         "A placebo",
+        "Further training, to compare with",
         "Your own loop",
         "Lightning",
         "Hugging Face Trainer",
