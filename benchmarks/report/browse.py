@@ -12,7 +12,7 @@ import pandas as pd
 from benchmarks.report import claim_tables, tables
 from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, Evidence, gates, informative, marked
 from benchmarks.report.folders import GROUPS, Published
-from benchmarks.report.statistics import CONFIDENCE, FEW, Interval, gain, paired_t
+from benchmarks.report.statistics import CONFIDENCE, FEW, Interval
 from benchmarks.report.template import fill
 from know.errors import KnowError
 
@@ -59,30 +59,26 @@ def _overviews(results: Sequence[Published]) -> list[dict[str, Any]]:
             runs = one.cells[cell]
             if policy not in set(runs["policy"]):
                 continue
-            means = tables.front_means(runs[runs["policy"] == policy])
             passed = gates(one, cell, policy)
             title = one.settings["title"]
             if len(one.cells) > 1:
                 title += f" ({tables.cell_title(runs.iloc[0])})"
             heads.append({"key": f"{one.name}|{cell}", "title": title, "gates": tables.passed_in_words(passed)})
-            columns.append((means, informative(passed), marked(one, cell)))
+            columns.append((tables.glance(one, cell, policy), informative(passed)))
         if heads:
             rows = {
-                heading: {label: [_glance(*column, what) for column in columns] for label, what in lines.items()}
+                heading: {label: [_glance(shown[heading][label], told) for shown, told in columns] for label in lines}
                 for heading, lines in tables.FRONT.items()
             }
             found.append({"policy": name, "heads": heads, "rows": rows, "open": policy == "tuned"})
     return found
 
 
-def _glance(means: pd.DataFrame, told: bool, marks: set[str], what: str) -> dict[str, Any] | None:
+def _glance(shown: tables.Glance | None, told: bool) -> dict[str, Any] | None:
     """One difference of one cell, in words and drawn; None where an arm was not run."""
-    values = gain(means, what)
-    if values is None:
+    if shown is None:
         return None
-    interval = paired_t(values)
-    drawn = _drawn(interval, told) if interval.n > 1 else None
-    return {"text": tables.signed(interval) + (f" {DAGGER}" if what in marks else ""), "drawn": drawn}
+    return {"text": str(shown), "drawn": _drawn(shown.interval, told) if shown.interval.n > 1 else None}
 
 
 def runs_of(runs: pd.DataFrame) -> dict[str, Any]:

@@ -72,14 +72,7 @@ def front_pages(results: Sequence[Published]) -> dict[str, str]:
 
 
 def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFrame) -> str:
-    """README.md of all results: the verdicts, and the main rows of every suite's overview. cost: from `costs`."""
-    overviews = {}
-    for one in results:
-        arms = one.settings["described"]
-        shown = {
-            arm["name"] for arm in arms if arm["group"] in ("reference", "known") or arm["name"] in CLAIMS.primary_arms
-        }
-        overviews[one.name] = tables.overview(one, shown)
+    """README.md of all results: what was found, the verdicts, and every cell in one line. cost: from `costs`."""
     described = (PRETRAINED / "skill.csv").is_file() and SHIPPED.is_file()  # elsewhere than in a checkout it is not
     skill = skill_of(load_shipped().skill, PRETRAINED) if described else {"skill": None}
     return fill(
@@ -91,8 +84,8 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
         found=claim_tables.found(evidence),
         waiting=evidence.waits_for(),
         verdicts=claim_tables.front(evidence, cost),
+        cells=tables.every_cell(results),
         suites=results,
-        overviews=overviews,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from benchmarks.report.evidence import (
     sees_small_steps,
 )
 from benchmarks.report.folders import GROUPS, PLACE, Published
-from benchmarks.report.statistics import Interval, compare, fieller, paired_t, trajectory_means
+from benchmarks.report.statistics import Interval, compare, fieller, gain, paired_t, trajectory_means
 from benchmarks.settings import LENGTH, RATIO, Policy
 
 FRONT = {
@@ -48,6 +49,18 @@ FRONT = {
 """What the front picture and index.html show of a cell, by heading: an arm, of which the difference to naive is shown,
 or one of the two data gaps (`front_means`)."""
 
+
+@dataclass(frozen=True)
+class Glance:
+    """One difference of a cell, in points. marked: whether the arm carries the dagger there."""
+
+    interval: Interval
+    marked: bool
+
+    def __str__(self) -> str:
+        return interval_text(self.interval) + (f" {DAGGER}" if self.marked else "")
+
+
 NOISE = "\N{ALMOST EQUAL TO}"
 """The mark of a difference whose mean lies in the noise band."""
 
@@ -58,7 +71,8 @@ def signed(interval: Interval) -> str:
     """A difference in points with its interval. A mean that rounds to zero has no minus sign; an end keeps it, so that
     one can see on which side of 0 the interval ends.
     """
-    mean, low, high = (round(value, 9) + 0.0 for value in (interval.mean, interval.low, interval.high))  # sums differ
+    # sums differ in their last digits; and a number of numpy rounds 0.855 up, while one of Python rounds it down
+    mean, low, high = (round(float(value), 9) + 0.0 for value in (interval.mean, interval.low, interval.high))
     return f"{round(mean, 2) + 0.0:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
@@ -105,6 +119,39 @@ def front_means(runs: pd.DataFrame) -> pd.DataFrame:
     return 100 * trajectory_means(runs[(runs["arm"] != random) | runs["step"].notna()])
 
 
+def glance(published: Published, cell: str, policy: Policy) -> dict[str, dict[str, Glance | None]]:
+    """What `FRONT` names of a cell, by heading and label; None where an arm was not run at that rate policy."""
+    runs, marks = published.cells[cell], marked(published, cell)
+    means = front_means(runs[runs["policy"] == policy])
+
+    def one(what: str) -> Glance | None:
+        values = gain(means, what)
+        return None if values is None else Glance(paired_t(values), what in marks)
+
+    return {heading: {label: one(what) for label, what in lines.items()} for heading, lines in FRONT.items()}
+
+
+# the front page
+
+
+def every_cell(results: Sequence[Published], policy: Policy = "tuned") -> pd.DataFrame:
+    """The main differences of every cell of the suites that are evidence, a row per cell, and what its gates say."""
+    shown = {"What could be seen": ("data gap", "local data gap"), "KNOWN": tuple(FRONT["KNOWN"])}
+    shown["The same compute"] = tuple(label for label in FRONT["The same compute"] if "averaged" not in label)
+    heads = [f"KNOWN, {label}" if heading == "KNOWN" else label for heading in shown for label in shown[heading]]
+    rows = []
+    for one in (one for one in results if one.settings["evidence"]):
+        for cell, runs in one.cells.items():
+            if policy in set(runs["policy"]):
+                found, row = glance(one, cell, policy), runs.iloc[0]
+                entries = [found[heading][label] for heading in shown for label in shown[heading]]
+                place = f"{row['source']} to {row['target']}, {row['network']}{axes_of(row)}"
+                place += f", {100 * row['share']:g} % of the target" if row["share"] < 1 else ""
+                passed = passed_in_words(gates(one, cell, policy))
+                rows.append([f"[{place}]({one.name}/README.md)", *(str(each or "") for each in entries), passed])
+    return pd.DataFrame(rows, columns=["source, target, network", *heads, "gates"])
+
+
 # the page of a suite
 
 
@@ -139,23 +186,21 @@ def _grouped(published: Published, table: list[list[str]]) -> list[list[str]]:
     return rows
 
 
-def overview(published: Published, shown: Container[str] | None = None) -> pd.DataFrame:
-    """The tuned difference to naive: arms as rows; of each cell the difference and, beside it, the recalibrated source
-    accuracy. First the accuracy of naive, last the gates.
-
-    shown: the arms to show; by default all, under the headings of their groups.
+def overview(published: Published) -> pd.DataFrame:
+    """The tuned difference to naive: arms as rows, under the headings of their groups; of each cell the difference and,
+    beside it, the recalibrated source accuracy. First the accuracy of naive, last the gates.
     """
     tuned = published.summary[published.summary["policy"] == "tuned"].set_index(["cell", "arm"])
     unavailable = published.settings["unavailable"]
     columns: dict[str, list[str]] = {"arm": ["naive"]}
-    columns["arm"] += [arm for arm in published.order if arm != "naive" and (shown is None or arm in shown)]
+    columns["arm"] += [arm for arm in published.order if arm != "naive"]
     for cell, runs in published.cells.items():
         marks, noise = marked(published, cell), noise_band(published, cell).get("tuned")
         entries = [f"{tuned.loc[(cell, 'naive'), 'accuracy']:.2f} %"]
         for arm in columns["arm"][1:]:
             if (cell, arm) in tuned.index:
-                shown_here = _difference(tuned.loc[(cell, arm)], noise)
-                entries.append(shown_here + (f" {DAGGER}" if arm in marks else ""))
+                shown = _difference(tuned.loc[(cell, arm)], noise)
+                entries.append(shown + (f" {DAGGER}" if arm in marks else ""))
             else:
                 entries.append("not available" if arm in unavailable.get(cell, {}) else "")
         columns[_head_of(runs.iloc[0])] = [*entries, passed_in_words(gates(published, cell, "tuned"))]
@@ -166,8 +211,7 @@ def overview(published: Published, shown: Container[str] | None = None) -> pd.Da
         head = job.removeprefix("transfer/").replace(".", "<br>")
         columns[head] = ["missing"] * (len(columns["arm"]) + 1)
     columns["arm"].append("gates")
-    table = pd.DataFrame(columns)
-    return table if shown is not None else pd.DataFrame(_grouped(published, table.to_numpy().tolist()), columns=columns)
+    return pd.DataFrame(_grouped(published, pd.DataFrame(columns).to_numpy().tolist()), columns=columns)
 
 
 def passed_in_words(intervals: Mapping[str, Interval]) -> str:

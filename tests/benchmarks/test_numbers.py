@@ -112,7 +112,7 @@ def mean_of(samples: list[pd.Series]) -> tuple[float, float, float]:
 
 
 def signed(*values: float) -> str:
-    mean, *ends = (round(value, 9) + 0.0 for value in values)
+    mean, *ends = (round(float(value), 9) + 0.0 for value in values)
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(round(mean, 2) + 0.0, *ends)
 
 

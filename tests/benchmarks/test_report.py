@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, run, table_row, write_results
@@ -18,7 +19,7 @@ from benchmarks.report.evidence import DAGGER, SEEN_NOTE
 from benchmarks.report.folders import COST, GROUPS, load, load_all
 from benchmarks.report.render import cost_page, front_pages, suite_page
 from benchmarks.report.statistics import Interval
-from benchmarks.report.tables import signed
+from benchmarks.report.tables import every_cell, signed
 from benchmarks.report.template import fill, markdown
 from benchmarks.suite import load_suite
 from know import files
@@ -52,10 +53,6 @@ def results(published, tmp_path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "results"))
 
 
-def front_page(results: Path) -> str:
-    return front_pages(load_all(results))["README.md"]
-
-
 # texts
 
 
@@ -63,7 +60,7 @@ def test_an_end_of_an_interval_shows_on_which_side_of_0_it_lies():
     assert signed(Interval(-0.001, -0.4, -0.003, 5)) == "+0.00 [-0.40, -0.00]"
     assert signed(Interval(-1e-12, -1e-12, 0.003, 5)) == "+0.00 [+0.00, +0.00]"
     sums = [0.855 + 3e-16, 0.855 - 3e-16]  # the same mean, summed in two orders
-    assert len({signed(Interval(mean, 0, 1, 5)) for mean in sums}) == 1
+    assert len({signed(Interval(mean, 0, 1, 5)) for mean in [*sums, *map(np.float64, sums)]}) == 1
 
 
 # templates
@@ -226,6 +223,20 @@ def test_not_evidence_is_said_exactly_where_it_is_none(tmp_path, evidence):
 @pytest.mark.parametrize("trajectories", [4, 5])
 def test_few_trajectories_are_called_preliminary(page, trajectories):
     assert ("Preliminary" in page(records(trajectories=trajectories))) == (trajectories < 5)
+
+
+def test_the_front_page_has_one_row_for_every_cell_that_is_evidence_with_the_numbers_of_its_suite(results):
+    write_results(results / "three", [*records(MLP, trajectories=5), *records(CNN, trajectories=5)], evidence=True)
+    table = every_cell(load_all(results))
+    assert list(table["source, target, network"]) == [
+        f"[digits:0-4 to digits:5-9, {cell}]({suite}/README.md)"
+        for suite, cell in (("three", "mlp"), ("three", "plaincnn, 50 % of the target"), ("two", "mlp"))
+    ]
+    own = (results / "two" / "README.md").read_text(encoding="utf-8")
+    *_, shown = list(table["KNOWN, ours \N{MULTIPLICATION SIGN}2"])
+    assert f"| known_x2 | {shown} |" in own
+    assert set(table["gates"]) == {"passed; cannot see small steps"}
+    assert set(table["local data gap"]) == {""}  # no arm of these suites says it
 
 
 # what a page looks like
