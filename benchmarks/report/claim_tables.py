@@ -57,7 +57,13 @@ def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
         first, *others = rows or [["-"] * (1 + len(POLICIES))]
         table += [[name, verdict, *first], *(["", "", *row] for row in others)]
     made = pd.DataFrame(table, columns=["claim of the paper", "here", "contrast", *POLICIES.values()]).astype(str)
-    return made.drop(columns=[name for name in POLICIES.values() if (made[name] == "-").all()])
+    return _without_empty(made)
+
+
+def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the columns of rate policies, and of the paper's numbers, in which no number stands."""
+    optional = {"paper", *POLICIES.values()} & set(table)
+    return table.drop(columns=[name for name in optional if table[name].isin(["", "-"]).all()])
 
 
 def _lowest_and_highest(evidence: Evidence, claim: Claim) -> list[Contrast]:
@@ -217,7 +223,7 @@ def contrasts(evidence: Evidence, claim: Claim) -> pd.DataFrame:
             numbers = [interval_text(one.interval) for one in pooled]
             shown = "" if paper is None else f"{paper:+.2f}"
             rows.append([contrast, "pooled", "", shown, *numbers, pooled[-1].interval.n, pooled[-1].verdict])
-    return pd.DataFrame(rows, columns=head).astype(str)
+    return _without_empty(pd.DataFrame(rows, columns=head).astype(str))
 
 
 def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list[dict[str, Any]]:
@@ -276,7 +282,9 @@ def ablations(evidence: Evidence) -> pd.DataFrame:
         if not place.core and place in at["tuned"]:
             said = [interval_text(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
             rows.append([deepest, title_of(place), *said, at["tuned"][place].verdict])
-    return pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values(), "verdict (tuned)"]).astype(str)
+    return _without_empty(
+        pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values(), "verdict (tuned)"]).astype(str)
+    )
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:
