@@ -72,7 +72,7 @@ def fine_tune(checkpoint: Path, learning_rate: float, seed: int) -> tuple[float,
     fit(model, TensorDataset(images[train], labels[train]), epochs=10, learning_rate=learning_rate, seed=seed)
     with torch.no_grad():
         right = model(images).argmax(1) == labels
-    return float(right[validation].float().mean()), float(right[test].float().mean())
+    return float(right[validation].double().mean()), float(right[test].double().mean())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from know.methods import get
 from know.prediction import check_depth, predicted
 from know.rates import choose_rates
 from know.scripts import function_of
+from know.statistics import Interval, paired_t
 from know.trajectory import Trajectory
 
 Task = Callable[[Path, float, int], Any]
@@ -62,7 +63,8 @@ class Candidate:
 @dataclass(frozen=True)
 class Row:
     """One candidate under one policy. difference, low, high: to theta_0, paired over seeds. on_edge: whether the best
-    of the rates that were tried is the first or the last of them.
+    of the rates that were tried is the first or the last of them. beside: of a prediction at tuned rates, the
+    difference to each checkpoint that takes part beside theta_0, by its name.
     """
 
     candidate: str
@@ -75,6 +77,7 @@ class Row:
     high: float
     n: int
     failed: int
+    beside: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def compare(
@@ -122,6 +125,7 @@ def compare(
     function = function_of(task, "--task") if isinstance(task, str) else task
     what, unknown = identity(function)
     names = [candidate.name for candidate in candidates]
+    given = [each.name for each in candidates if each.request is None and each.name != THETA_0]
     described = {
         "rates": rates,
         "seeds": seeds,
@@ -145,7 +149,7 @@ def compare(
         bar = tqdm(total=most, initial=len(results.known), desc="fine-tunes", disable=None, leave=False)
         with bar, _runner(task, function, jobs) as run:
             work = functools.partial(_do, results=results, run=run, places=places, bar=bar, say=say, most=most)
-            rows = _protocol(names, rates, range(pilots), range(pilots, pilots + seeds), work)
+            rows = _protocol(names, given, rates, range(pilots), range(pilots, pilots + seeds), work)
         runs = sorted(results.known.values(), key=lambda run: tuple(str(run[key]).zfill(24) for key in COLUMNS[:4]))
         write_csv(folder / "runs.csv", [{key: _shown(run[key]) for key in COLUMNS} for run in runs], COLUMNS)
         _write_pages(folder, rows, runs, trajectory, described)
@@ -353,14 +357,18 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
 
 
 def _protocol(
-    names: Sequence[str], rates: Sequence[float], pilots: range, seeds: range, work: Callable[..., Any]
+    names: Sequence[str],
+    given: Sequence[str],
+    rates: Sequence[float],
+    pilots: range,
+    seeds: range,
+    work: Callable[..., Any],
 ) -> list[Row]:
     """Choose rates on the pilot seeds, then evaluate at today's rate and at the chosen ones.
 
-    KnowError if no pilot run gave a score.
+    given: the checkpoints among `names` that are neither theta_0 nor predictions. KnowError if no pilot run gave a
+    score.
     """
-    from know.statistics import paired_t
-
     searched: dict[tuple[str, float, int], dict[str, Any]] = {}
 
     def cover(points: Sequence[float]) -> None:
@@ -374,17 +382,27 @@ def _protocol(
     if not any(run["status"] == "ok" for run in searched.values()):
         raise KnowError(f"no fine-tune gave a score; the first one ended with {next(iter(searched.values()))['error']}")
     rate_of = {"today": dict.fromkeys(names, rates[0]), "tuned": {name: each.rate for name, each in chosen.items()}}
-    rows, others = [], max(1, len(names) - 1)
+    predictions = [name for name in names if name not in (THETA_0, *given)]
+    compared = {"today": [(name, THETA_0) for name in names if name != THETA_0]}
+    compared["tuned"] = [*compared["today"], *itertools.product(predictions, given)]
+    rows = []
     keys = [(name, rate_of[p][name], seed) for name, p, seed in itertools.product(names, POLICIES, seeds)]
     found = work("evaluation", keys)
-    for policy, name in itertools.product(POLICIES, names):
-        own, base = ([_score(found[each, rate_of[policy][each], seed]) for seed in seeds] for each in (name, THETA_0))
-        scores = [value for value in own if math.isfinite(value)]
-        gain = paired_t([a - b for a, b in zip(own, base, strict=True)], comparisons=others)
-        rate, edge = rate_of[policy][name], policy == "tuned" and chosen[name].on_edge
-        mean = means.fmean(scores) if scores else math.nan
-        numbers = (gain.mean, gain.low, gain.high, gain.n)
-        rows.append(Row(name, policy, rate, edge, mean, *numbers, len(own) - len(scores)))
+    for policy in POLICIES:
+        scores = {name: [_score(found[name, rate_of[policy][name], seed]) for seed in seeds] for name in names}
+        gains = {
+            (one, other): paired_t(
+                [a - b for a, b in zip(scores[one], scores[other], strict=True)], comparisons=len(compared[policy])
+            )
+            for one, other in [(THETA_0, THETA_0), *compared[policy]]
+        }
+        for name in names:
+            own, gain = [value for value in scores[name] if math.isfinite(value)], gains[name, THETA_0]
+            rate, edge = rate_of[policy][name], policy == "tuned" and chosen[name].on_edge
+            mean = means.fmean(own) if own else math.nan
+            beside = {other: gains[name, other] for other in given if (name, other) in gains}
+            numbers = (gain.mean, gain.low, gain.high, gain.n)
+            rows.append(Row(name, policy, rate, edge, mean, *numbers, len(seeds) - len(own), beside))
     return rows
 
 
@@ -398,7 +416,8 @@ def verdict(rows: Sequence[Row]) -> str:
     """What can be said of these rows, by rule. Intervals hold for all candidates together.
 
     A lower limit above 0 at tuned rates is a gain that is left. One at today's rate alone is a gain that another rate
-    gives too. With neither, the largest upper limit at tuned rates is what the runs are compatible with.
+    gives too. With neither, the largest upper limit at tuned rates is what the runs are compatible with. Then follows,
+    for every checkpoint beside theta_0, whether a prediction scores more.
     """
     today, tuned = ({r.candidate: r for r in rows if r.policy == p and r.candidate != THETA_0} for p in POLICIES)
     usable = [row for row in tuned.values() if math.isfinite(row.low)]
@@ -420,11 +439,22 @@ def verdict(rows: Sequence[Row]) -> str:
         said.append(f"All candidates score less than theta_0 at tuned rates, the best of them by {_interval(most)}.")
     elif not said:
         said.append(f"No gain of more than {most.high:.2g} is compatible with these runs at tuned rates.")
+    for name in dict.fromkeys(name for row in usable for name in row.beside):
+        beside = {row.candidate: row.beside[name] for row in usable if name in row.beside}
+        beside = {candidate: one for candidate, one in beside.items() if math.isfinite(one.low)}
+        if more := {candidate: one for candidate, one in beside.items() if one.low > 0}:
+            said.append(f"More than {name}: {' and '.join(f'{key} by {_interval(one)}' for key, one in more.items())}.")
+        elif beside:
+            best = max(beside, key=lambda candidate: beside[candidate].mean)
+            said.append(
+                f"No prediction is seen to score more than {name}; the most is {best}, by {_interval(beside[best])}."
+            )
     return " ".join(said)
 
 
-def _interval(row: Row) -> str:
-    return f"{row.difference:.3g} [{row.low:.3g}, {row.high:.3g}]"
+def _interval(one: Row | Interval) -> str:
+    mean = one.difference if isinstance(one, Row) else one.mean
+    return f"{mean:.3g} [{one.low:.3g}, {one.high:.3g}]"
 
 
 def _shown(value: Any) -> Any:
@@ -445,6 +475,7 @@ def _write_pages(
         rows=rows,
         verdict=verdict(rows),
         lost=[run for run in runs if run["status"] != "ok"],
+        given=list(dict.fromkeys(name for row in rows for name in row.beside)),
         edges=sorted({row.candidate for row in rows if row.on_edge}),
         snapshots=[path.name for path in trajectory.paths],
         tested=any(run["test"] is not None for run in runs),

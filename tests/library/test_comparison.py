@@ -218,6 +218,15 @@ def test_checkpoints_of_the_user_take_part_and_are_told_apart_by_their_bytes(run
     tuned = {row.candidate: row for row in rows if row.policy == "tuned"}
     assert list(tuned)[-2:] == ["trained-on", "plain"]
     assert tuned["trained-on"].low > 0 > tuned["plain"].low
+    assert tuned["known_x2"].low > 0  # it is as good as the one, and better than the other
+    assert tuned["known_x2"].beside["plain"].low > 0 >= tuned["known_x2"].beside["trained-on"].low
+    assert not any(row.beside for row in rows if row.policy == "today" or row.candidate in given["beside"])
+    said = verdict(rows)
+    assert "More than plain: known_x2 by 0.00" in said
+    assert "No prediction is seen to score more than trained-on; the most is known_x2, by " in said
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert "| minus trained-on |" in page
+    assert "\n\n\n" not in page
     with pytest.raises(KnowError, match="no such dataset"):
         compare(run, "task.py:never", **given, out="again")
     torch.save({name: tensor + 1 for name, tensor in weights.items()}, "plain.pt")
