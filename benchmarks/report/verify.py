@@ -40,7 +40,7 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
         count += _check_hashes(folder, manifests)
         for manifest in manifests:
             one = read_json(folder / manifest)
-            entries = [*one["snapshots"], *one["references"].values()]
+            entries = [*one["snapshots"], *one["references"].values(), *one.get("placebo", ())]
             count += _check_hashes((folder / manifest).parent, {e["file"]: e["sha256"] for e in entries})
     yield f"files: {count} have their recorded hashes"
 

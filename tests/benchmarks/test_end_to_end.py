@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from checkout import content
+from checkout import content, copy, fine_tunes, processes_in
 from synthetic import run
 
 from benchmarks.arms import arms_of
@@ -28,16 +28,6 @@ REPOSITORY = Path(__file__).parents[2]
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
 NOTHING = "Nothing to be done"
 MADE_BY = ("forget", "metaset", "metatrain", "transfer", "landscape", "inspect", "cost", "publish", "figures")
-
-
-def copy(folder: Path) -> Path:
-    """What the workflow reads, with the tiny suite, in a folder of its own."""
-    for name in ("workflow", "profiles", "benchmarks", "paper_figures", "know"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(REPOSITORY / name, folder)
-    shutil.copy(REPOSITORY / "tests" / "suites" / "tiny.yaml", folder / "benchmarks" / "suites")
-    return folder
 
 
 def command(*arguments: str) -> list[str]:
@@ -88,6 +78,7 @@ def replaced(path: Path, old: str, new: str) -> Iterator[None]:
 def finished(tmp_path_factory) -> Path:
     """A checkout in which the workflow has run once, and what it made is committed."""
     folder = copy(tmp_path_factory.mktemp("end_to_end") / "checkout")
+    shutil.copy(REPOSITORY / "tests" / "suites" / "tiny.yaml", folder / "benchmarks" / "suites")
     snakemake(folder)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
     for arguments in (["init", "--quiet"], ["add", "results"], ["commit", "--quiet", "--message", "Results"]):
@@ -281,6 +272,7 @@ def test_a_finished_run_is_verified(verify):
     "file",
     [
         "work/tiny/trajectories/digits_0-4.mlp/t8/overflow/s3.safetensors",
+        "work/tiny/trajectories/digits_0-4.mlp/t8/overflow/p3.safetensors",
         "work/tiny/trajectories/digits_0-4.mlp/p0/overflow/oracle.safetensors",
         "work/tiny/metaset/0/00003.safetensors",
         "work/tiny/known/5/known.safetensors",
@@ -367,16 +359,6 @@ def test_what_cannot_be_made_again_is_said_at_once(recheck, more, said):
 # a kill
 
 
-def processes_in(folder: Path) -> list[int]:
-    """Processes whose working folder is `folder`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if Path(os.readlink(entry / "cwd")) == folder:
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc to find the processes")
 def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     folder = tmp_path / "checkout"
@@ -384,18 +366,13 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     done = folder / "work" / "tiny" / "transfers" / CELL
     shutil.rmtree(done)
     partial, target = done.with_name(f"{CELL}.partial"), f"work/tiny/transfers/{CELL}/runs.csv"
-    store = folder / "work" / "store" / "fine-tunes"
-    shutil.rmtree(store)
-
-    def results() -> list[str]:
-        """Every whole line that the store has of fine-tunes."""
-        texts = [path.read_text(encoding="utf-8") for path in sorted(store.rglob("*.jsonl"))]
-        return [line for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    store = folder / "work" / "store"
+    shutil.rmtree(store / "fine-tunes")
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = subprocess.Popen(command(target), cwd=folder, start_new_session=True, **quiet)
     deadline = time.monotonic() + 120
-    while len(results()) < 20:  # of more than a hundred
+    while len(fine_tunes(store)) < 20:  # of more than a hundred
         assert running.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline, "no fine-tune was finished"
         time.sleep(0.002)
@@ -404,12 +381,12 @@ def test_a_killed_run_continues_to_the_same_bytes(finished, tmp_path):
     for process in processes_in(folder):  # jobs that have a group of their own
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    assert len(results()) >= 20, "killed too late to prove anything"
+    assert len(fine_tunes(store)) >= 20, "killed too late to prove anything"
     (partial / "mark").touch()
 
-    kept = results()
+    kept = fine_tunes(store)
     snakemake(folder, target)
-    assert set(kept) <= set(results())
-    assert len(set(results())) == len(results())  # nothing twice
+    assert set(kept) <= set(fine_tunes(store))
+    assert len(set(fine_tunes(store))) == len(fine_tunes(store))  # nothing twice
     (done / "mark").unlink()  # it went on in the folder that the kill had left
     assert content(folder / "work" / "tiny") == content(finished / "work" / "tiny")

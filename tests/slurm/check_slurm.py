@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from checkout import content
+from checkout import content, copy, fine_tunes, processes_in
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster, unavailable
@@ -50,15 +50,6 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         yield one
     finally:
         one.down()
-
-
-def copy(folder: Path) -> Path:
-    """What the workflow reads, in a folder of its own."""
-    for name in ("workflow", "profiles", "benchmarks", "paper_figures", "know", "results"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(REPOSITORY / name, folder)
-    return folder
 
 
 def start(folder: Path, *options: str, program: Sequence[str] = ("-m", "snakemake")) -> subprocess.Popen:
@@ -96,21 +87,15 @@ def running_job(cluster: Cluster, rule: str) -> str | None:
     return next((number for number, comment in jobs if comment.startswith(f"rule_{rule}")), None)
 
 
-def fine_tunes(store: Path) -> list[str]:
-    """Every whole line that a store has of fine-tunes."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(store.glob("fine-tunes/*/*.jsonl"))]
-    return [line for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 # the same bytes
 
 
 def test_the_smoke_suite_makes_the_bytes_of_a_local_run(cluster, tmp_path):
     local = REPOSITORY
     if not (REPOSITORY / "work/smoke/published.json").is_file():
-        local = copy(tmp_path / "local")
+        local = copy(tmp_path / "local", "results")
         end(start(local, "--cores=2"), local)
-    folder = copy(tmp_path / "slurm")
+    folder = copy(tmp_path / "slurm", "results")
     shutil.rmtree(folder / "results/smoke")
     said = end(on_slurm(folder, "smoke", "--workflow-profile=profiles/small"), folder)
     assert content(folder / "results") == content(local / "results")
@@ -126,7 +111,7 @@ def tiny(tmp_path_factory) -> Callable[[str], Path]:
     suite["transfer"]["shares"] = [0.5, 1.0]
 
     def make(name: str) -> Path:
-        folder = copy(tmp_path_factory.mktemp(name) / "checkout")
+        folder = copy(tmp_path_factory.mktemp(name) / "checkout", "results")
         (folder / "benchmarks/suites/tiny.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
         profile = folder / "profiles/slurm/config.yaml"
         settings = yaml.safe_load(profile.read_text(encoding="utf-8"))
@@ -218,13 +203,3 @@ def test_what_dies_is_tried_again_and_what_fails_for_good_is_said_and_the_end_is
     assert set(kept) <= set(fine_tunes(store))
     assert content(folder / "work/tiny") == content(undisturbed / "work/tiny")
     assert content(folder / "results") == content(undisturbed / "results")
-
-
-def processes_in(folder: Path) -> set[int]:
-    """Processes whose working folder is `folder`: jobs, and what watches over them."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if Path(os.readlink(entry / "cwd")) == folder:
-                found.add(int(entry.name))
-    return found

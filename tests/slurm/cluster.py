@@ -1,8 +1,5 @@
 """A Slurm cluster of one node on this machine, for the tests: as root, without systemd, from Debian's packages.
 
-    python tests/slurm/cluster.py up FOLDER        configuration, logs and state in FOLDER
-    python tests/slurm/cluster.py down FOLDER
-
 It enforces memory limits by polling, time limits to the minute, and keeps no accounts. Two partitions of the same node.
 A job that is queued again waits for `cred_expire` seconds, two minutes by default.
 """
@@ -209,10 +206,3 @@ def _wait(done: Callable[[], object], complaint: str, folder: Path, seconds: flo
             tails = [f"{path.name}:\n{path.read_text(encoding='utf-8', errors='replace')[-2000:]}" for path in logs]
             raise TimeoutError("\n".join([complaint, *tails]))
         time.sleep(0.3)
-
-
-if __name__ == "__main__":
-    if reason := unavailable():
-        sys.exit(f"no cluster: {reason}")
-    cluster = Cluster(Path(sys.argv[2]))
-    cluster.up() if sys.argv[1] == "up" else cluster.down()
