@@ -14,7 +14,7 @@ import typer
 from benchmarks.settings import LENGTH, MetaTraining
 from benchmarks.store import STORE, Store
 from benchmarks.suite import RESULTS, WORK, Suite, load_shipped, load_suite, suite_name
-from know.cli import Threads, main_of, new_app
+from know.cli import main_of, new_app
 from know.errors import KnowError, unknown
 
 app = new_app("The experiment: suites of trajectories, meta-training, transfer and their tables.")
@@ -31,8 +31,8 @@ Device = Annotated[
 ]
 
 
-def _start(device: str | None, threads: int, settings: Suite | None = None) -> str:
-    """Prepare torch for a command, and return its device; KnowError if the device is not available.
+def _start(device: str | None, settings: Suite | None = None) -> str:
+    """Prepare torch for a command, on one thread, and return its device; KnowError if the device is not available.
 
     device: the option of the command; None means the device of the suite's settings, or else the CPU.
     """
@@ -40,7 +40,7 @@ def _start(device: str | None, threads: int, settings: Suite | None = None) -> s
 
     from benchmarks.training import deterministic
 
-    deterministic(threads or None)
+    deterministic(1)
     device = device or (settings.device if settings else "cpu")
     try:
         torch.empty(0, device=device)
@@ -107,26 +107,26 @@ Length = Annotated[int, typer.Option(min=2, max=6, help="S: number of snapshots 
 
 
 @app.command()
-def metaset(suite: SuiteName, shard: Shard, device: Device = None, threads: Threads = 1) -> None:
+def metaset(suite: SuiteName, shard: Shard, device: Device = None) -> None:
     """Make one shard of a suite's meta-set: windows from many small trajectories (work/SUITE/metaset/).
 
     The same command resumes an interrupted run.
     """
-    _make_shard(_metatraining(suite), _work(suite), shard, _start(device, threads, load_suite(suite)))
+    _make_shard(_metatraining(suite), _work(suite), shard, _start(device, load_suite(suite)))
 
 
 @app.command()
-def metatrain(suite: SuiteName, length: Length = LENGTH, device: Device = None, threads: Threads = 1) -> None:
+def metatrain(suite: SuiteName, length: Length = LENGTH, device: Device = None) -> None:
     """Train a suite's KNOWN, scaled KNOWN and meta-linear on its meta-set (work/SUITE/known/LENGTH/)."""
-    device = _start(device, threads, load_suite(suite))
+    device = _start(device, load_suite(suite))
     work = _work(suite)
     _fit(_metatraining(suite), work, [], work / "known" / str(length), length, device)
 
 
 @app.command()
-def pretrained_metaset(shard: Shard, device: Device = None, threads: Threads = 1) -> None:
+def pretrained_metaset(shard: Shard, device: Device = None) -> None:
     """Make one shard of the meta-set of the networks that ship (benchmarks/metatraining.yaml; work/shipped/)."""
-    _make_shard(load_shipped().metatraining, WORK / "shipped", shard, _start(device, threads))
+    _make_shard(load_shipped().metatraining, WORK / "shipped", shard, _start(device))
 
 
 @app.command()
@@ -134,7 +134,6 @@ def pretrained(
     group: Annotated[str, typer.Option(help="Group of benchmarks/metatraining.yaml.")],
     length: Length = LENGTH,
     device: Device = None,
-    threads: Threads = 1,
 ) -> None:
     """Train one group of the networks that ship (know/pretrained/GROUP/LENGTH/)."""
     from know.files import PRETRAINED
@@ -143,14 +142,13 @@ def pretrained(
     if group not in settings.groups:
         raise unknown("group", group, settings.groups)
     without, out = settings.groups[group].without, PRETRAINED / group / str(length)
-    _fit(settings.metatraining, WORK / "shipped", without, out, length, _start(device, threads))
+    _fit(settings.metatraining, WORK / "shipped", without, out, length, _start(device))
 
 
 @app.command()
 def pretrained_variant(
     variant: Annotated[str, typer.Option(help="Name of a variant, such as relative-0, share-0.5 or without-resnet8.")],
     device: Device = None,
-    threads: Threads = 1,
 ) -> None:
     """Train KNOWN on the meta-set of the networks that ship in another way, to see what a choice is worth
     (work/shipped/variants/VARIANT.csv)."""
@@ -158,20 +156,19 @@ def pretrained_variant(
 
     settings, work = load_shipped().metatraining, WORK / "shipped"
     out = work / "variants" / f"{variant}.csv"
-    fit_variant(variant, _shards(settings, work), settings, out=out, device=_start(device, threads))
+    fit_variant(variant, _shards(settings, work), settings, out=out, device=_start(device))
 
 
 @app.command()
 def pretrained_skill(
     network: Annotated[str, typer.Option(help="Network of `skill` in benchmarks/metatraining.yaml.")],
     device: Device = None,
-    threads: Threads = 1,
 ) -> None:
     """Ask the networks that ship about trajectories whose theta_{-1} is known (work/shipped/skill/NETWORK.csv)."""
     from benchmarks.skill import measure
     from know.files import PRETRAINED
 
-    settings, device = load_shipped().skill, _start(device, threads)
+    settings, device = load_shipped().skill, _start(device)
     if network not in settings.networks:
         raise unknown("network", network, settings.networks)
     known = PRETRAINED / settings.group / str(LENGTH)
@@ -225,7 +222,6 @@ def transfer(
     suite: SuiteName,
     cell: Annotated[str, typer.Option(help="Name of a cell, as in work/SUITE/transfers/.")],
     device: Device = None,
-    threads: Threads = 1,
     processes: Processes = 1,
 ) -> None:
     """Fine-tune every arm of a cell on the target: choose learning rates on the pilots, then evaluate.
@@ -246,13 +242,13 @@ def transfer(
         known=settings.known_folder(work, chosen.length),
         store=_store(),
         out=work / "transfers" / cell,
-        device=_start(device, threads, settings),
+        device=_start(device, settings),
         processes=processes,
     )
 
 
 @app.command()
-def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
+def landscape(suite: SuiteName, device: Device = None) -> None:
     """Compute the loss on the plane of the first trajectory and its predictions (work/SUITE/landscape.csv)."""
     from benchmarks.landscape import make_landscape
 
@@ -260,12 +256,12 @@ def landscape(suite: SuiteName, device: Device = None, threads: Threads = 1) -> 
     cell = settings.cells[0]
     folder = work / "trajectories" / cell.origin.slug / f"t{settings.first_trajectory}" / cell.track
     known = settings.known_folder(work, cell.length)
-    device = _start(device, threads, settings)
+    device = _start(device, settings)
     make_landscape(folder, known, length=cell.length, out=work / "landscape.csv", device=device)
 
 
 @app.command()
-def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
+def cost(suite: SuiteName, device: Device = None) -> None:
     """Measure what each arm costs before fine-tuning: training, time and memory of prediction.
 
     This needs the suite's data.json (`python -m benchmarks data --suite NAME`) and KNOWN, but no trajectory. It writes
@@ -274,13 +270,13 @@ def cost(suite: SuiteName, device: Device = None, threads: Threads = 1) -> None:
     from benchmarks.cost import measure
 
     settings, work = load_suite(suite), _work(suite)
-    device = _start(device, threads, settings)
+    device = _start(device, settings)
     known = {length: settings.known_folder(work, length) for length in settings.lengths}
     measure(settings, work, known, out=work / "cost_by_arm.csv", device=device)
 
 
 @app.command()
-def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: Results = RESULTS) -> None:
+def run(suite: SuiteName, device: Device = None, results: Results = RESULTS) -> None:
     """Run a whole suite in this process, without Snakemake, and publish it (results/SUITE/).
 
     Finished steps are skipped; the same command resumes an interrupted run. `python -m paper_figures` draws figures.
@@ -291,11 +287,10 @@ def run(suite: SuiteName, device: Device = None, threads: Threads = 1, results: 
     from benchmarks.steps import run_steps, steps
 
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
-    device = _start(device, threads, settings)  # checks the device before the data are read
-    computing = ("--device", device, "--threads", str(threads))
+    device = _start(device, settings)  # checks the device before the data are read
 
     def execute(command: tuple[str, ...]) -> None:
-        options = {"data": (), "inspect": computing[2:]}.get(command[0], computing)
+        options = () if command[0] in ("data", "inspect") else ("--device", device)
         app([*command, "--suite", suite, *options], standalone_mode=False)
 
     run_steps(steps(settings, work), execute, work, print, device)
@@ -386,7 +381,7 @@ def recheck(
     settings, work, name = load_suite(suite), _work(suite), suite_name(suite)
     chosen = settings.cell(cell) if cell else settings.cells[0]
     asked = trajectory or f"t{settings.first_trajectory}"
-    device = _start(device, 1, settings)
+    device = _start(device, settings)
     known = settings.known_folder(work, chosen.length)
     arms = list(dict.fromkeys(arm or ["naive", "known_x2"]))
     for line in rechecked(settings, results / name, chosen, asked, arms, known=known, device=device):
@@ -398,7 +393,6 @@ def forget(
     suite: SuiteName,
     origin: Annotated[str, typer.Option(help="SOURCE.NETWORK, as in work/SUITE/trajectories/.")],
     device: Device = None,
-    threads: Threads = 1,
     processes: Processes = 1,
 ) -> None:
     """Make the forgetting trajectories of one origin: fine-tune on ever smaller nested subsets, keep every snapshot.
@@ -418,17 +412,17 @@ def forget(
         references=settings.arms.references,
         store=_store(),
         out=_work(suite) / "trajectories" / chosen.slug,
-        device=_start(device, threads, settings),
+        device=_start(device, settings),
         processes=processes,
     )
 
 
 @app.command(name="inspect")
-def inspect_(suite: SuiteName, threads: Threads = 1) -> None:
+def inspect_(suite: SuiteName) -> None:
     """Split the steps of a suite's methods into parts, and measure its trajectories (work/SUITE/inspection/)."""
     from benchmarks.inspection import inspect_suite
 
-    _start("cpu", threads)
+    _start("cpu")
     settings = load_suite(suite)
     known = {length: settings.known_folder(_work(suite), length) for length in settings.lengths}
     inspect_suite(settings.cells, settings.trajectory_ids, settings.arms, _work(suite), known)

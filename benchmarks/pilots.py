@@ -186,7 +186,7 @@ def main() -> None:
         raise KnowError(f"there is no {TABLE} yet; name suites to run with --suite")
     rows = pd.read_csv(TABLE)
     for table in (summary(rows), half_widths(rows, lambda target: len(load(target).test))):
-        print(table.to_markdown(index=False, disable_numparse=True), end="\n\n")
+        print(table.to_string(index=False), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ seeds by `know.rates`, then frozen, and differences to theta_0 paired over other
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -151,7 +152,7 @@ def compare(
             work = functools.partial(_do, results=results, run=run, places=places, bar=bar, say=say, most=most)
             rows = _protocol(names, given, rates, range(pilots), range(pilots, pilots + seeds), work)
         runs = sorted(results.known.values(), key=lambda run: tuple(str(run[key]).zfill(24) for key in COLUMNS[:4]))
-        write_csv(folder / "runs.csv", [{key: _shown(run[key]) for key in COLUMNS} for run in runs], COLUMNS)
+        write_csv(folder / "runs.csv", runs, COLUMNS)
         _write_pages(folder, rows, runs, trajectory, described)
         scored = [row for row in rows if row.policy == "tuned" and math.isfinite(row.score)]
         best = max(scored, key=lambda row: row.score).candidate if scored else THETA_0
@@ -284,37 +285,32 @@ def _do(
     return {key: results.known[key] for key in wanted}
 
 
-class _runner:
+@contextlib.contextmanager
+def _runner(task: Task | str, function: Task, jobs: int) -> Iterator[Callable[..., Iterator[tuple[Any, dict]]]]:
     """Runs fine-tunes in this process or in several; yields (key, outcome) as they end."""
+    if jobs == 1:
+        yield lambda asked: ((key, _outcome(function, place, *key[1:])) for key, place in asked)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker, (task, threads))
+    try:
+        yield functools.partial(_in_pool, pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
-    def __init__(self, task: Task | str, function: Task, jobs: int):
-        self.task, self.function, self.jobs, self.pool = task, function, jobs, None
 
-    def __enter__(self) -> Callable[..., Iterator[tuple[Any, dict[str, Any]]]]:
-        if self.jobs > 1:
-            threads = max(1, torch.get_num_threads() // self.jobs)
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.jobs, context, _begin_worker, (self.task, threads))
-        return self.run
-
-    def __exit__(self, *error: Any) -> None:
-        if self.pool:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def run(self, asked: Sequence[tuple[tuple[str, float, int], Path]]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        if self.pool is None:
-            for key, place in asked:
-                yield key, _outcome(self.function, place, *key[1:])
-            return
-        waiting = {self.pool.submit(_in_worker, place, *key[1:]): key for key, place in asked}
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
-                    yield waiting.pop(future), future.result()
-                except BrokenProcessPool as error:
-                    message = "a process of the comparison died, perhaps for lack of memory; the same call goes on"
-                    raise KnowError(message) from error
+def _in_pool(
+    pool: ProcessPoolExecutor, asked: Sequence[tuple[tuple[str, float, int], Path]]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    waiting = {pool.submit(_in_worker, place, *key[1:]): key for key, place in asked}
+    while waiting:
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            try:
+                yield waiting.pop(future), future.result()
+            except BrokenProcessPool as error:
+                message = "a process of the comparison died, perhaps for lack of memory; the same call goes on"
+                raise KnowError(message) from error
 
 
 _worker: dict[str, Task] = {}
@@ -455,10 +451,6 @@ def verdict(rows: Sequence[Row]) -> str:
 def _interval(one: Row | Interval) -> str:
     mean = one.difference if isinstance(one, Row) else one.mean
     return f"{mean:.3g} [{one.low:.3g}, {one.high:.3g}]"
-
-
-def _shown(value: Any) -> Any:
-    return "" if value is None else value
 
 
 def _write_pages(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,10 +151,11 @@ def steady(figure: Figure) -> None:
     figure.set_layout_engine(Rounding())
 
 
-def save_figure(figure: Figure, stem: Path) -> None:
-    """Write a figure as .svg and .png, always with the same bytes."""
+def save_figure(figure: Figure, stem: Path, kinds: Iterable[str] = ("svg", "png")) -> None:
+    """Write a figure as .svg and .png, without dates or versions: the same bytes from the same data."""
     steady(figure)
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+    metadata_of = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    for kind, metadata in ((kind, metadata_of[kind]) for kind in kinds):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, metadata=metadata)
 

@@ -31,11 +31,9 @@ def draw(results: Path) -> Figure:
     blocks, lines = blocks_or_one(arms), style.line_styles(every["depth"])
     figure, rows = style.block_panels(len(shown), blocks, arms, height=2.1)
     for axes, (varied, cells, table) in zip(rows, shown, strict=True):
-        for axis in (left := style.first_in_line(axes)):
-            first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
-            name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
-            style.title(axis, name, span=-(-len(axes) // len(left)))
-            axis.set_ylabel("gain over naive (points)")
+        first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
+        name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
+        style.head(axes, name, "gain over naive (points)")
         axes[0].set_ylim(style.widened(style.limits(table), table[table["family"] == "oracle"]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
             draw_panel(axis, table[table["family"].isin(families)], varied, lines)

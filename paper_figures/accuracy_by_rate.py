@@ -26,10 +26,8 @@ def draw(results: Path) -> Figure:
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = pilots[pilots["cell"] == cell]
         count = part["trajectory"].nunique()
-        for axis in (left := style.first_in_line(axes)):
-            name_and_count = f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}"
-            style.title(axis, name_and_count, span=-(-len(axes) // len(left)))
-            axis.set_ylabel("validation accuracy (%)")
+        name_and_count = f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}"
+        style.head(axes, name_and_count, "validation accuracy (%)")
         for axis, (_, families) in zip(axes, blocks, strict=True):
             own = arms[arms["family"].isin([*families, "naive", "oracle"])]
             draw_panel(axis, part, runs[runs["cell"] == cell], own, lines)

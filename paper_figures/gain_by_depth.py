@@ -30,9 +30,7 @@ def draw(results: Path) -> Figure:
     figure, rows = style.block_panels(len(cells), blocks, arms, height=1.9)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = summary[summary["cell"] == cell].set_index("arm")
-        for axis in (left := style.first_in_line(axes)):
-            style.title(axis, f"{name}, {style.counted(part['n'])}", span=-(-len(axes) // len(left)))
-            axis.set_ylabel("gain over naive (points)")
+        style.head(axes, f"{name}, {style.counted(part['n'])}", "gain over naive (points)")
         ends = style.limits(part[part.index.isin(arms.index)])
         axes[0].set_ylim(style.widened(ends, part[part.index == "oracle"]))
         for axis, (_, families) in zip(axes, blocks, strict=True):

@@ -27,7 +27,7 @@ from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, in_distribut
 from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.tables import axes_of
-from know.drawing import STYLE, steady
+from know.drawing import STYLE, save_figure
 from know.files import atomic, read_json
 
 plt.rcParams.update(STYLE)
@@ -239,9 +239,12 @@ def block_panels(
     return figure, rows
 
 
-def first_in_line(axes: list[Axes]) -> list[Axes]:
-    """Those panels of one row of `block_panels` that stand at the left, and carry the row's title and y label."""
-    return [axis for axis in axes if axis.get_subplotspec().is_first_col()]
+def head(axes: list[Axes], text: str, label: str) -> None:
+    """Give a row of `block_panels` its title and, as y label, `label`: on those panels that stand at the left."""
+    left = [axis for axis in axes if axis.get_subplotspec().is_first_col()]
+    for axis in left:
+        title(axis, text, span=-(-len(axes) // len(left)))
+        axis.set_ylabel(label)
 
 
 def _block_legend(axis: Axes, heading: str, handles: list[Line2D]) -> None:
@@ -393,14 +396,10 @@ def footnote(figure: Figure, text: str) -> None:
 
 def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str] = ("svg", "png")) -> None:
     """Write `<name>.svg` and `<name>.png`, without dates or versions: the same bytes from the same data."""
-    steady(figure)
-    if "svg" in kinds:
-        with atomic(folder / f"{name}.svg") as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+    save_figure(figure, folder / name, kinds)
     if "png" in kinds:
+        with Image.open(folder / f"{name}.png") as picture:  # 256 colours need a third of the room in the repository
+            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         with atomic(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png")
-            with Image.open(temporary) as picture:  # 256 colours need a third of the room in the repository
-                few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             few.save(temporary, format="png", optimize=True)
     plt.close(figure)

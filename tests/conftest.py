@@ -94,3 +94,38 @@ def folder_bytes():
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     return read
+
+
+@pytest.fixture
+def fails(request, capsys):
+    """Function that runs the command line `COMMAND` of the test's file and wants exit code 2 and one line on standard
+    error; returns the line.
+    """
+
+    def fail(*arguments: object) -> str:
+        capsys.readouterr()
+        code = request.module.COMMAND(*arguments)
+        output, error = capsys.readouterr()
+        assert (code, "Traceback" in output + error) == (2, False), error
+        assert len(error.splitlines()) == 1, error
+        assert error.startswith("know: error: ")
+        return error
+
+    return fail
+
+
+@pytest.fixture
+def intact(place, folder_bytes):
+    """Function: whether all files that were in `place`, a fixture of the test's file, at its first call still are as
+    they were, and nothing is half made.
+    """
+    before = {}
+
+    def check() -> None:
+        after = folder_bytes(place)
+        if not before:
+            before.update(after)
+        assert {name: after.get(name) for name in before} == before
+        assert not (place / "better").exists()
+
+    return check

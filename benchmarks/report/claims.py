@@ -163,12 +163,6 @@ class Claims(Data):
         """The primary contrasts, and those of the finalists: Holm's correction is over each of the two."""
         return self.primary.contrasts, tuple(each for one in self.finalists for each in one.contrasts)
 
-    @property
-    def primary_arms(self) -> frozenset[str]:
-        """The arms of these contrasts."""
-        contrasts = (contrast for family in self.families for contrast in family)
-        return frozenset(side.arm for pair in contrasts for side in (pair.better, pair.worse))
-
     def paper_gain(self, contrast: Contrast) -> float | None:
         """The same difference of the paper's numbers, in points; None where the paper lacks one of them."""
         accuracies = {

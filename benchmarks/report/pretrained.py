@@ -183,25 +183,22 @@ def skill_table(skill: pd.DataFrame) -> pd.DataFrame:
     accuracies = whole.pivot_table(index="arm", columns="network", values="source_accuracy_recalibrated", aggfunc=list)
     order = errors.map(np.mean).mean(axis=1).sort_values().index
     for arm in order:
-        texts = [_weight_error(paired_t(errors.loc[arm, network])) for network in networks]
-        points = [_points(paired_t(100 * np.array(accuracies.loc[arm, network]))) for network in networks]
-        rows.append([arm, *texts, _weight_error(pooled_t(list(errors.loc[arm]))[0]), *points])
+        texts = [_shown(paired_t(errors.loc[arm, network])) for network in networks]
+        points = [_shown(paired_t(100 * np.array(accuracies.loc[arm, network])), 1) for network in networks]
+        rows.append([arm, *texts, _shown(pooled_t(list(errors.loc[arm]))[0]), *points])
     columns = [*networks, "all", *(f"{network}, accuracy" for network in networks)]
     return pd.DataFrame(rows, columns=["arm", *columns])
 
 
-def _weight_error(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _shown(interval: Interval, digits: int = 3) -> str:
+    mean, low, high = (f"{value:.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _paired(values: pd.Series, arm: str, other: str) -> Interval:
     """The difference of two arms, paired by trajectory; every network counts once."""
     paired = values[arm] - values[other]
     return pooled_t([own.to_numpy() for _, own in paired.groupby("network")])[0]
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
 
 
 def verdict(errors: pd.DataFrame, skill: pd.DataFrame) -> dict[str, object]:
@@ -219,8 +216,8 @@ def verdict(errors: pd.DataFrame, skill: pd.DataFrame) -> dict[str, object]:
     return {
         "losses": {role: said(interval) for role, interval in losses.items()},
         "best": best,
-        "difference": _weight_error(difference),
-        "nearer": _weight_error(_paired(errors_of, "known_x2", "naive")),
+        "difference": _shown(difference),
+        "nearer": _shown(_paired(errors_of, "known_x2", "naive")),
         "accuracy": {arm: signed(_paired(accuracy, arm, "naive")) for arm in ("known_x2", best, "oracle")},
         "on_windows": on_windows,
         "on_weights": difference.high < 0,

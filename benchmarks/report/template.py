@@ -8,7 +8,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from tabulate import TableFormat
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -37,27 +36,7 @@ def markdown(table: pd.DataFrame, left: int = 1) -> str:
 
     left: how many columns are aligned to the left; those whose names begin with "verdict" are too, all others are not.
     """
-    columns = list(enumerate(table.columns))
-    aligned = ["left" if place < left or str(name).startswith("verdict") else "right" for place, name in columns]
-    return table.to_markdown(index=False, tablefmt=_NARROW, disable_numparse=True, colalign=aligned)
-
-
-def _row(cells: list[str], widths: list[int], aligned: list[str]) -> str:
-    return f"| {' | '.join(cell.strip() for cell in cells)} |"
-
-
-def _rule(widths: list[int], aligned: list[str]) -> str:
-    return "|" + "".join("---:|" if side == "right" else "---|" for side in aligned)
-
-
-_NARROW = TableFormat(
-    lineabove=None,
-    linebelowheader=_rule,
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=_row,
-    datarow=_row,
-    padding=0,
-    with_header_hide=None,
-)
-"""Like tabulate's "pipe"."""
+    aligned = [place < left or str(name).startswith("verdict") for place, name in enumerate(table.columns)]
+    rule = "|" + "".join("---|" if each else "---:|" for each in aligned)
+    head, *rows = (f"| {' | '.join(str(cell).strip() for cell in row)} |" for row in (table.columns, *table.to_numpy()))
+    return "\n".join([head, rule, *rows])

@@ -1,12 +1,15 @@
 """Fixtures of the benchmark's tests: the digits, a network that has learnt them, and its forgetting trajectory."""
 
 import copy
+from pathlib import Path
 
 import pytest
+from synthetic import CNN, records, write_results
 from torch import nn
 
 import know
 from benchmarks.data import load
+from benchmarks.report.publish import write_pages
 from benchmarks.settings import Recipe
 from benchmarks.training import deterministic, train
 from know.trajectory import Trajectory
@@ -43,3 +46,13 @@ def trajectory(digits, trained_mlp, tmp_path_factory) -> Trajectory:
 
     out = tmp_path_factory.mktemp("forgetting") / "run"
     return know.forget(copy.deepcopy(trained_mlp), digits.train, fit, out=out)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """Two suites with their pages and the index. Copy it before a change."""
+    folder = tmp_path_factory.mktemp("published") / "results"
+    write_results(folder / "one", [*records(), *records(CNN)])
+    write_results(folder / "two", records(trajectories=5), evidence=True)
+    write_pages(folder)
+    return folder

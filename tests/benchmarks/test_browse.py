@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from synthetic import CNN, records, write_results
+from synthetic import records, write_results
 
 from benchmarks.report import browse
 from benchmarks.report.folders import load_all
@@ -19,17 +19,8 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browse") / "results"
-    write_results(folder / "one", [*records(), *records(CNN)])
-    write_results(folder / "two", records(trajectories=5), evidence=True)
-    write_pages(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def html(results):
-    return (results / "index.html").read_text(encoding="utf-8")
+def html(published):
+    return (published / "index.html").read_text(encoding="utf-8")
 
 
 def data(html: str) -> dict:
@@ -63,9 +54,9 @@ class Tables(HTMLParser):
             self.cell = None
 
 
-def test_every_fine_tune_of_every_suite_is_in_the_page(results, html):
+def test_every_fine_tune_of_every_suite_is_in_the_page(published, html):
     held = data(html)
-    for one in load_all(results):
+    for one in load_all(published):
         rows = [
             (cell, policy, arm, trajectory, accuracy)
             for cell, policies in held[one.name].items()
@@ -83,9 +74,9 @@ def test_every_fine_tune_of_every_suite_is_in_the_page(results, html):
         )
 
 
-def test_without_javascript_every_arm_stands_in_a_table_with_the_numbers_of_the_records(results, html):
+def test_without_javascript_every_arm_stands_in_a_table_with_the_numbers_of_the_records(published, html):
     sections = Tables(html).sections
-    for one in load_all(results):
+    for one in load_all(published):
         for (cell, policy), rows in one.summary.groupby(["cell", "policy"]):
             by_arm = rows.set_index("arm")
             table = sections[f"{one.name}|{cell}", policy]
@@ -100,8 +91,8 @@ def test_without_javascript_every_arm_stands_in_a_table_with_the_numbers_of_the_
                     assert limits == pytest.approx([own["low"], own["high"]], abs=0.0051)
 
 
-def test_at_a_glance_every_cell_of_evidence_has_its_differences_at_each_rate(results, html):
-    (two,) = [one for one in load_all(results) if one.name == "two"]
+def test_at_a_glance_every_cell_of_evidence_has_its_differences_at_each_rate(published, html):
+    (two,) = [one for one in load_all(published) if one.name == "two"]
     views = re.findall(r"<details.*?</details>", html, flags=re.S)
     assert len(views) == two.summary["policy"].nunique()
     for view, (_, rows) in zip(views, two.summary.groupby("policy", sort=False), strict=True):
@@ -115,10 +106,10 @@ def test_at_a_glance_every_cell_of_evidence_has_its_differences_at_each_rate(res
         assert "<td>WNN ×2</td><td></td>" in view  # it was not run
 
 
-def test_a_page_that_grows_too_large_is_refused(results, monkeypatch):
+def test_a_page_that_grows_too_large_is_refused(published, monkeypatch):
     monkeypatch.setattr(browse, "LIMIT", 1000)
     with pytest.raises(KnowError, match="1,000 are its limit"):
-        check(results)
+        check(published)
 
 
 def test_the_page_needs_nothing_else(html):
@@ -126,8 +117,8 @@ def test_the_page_needs_nothing_else(html):
     assert all(not target.startswith("/") for target in re.findall(r'href="([^"]*)"', html))
 
 
-def test_a_page_that_does_not_fit_its_records_is_named(results, tmp_path):
-    own = shutil.copytree(results, tmp_path / "results")
+def test_a_page_that_does_not_fit_its_records_is_named(published, tmp_path):
+    own = shutil.copytree(published, tmp_path / "results")
     assert str(own / "index.html") in check(own)
     page = own / "index.html"
     page.write_text(page.read_text(encoding="utf-8").replace('"runs":[[', '"runs":[[99.0,', 1), encoding="utf-8")
@@ -144,14 +135,14 @@ def test_a_title_cannot_bring_markup_into_the_page(tmp_path):
 
 
 @pytest.fixture
-def dom(results, tmp_path):
+def dom(published, tmp_path):
     """A function: the page as a browser has made it, at an address and after a script has acted on it."""
     if BROWSER is None:
         pytest.skip("no Chromium on this machine")
 
     def loaded(address: str = "", script: str = "") -> str:
         page = tmp_path / "index.html"
-        html = (results / "index.html").read_text(encoding="utf-8")
+        html = (published / "index.html").read_text(encoding="utf-8")
         page.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
         command = [BROWSER, *options, "--dump-dom", f"file://{page}{address}"]
@@ -174,11 +165,11 @@ def shown(dom: str) -> list[tuple[str, str]]:
     return [(group, arm) for group, hidden, arm in rows if not hidden]
 
 
-def test_a_browser_shows_one_cell_at_its_tuned_rate_or_what_the_address_asks_for(results, dom):
+def test_a_browser_shows_one_cell_at_its_tuned_rate_or_what_the_address_asks_for(published, dom):
     ((first, policy),) = seen(dom())
     assert policy == "tuned"
-    (other,) = {one.name for one in load_all(results)} - {first.partition("|")[0]}
-    cell = f"{other}|{next(iter(next(one for one in load_all(results) if one.name == other).cells))}"
+    (other,) = {one.name for one in load_all(published)} - {first.partition("|")[0]}
+    cell = f"{other}|{next(iter(next(one for one in load_all(published) if one.name == other).cells))}"
     asked = dom(f"#cell={cell}&policy=short&group=control")
     assert seen(asked) == [(cell, "short")]
     assert {group for group, _ in shown(asked)} == {"reference", "control"}
@@ -198,7 +189,7 @@ def test_a_column_is_sorted_downwards_then_upwards_then_as_it_was(dom):
     assert shown(dom(script=3 * click)) == shown(dom())
 
 
-def test_an_accuracy_opens_its_runs_beside_those_of_naive(results, dom):
+def test_an_accuracy_opens_its_runs_beside_those_of_naive(published, dom):
     click = "document.querySelector('section:not([hidden]) a[data-arm=known_x2]').click();"
     opened = dom(script=click)
     dialog = opened[opened.index('<dialog id="runs"') :].partition("</dialog>")[0]
@@ -207,7 +198,7 @@ def test_an_accuracy_opens_its_runs_beside_those_of_naive(results, dom):
     assert [text.partition(",")[0] for text in rows[0]] == ["trajectory", "naive", "known_x2"]
     ((place, policy),) = seen(opened)
     suite, _, cell = place.partition("|")
-    (runs,) = (one.runs for one in load_all(results) if one.name == suite)
+    (runs,) = (one.runs for one in load_all(published) if one.name == suite)
     runs = runs.set_index(["cell", "policy", "trajectory", "arm", "fine_tune"]).sort_index()["accuracy"]
     for name, *texts in rows[1:]:
         for arm, text in zip(("naive", "known_x2"), texts, strict=True):

@@ -9,22 +9,7 @@ import pytest
 from synthetic import TINY, run
 
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
-
-
-@pytest.fixture
-def fails(capsys):
-    """Function that runs a command and wants exit code 2 and one line on standard error; returns the line."""
-
-    def fail(*arguments: object) -> str:
-        capsys.readouterr()
-        code = run(*arguments)
-        output, error = capsys.readouterr()
-        assert (code, "Traceback" in output + error) == (2, False), error
-        assert len(error.splitlines()) == 1, error
-        assert error.startswith("know: error: ")
-        return error
-
-    return fail
+COMMAND = run
 
 
 @pytest.fixture
@@ -35,21 +20,6 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "earlier").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def intact(place, folder_bytes):
-    """Function: whether all files that were there at its first call still are as they were, and nothing half made."""
-    before = {}
-
-    def check() -> None:
-        after = folder_bytes(place)
-        if not before:
-            before.update(after)
-        assert {name: after.get(name) for name in before} == before
-        assert not (place / "better").exists()
-
-    return check
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,6 @@ def page(tmp_path):
     return write
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    """Two suites with their pages and the index."""
-    folder = tmp_path_factory.mktemp("published") / "results"
-    write_results(folder / "one", [*records(), *records(CNN)])
-    write_results(folder / "two", records(trajectories=5), evidence=True)
-    report.write_pages(folder)
-    return folder
-
-
 @pytest.fixture
 def results(published, tmp_path) -> Path:
     """A copy of them that may be changed."""

@@ -27,22 +27,7 @@ from know.files import PRETRAINED, sha256_file
 
 COMMANDS = typer.main.get_command(cli.app).commands
 SETUP = f"{tiny.__file__}:setup"
-
-
-@pytest.fixture
-def fails(capsys):
-    """Function that runs `know` and wants exit code 2 and one line on standard error; returns the line."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        code = call(*arguments)
-        output, error = capsys.readouterr()
-        assert (code, "Traceback" in output + error) == (2, False), error
-        assert len(error.splitlines()) == 1, error
-        assert error.startswith("know: error: ")
-        return error
-
-    return run
+COMMAND = call
 
 
 @pytest.fixture
@@ -54,21 +39,6 @@ def place(tmp_path, monkeypatch, trajectory, hyper):
     (tmp_path / "earlier" / "model.safetensors").write_bytes(b"an earlier result")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def intact(place, folder_bytes):
-    """Function: whether all files that were there at its first call still are as they were, and nothing half made."""
-    before = {}
-
-    def check() -> None:
-        after = folder_bytes(place)
-        if not before:
-            before.update(after)
-        assert {name: after.get(name) for name in before} == before
-        assert not (place / "better").exists()
-
-    return check
 
 
 def snapshots(folder: Path = Path("run")) -> list[Path]:
@@ -296,24 +266,6 @@ def test_the_shipped_known_is_named_and_where_it_comes_from(place, capsys):
         assert "meta-trained" not in capsys.readouterr().out  # that was said of the general one, and it is not asked
 
 
-def test_an_option_reaches_the_method(place):
-    weights = {}
-    for step in ("0", "1"):
-        assert call("predict", "run", "--method", "linear", "-o", f"step={step}", "--out", step) == 0
-        weights[step] = load_file(f"{step}/model.safetensors")["head.weight"]
-    theta_0, theta_1 = (load_file(f"run/s{k}.safetensors")["head.weight"] for k in (0, 1))
-    assert torch.equal(weights["0"], theta_0)
-    assert torch.allclose(weights["1"], 2 * theta_0 - theta_1)
-
-
-def test_a_second_prediction_does_not_overwrite_the_first(place, fails, folder_bytes):
-    arguments = ["predict", "run", "--method", "linear", "--out", "better"]
-    assert call(*arguments) == 0
-    before = folder_bytes(place)
-    assert "better exists already" in fails(*arguments)
-    assert folder_bytes(place) == before
-
-
 def test_checkpoints_of_torch_do_as_well(place):
     for path in snapshots():
         torch.save(load_file(path), path.with_suffix(".pt"))
@@ -379,14 +331,6 @@ def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
 def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
     intact()
     assert said in fails("inspect", *arguments)
-    intact()
-
-
-def test_a_folder_without_initial_weights_says_how_to_keep_them(place, fails, intact):
-    intact()
-    said = fails("predict", "run", "--method", "expo", "--out", "better")
-    for part in ("method expo", "weights before any training", "know.forget", "references="):
-        assert part in said
     intact()
 
 
