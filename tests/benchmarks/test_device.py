@@ -10,7 +10,7 @@ from benchmarks.data import Dataset, Split
 from benchmarks.networks import build
 from benchmarks.settings import Recipe
 from benchmarks.stacked import Stacked
-from benchmarks.training import accuracy, train
+from benchmarks.training import train
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 RECIPES = {
@@ -117,7 +117,7 @@ def test_a_gpu_gives_the_same_in_float32(network):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 @pytest.mark.parametrize("network", ["mlp", "plaincnn", "normcnn"])
 def test_bfloat16_stays_near_float32(network, device):
-    """The pass has 8 bits of mantissa, so that losses agree to a few times 2^-8; weights and scores stay float32."""
+    """The pass has 8 bits of mantissa, so that losses agree to a few times 2^-8; weights stay float32."""
     losses, models = {}, {}
     for precision in ("float32", "bfloat16"):
         dataset = pictures(device)
@@ -126,7 +126,6 @@ def test_bfloat16_stays_near_float32(network, device):
         outcome = train(models[precision], dataset, dataset.train, plan, seed=1)
         losses[precision] = [row["loss"] for row in outcome.history]
         assert {p.dtype for p in models[precision].parameters()} == {torch.float32}
-        assert 0 <= accuracy(models[precision], dataset, dataset.test) <= 1
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
 

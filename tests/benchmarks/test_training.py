@@ -113,12 +113,11 @@ def test_the_learning_rate_of_the_search_overrides_the_recipes(digits):
     assert changed(model, fit(digits)[0])
 
 
-@pytest.mark.parametrize("size", [2, 3, 8, 64])
-@pytest.mark.parametrize("n", [2, 3, 9, 16, 17, 65])
-def test_every_image_is_seen_once_an_epoch_and_never_alone(n, size):
-    batches = _batches(torch.randperm(n), size)
-    assert sorted(torch.cat(batches).tolist()) == list(range(n))
-    assert all(2 <= len(batch) <= size + 1 for batch in batches)
+def test_every_image_is_seen_once_an_epoch_and_never_alone():
+    for n, size in itertools.product([2, 3, 9, 16, 17, 65], [2, 3, 8, 64]):
+        batches = _batches(torch.randperm(n), size)
+        assert sorted(torch.cat(batches).tolist()) == list(range(n))
+        assert all(2 <= len(batch) <= size + 1 for batch in batches)
 
 
 def test_a_last_batch_of_one_image_does_not_break_batch_normalisation(digits):
@@ -204,7 +203,10 @@ def test_after_step_sees_the_weights_after_the_step(digits):
 def test_schedules_stay_above_0_and_reach_1(name, budget, per_epoch):
     factors = [schedule(name, step, budget, per_epoch) for step in range(budget)]
     assert min(factors) > 0
-    assert 0.6 < max(factors) <= 1
+    if name == "one-cycle":
+        assert 0.6 < max(factors) <= 1
+    else:
+        assert max(factors) == 1
 
 
 def test_cosine_falls_by_epoch_from_1_towards_0():
@@ -288,7 +290,7 @@ def test_it_learns_digits(network, epochs):
     losses = [row["loss"] for row in outcome.history]
     assert losses[-1] < 0.5 * losses[0]
     assert [row["epoch"] for row in outcome.history] == list(range(1, epochs + 1))
-    assert all(0 <= row["accuracy"] <= 1 for row in outcome.history)
+    assert outcome.history[-1]["accuracy"] > outcome.history[0]["accuracy"]
 
 
 @pytest.mark.parametrize("head_epochs", [0, 2])

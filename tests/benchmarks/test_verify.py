@@ -11,7 +11,7 @@ from synthetic import records, write_results
 from benchmarks.report.publish import provenance
 from benchmarks.report.verify import _compare_with_git
 from know.errors import KnowError
-from know.files import read_json, write_json
+from know.files import write_json
 
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
 
@@ -32,7 +32,6 @@ def compare(tmp_path, monkeypatch):
         path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
         return _compare_with_git("one", pd.read_csv(path), Path("results"), "HEAD", "cpu")
 
-    assert read_json(folder / "suite.json")["name"] == "one"
     return run
 
 
@@ -47,10 +46,6 @@ def shifted(points: float):
     return change
 
 
-def test_the_same_records_are_the_same_byte_for_byte(compare):
-    assert compare().endswith("byte for byte")
-
-
 def test_the_same_records_of_other_code_are_called_so(compare):
     assert compare(lambda text: text.replace("c0de", "0ther")).endswith("which other code had made")
 
@@ -60,7 +55,7 @@ def test_other_records_of_the_same_environment_are_an_error(compare):
         compare(shifted(0.1))
 
 
-def test_in_another_environment_a_small_difference_is_chance_and_a_large_one_is_not(compare):
+def test_in_another_environment_a_small_difference_is_chance(compare):
     assert "lie within the combined intervals" in compare(shifted(0.1), torch="other")
 
 

@@ -22,6 +22,17 @@ GOES_ON = {
 """Sections that go on with the names of another."""
 
 
+EXAMPLES = [
+    ("Your training function", "forgotten"),
+    ("A placebo", "beside"),
+    ("Further training, to compare with", "forgotten"),
+    ("Your own loop", "recorded"),
+    ("Your own loop", "arrays"),
+    pytest.param("Hugging Face Trainer", "trainer", marks=pytest.mark.slow),
+    pytest.param("Then", "lightning", marks=pytest.mark.slow),  # with the section on Lightning before it
+]
+
+
 def run(section: str, space: dict) -> dict:
     for language, block in re.findall(r"^```(python|sh)\n(.*?)^```", SECTIONS[section], flags=re.M | re.S):
         if language == "python":
@@ -32,18 +43,7 @@ def run(section: str, space: dict) -> dict:
     return space
 
 
-@pytest.mark.parametrize(
-    ("section", "folder"),
-    [
-        ("Your training function", "forgotten"),
-        ("A placebo", "beside"),
-        ("Further training, to compare with", "forgotten"),
-        ("Your own loop", "recorded"),
-        ("Your own loop", "arrays"),
-        pytest.param("Hugging Face Trainer", "trainer", marks=pytest.mark.slow),
-        pytest.param("Then", "lightning", marks=pytest.mark.slow),  # with the section on Lightning before it
-    ],
-)
+@pytest.mark.parametrize(("section", "folder"), EXAMPLES)
 @pytest.mark.filterwarnings("ignore")
 def test_an_example_makes_a_trajectory_that_can_be_predicted(tmp_path, monkeypatch, section, folder):
     for package in NEEDS.get(section, []) + NEEDS.get(GOES_ON.get(section), []):
@@ -62,12 +62,6 @@ def test_an_example_makes_a_trajectory_that_can_be_predicted(tmp_path, monkeypat
 
 
 def test_every_section_with_an_example_is_run():
-    assert {section for section, text in SECTIONS.items() if "```python" in text} == {
-        "Your training function",
-        "A placebo",
-        "Further training, to compare with",
-        "Your own loop",
-        "Lightning",
-        "Hugging Face Trainer",
-        "Then",
-    }
+    run = {getattr(each, "values", each)[0] for each in EXAMPLES}
+    run |= {GOES_ON[section] for section in run & GOES_ON.keys()}
+    assert {section for section, text in SECTIONS.items() if "```python" in text} == run

@@ -304,10 +304,9 @@ def _means_something(option: str, value: str) -> bool:
     return option == "--depth" and value.strip().isdecimal() and 0 < int(value) < 100
 
 
-@pytest.mark.parametrize("method", ["linear", "logfit", "known", "shrink"])
-@pytest.mark.parametrize("depth", [400, 2000, 10**400])
-def test_a_depth_beyond_all_numbers_is_refused(fresh, originals, method, depth):
-    assert fresh(originals["files"]).predict("--method", method, "--depth", depth) == 2
+@pytest.mark.parametrize("depth", [400, 10**400])
+def test_a_depth_beyond_all_numbers_is_refused(fresh, originals, depth):
+    assert fresh(originals["files"]).predict("--method", "linear", "--depth", depth) == 2
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e400", "9" * 400, "true", "", "one"])
@@ -391,6 +390,11 @@ def test_a_note_of_tied_weights_that_cannot_be_is_refused(fresh, tied):
     *_, theta_0 = write_files(place.folder)
     save_file(states()[-1], theta_0, metadata={"know": json.dumps({"tied": tied})})
     assert place.predict("--method", "linear") == 2
+
+
+def test_a_note_that_is_nested_too_deep_is_refused(fresh):
+    place = fresh()
+    *_, theta_0 = write_files(place.folder)
     save_file(states()[-1], theta_0, metadata={"know": DEEP})
     assert place.predict("--method", "linear") == 2
 
@@ -428,12 +432,11 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 @pytest.mark.parametrize("protocol", [None, 0, 2, 4])
-def test_a_pickle_with_code_is_refused_and_not_run(fresh, monkeypatch, suffix, protocol):
+def test_a_pickle_with_code_is_refused_and_not_run(fresh, monkeypatch, protocol):
     place = fresh()
     monkeypatch.chdir(place.folder)
-    paths = [path.rename(path.with_suffix(suffix)) for path in write_torch(place.folder)]
+    paths = write_torch(place.folder)
     if protocol is None:
         torch.save({**states()[0], "fc.weight": Bomb()}, paths[2])
     else:

@@ -8,8 +8,10 @@ import torch
 from know.inspection import (
     MOVEMENT,
     PARTS,
+    PLACEBO,
     REACH,
     RESPONSES,
+    beside_placebo,
     decompose,
     histories,
     inspect_trajectory,
@@ -260,15 +262,20 @@ def table(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_inspecting_a_trajectory_writes_its_three_tables(walk, models, tmp_path):
-    rows = inspect_trajectory(walk, "shrink", 3, known=models, out=tmp_path / "out", of="released")
+def test_inspecting_a_trajectory_writes_its_four_tables(walk, models, write_trajectory, tmp_path):
+    beside = write_trajectory([*(walk.states[k] for k in (2, 0, 3, 1)), walk.theta_0], name="beside")
+    asked = {"known": models, "placebo": beside, "out": tmp_path / "out", "of": "released"}
+    rows = inspect_trajectory(walk, "shrink", 3, **asked)
     assert rows == steps(walk, predict(walk, "shrink", 3, known=models, of="released"))
     written = {path.stem: table(path) for path in (tmp_path / "out").iterdir()}
     assert {name: list(found[0]) for name, found in written.items()} == {
         "steps": PARTS,
         "movement": MOVEMENT,
         "responses": RESPONSES,
+        "placebo": PLACEBO,
     }
+    moved = beside_placebo(walk, beside)[-1]["placebo_moved"]
+    assert float(written["placebo"][-1]["placebo_moved"]) == pytest.approx(moved, rel=1e-3)
     assert [row["tensor"] for row in written["steps"]] == [row.tensor for row in rows]
     assert float(written["steps"][0]["step"]) == pytest.approx(rows[0].step, rel=1e-3)
     assert inspect_trajectory(walk, "shrink", 3, known=models, of="released") == rows

@@ -36,12 +36,8 @@ def test_layers_are_the_published_ones(length):
         for layer, shape in {"first": (64, inputs), **STREAM}.items():
             shapes |= {f"{stream}.{layer}.weight": shape, f"{stream}.{layer}.bias": shape[:1]}
     assert {name: tuple(tensor.shape) for name, tensor in KnownNet(length).state_dict().items()} == shapes
-
-
-def test_each_role_has_9425_parameters(hyper):
-    sizes = {role: sum(p.numel() for p in net.parameters()) for role, net in hyper.nets.items()}
-    assert sizes == {"conv": 9425, "fc": 9425, "bias": 9425}
-    assert hyper.length == 5
+    if length == 5:
+        assert sum(map(math.prod, shapes.values())) == 9425  # the paper's
 
 
 def test_initial_weights_fill_their_bounds():
@@ -256,12 +252,6 @@ def test_a_saved_known_is_the_same(models, model, scaling, windows, tmp_path):
         assert torch.equal(again.residual(windows, role), models[model].residual(windows, role))
     again.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "known.safetensors").read_bytes()
-
-
-def test_roles_have_networks_of_their_own(hyper, windows):
-    answers = [hyper.residual(windows, role) for role in PREDICTED]
-    assert not torch.allclose(answers[0], answers[1], atol=1e-3)
-    assert not torch.allclose(answers[1], answers[2], atol=1e-3)
 
 
 @pytest.mark.parametrize(

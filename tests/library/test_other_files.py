@@ -162,12 +162,11 @@ BYTES = {
 }
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pt", ""])
 @pytest.mark.parametrize(("what", "content"), BYTES.items(), ids=BYTES)
-def test_the_first_bytes_tell_what_a_file_is(tmp_path, what, content, ending):
-    (tmp_path / f"model{ending}").write_bytes(content)
+def test_the_first_bytes_tell_what_a_file_is(tmp_path, what, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(KnowError, match=what) as caught:
-        load_state(tmp_path / f"model{ending}")
+        load_state(tmp_path / "model.safetensors")
     assert "corrupt" not in str(caught.value)
 
 
