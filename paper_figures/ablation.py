@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.report.statistics import summarise
+from benchmarks.report.statistics import DATA, summarise
 from benchmarks.settings import LENGTH, RATIO
 
 CELL = ["track", "source", "target", "network", "share", "rate", "length"]
@@ -34,7 +34,7 @@ def draw(results: Path) -> Figure:
         first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
         name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
         style.head(axes, name, "gain over naive (points)")
-        axes[0].set_ylim(style.widened(style.limits(table), table[table["family"] == "oracle"]))
+        axes[0].set_ylim(style.widened(style.limits(table), table[table["family"].isin(DATA)]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
             draw_panel(axis, table[table["family"].isin(families)], varied, lines)
             label_values(axis, table, varied, cells["rate"].iloc[0])
@@ -92,7 +92,7 @@ def draw_panel(axis: Axes, table: pd.DataFrame, varied: str, lines: dict[int, st
         look = {"color": colour, "zorder": 4 if family == "known" else 3}
         look["markerfacecolor"] = colour if lines[depth] == "-" else "white"
         axis.vlines(x, rows["low"], rows["high"], linewidth=0.7, color=colour, zorder=2)
-        size = 6 if family == "oracle" else 3.5
+        size = 6 if family in DATA else 3.5
         marker = rows["marker"].iloc[0]
         axis.plot(x, rows["difference"], marker, ls=lines[depth], linewidth=0.7, markersize=size, **look)
         style.mark_beyond(axis, x, rows["difference"], **look)

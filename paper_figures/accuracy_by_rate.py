@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.records import PilotRecord, read_records
+from benchmarks.report.statistics import DATA, oracle_of
 
 LABEL = 0.32
 """Inches that the label of a learning rate takes."""
@@ -21,7 +22,7 @@ def draw(results: Path) -> Figure:
     runs, pilots = style.load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
     arms, cells = style.arms_of(results), style.cells_of(runs)
     arms = arms[arms.index.isin(pilots["arm"])]
-    blocks, lines = style.blocks_of(arms), style.line_styles(arms["depth"])
+    blocks, lines, oracle = style.blocks_of(arms), style.line_styles(arms["depth"]), oracle_of(arms.index)
     figure, rows = style.block_panels(len(cells), blocks, arms, height=1.75)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = pilots[pilots["cell"] == cell]
@@ -29,7 +30,7 @@ def draw(results: Path) -> Figure:
         name_and_count = f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}"
         style.head(axes, name_and_count, "validation accuracy (%)")
         for axis, (_, families) in zip(axes, blocks, strict=True):
-            own = arms[arms["family"].isin([*families, "naive", "oracle"])]
+            own = arms[arms["family"].isin([*families, "naive", oracle])]
             draw_panel(axis, part, runs[runs["cell"] == cell], own, lines)
         stretch(axes[0], part)
     for axis in rows[-1]:
@@ -50,7 +51,7 @@ def draw_panel(axis: Axes, pilots: pd.DataFrame, runs: pd.DataFrame, arms: pd.Da
     tuned = runs[runs["policy"] == "tuned"].groupby("arm")["learning_rate"].first()
     for arm in (arm for arm in arms.itertuples() if arm.Index in mean):
         look = {"color": arm.colour, "zorder": {"known": 4, "naive": 3}.get(arm.family, 2)}
-        width = {"naive": 1.4, "oracle": 1.4}.get(arm.family, 0.8)
+        width = 1.4 if arm.family in ("naive", *DATA) else 0.8
         curve = mean[arm.Index]
         axis.plot(curve.index, curve, style.dashed(arm.family, lines[arm.depth]), linewidth=width, **look)
         if arm.Index in tuned:  # it may lie between two points

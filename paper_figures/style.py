@@ -112,7 +112,9 @@ def arms_of(folder: Path) -> pd.DataFrame:
     arms["family"], arms["factor"] = [line for line, *_ in parts], [f"×{x}" if x else "" for *_, x in parts]
     looks: dict[str, tuple[str, str, str]] = {}
     for _, families in blocks_of(arms, most=len(arms)):
+        # those with several depths are neighbours in a figure of depths alone, so they get the first colours
         others = [family for family in families if family not in FAMILIES]
+        others.sort(key=lambda family: arms.loc[arms["family"] == family, "depth"].nunique() < 2)
         for place, family in enumerate(others):
             name = " ".join(WORDS.get(word, word) for word in family.replace("theta0", "θ₀").split("_"))
             looks[family] = (name, PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
@@ -123,9 +125,8 @@ def arms_of(folder: Path) -> pd.DataFrame:
 
 
 def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]]]:
-    """Heading and families of the panels that show `arms` side by side, at most `most` families in each.
-
-    Those with a depth come first: a figure of depths alone then has the same neighbours, and their colours differ.
+    """Heading and families of the panels that show `arms` side by side, at most `most` families in each; those with a
+    depth come first.
     """
     blocks = []
     for groups in BLOCKS:

@@ -210,6 +210,17 @@ def test_a_cell_whose_oracle_gains_nothing_says_that_no_share_is_defined(module,
     assert "not defined: the interval of the oracle's gain over naive, +0.0 [−2.5, +2.5] points" in words(figure)
 
 
+@pytest.mark.parametrize("oracle", ["oracle", "oracle_steps"])
+def test_the_oracle_that_was_run_stands_in_every_panel(module, tmp_path, oracle):
+    gains = {oracle if arm == "oracle" else arm: points for arm, points in GAINS.items()}
+    folder = write_results(tmp_path / "results" / "one", records(gains=gains), with_page=False)
+    colour = module("style").FAMILIES[oracle][1]
+    for script in ("gain_by_depth", "accuracy_by_rate"):
+        panels = [axis for axis in module(script).draw(folder).axes if axis.lines]
+        assert panels
+        assert all(colour in [line.get_color() for line in axis.lines] for axis in panels), script
+
+
 def test_an_ablation_joins_depths_whatever_factor_the_arms_are_named_by(module, tmp_path):
     here = {"naive": (0, 0, 0), "oracle": (5, 4, 6), "known_x2": (2, 1, 3), "known_x4": (1, 1, 1)}
     there = {**here, "known_x2": (3, 2, 4), "known_x4": (4, 3, 5)}
