@@ -85,10 +85,11 @@ def found(evidence: Evidence) -> list[str]:
 
     def known(policy: Policy, worse: Mapping[str, str], factor: str = "x8") -> str:
         """KNOWN of both lines, each minus an arm of its own."""
-        shown = [
-            f"{_pooled(evidence, f'{line.arm}_{factor}', worse[key], policy)} ({_whose(line)})"
-            for key, line in CLAIMS.lines.items()
-        ]
+        shown = []
+        for key, line in CLAIMS.lines.items():
+            contrast = Contrast(better=f"{line.arm}_{factor}", worse=worse[key])
+            about = f"{_whose(line)}{', of both signs by cell' if _of_both_signs(evidence, contrast, policy) else ''}"
+            shown.append(f"{_pooled(evidence, contrast.better.arm, contrast.worse.arm, policy)} ({about})")
         return " and ".join(shown)
 
     shrunk, placebo = (next(c.arms for c in CLAIMS.controls if word in c.text) for word in ("shrinking", "placebo"))
@@ -99,23 +100,38 @@ def found(evidence: Evidence) -> list[str]:
         at_paper += f"minus shrinking by as much it is {known('short', shrunk)}."
     else:
         at_paper += "no core cell that was run is informative."
-    averages = ", ".join(f"`{one.arm}` {_pooled(evidence, one.arm, 'naive', tuned)}" for one in CLAIMS.finalists)
+    further = [f"{_pooled(evidence, one.matched, 'naive', tuned)} points (`{one.matched}`)" for one in CLAIMS.finalists]
+    averages = [_pooled(evidence, one.arm, one.matched, tuned) for one in CLAIMS.finalists]
+    against = [Contrast(better=f"{one.arm}_{x}", worse="naive") for one in CLAIMS.lines.values() for x in ("x2", "x8")]
+    judged = {contrast: evidence.judge(contrast, tuned).sign for contrast in against}
+    below, above = ([f"`{each.better}`" for each, sign in judged.items() if sign == side] for side in (-1, 1))
+    corrected = f" After Holm's correction {_listed(below)} below 0 and {_listed(above)} above it."
+    told, seen = (sum(map(each, passed)) for each in (informative, sees_small_steps))
+    gap, nearby = (_pooled(evidence, *pair, tuned) for pair in BESIDE[:2])
     return [
-        f"At tuned rates {sum(map(informative, passed))} of the {len(passed)} core cells that were run are informative "
-        f"(networks: {len(networks)}, pairs of datasets: {len(pairs)}), and {sum(map(sees_small_steps, passed))} see a "
-        "step as small as a prediction's. Twice the data at equal steps is worth "
-        f"{_pooled(evidence, 'oracle_steps', 'naive', tuned)} points, and the same nearby, which stands here for "
-        "what KNOWN x2 predicts, "
-        f"{_pooled(evidence, 'local_oracle', 'compute_matched', tuned)}.",
+        f"At tuned rates {told} of the {len(passed)} core cells that were run are informative (networks: "
+        f"{len(networks)}, pairs of datasets: {len(pairs)}), and {seen} see the local data gap, what twice the data do "
+        "to weights nearby, which stands here for what KNOWN x2 predicts. Pooled, twice the data at equal steps is "
+        f"worth {gap} points, and the local data gap {nearby}.",
         f"At tuned rates KNOWN minus naive fine-tuning is, at x2, {known(tuned, naive, 'x2')}, and at x8 "
-        f"{known(tuned, naive)}.{_not_finite(evidence, tuned)}",
+        f"{known(tuned, naive)}.{corrected}{_not_finite(evidence, tuned)}",
         f"Minus shrinking theta_0 by as much KNOWN x8 is {known(tuned, shrunk)}, and minus its own answer to a "
         f"placebo, in which nothing was removed, {known(tuned, placebo)}.",
-        "The compute of the forgetting steps, spent on training theta_0 further, is worth "
-        f"{_pooled(evidence, 'compute_matched', 'naive', tuned)} points, and the means of late weights of such "
-        f"training {averages}.",
+        f"The compute of the forgetting steps, spent on training theta_0 further, is worth {further[0]}, and with "
+        f"crops and mirror images {further[1]}. The mean of late weights of such training, minus the last weights, is "
+        f"{averages[0]} and {averages[1]}.",
         at_paper,
     ]
+
+
+def _of_both_signs(evidence: Evidence, contrast: Contrast, policy: Policy) -> bool:
+    """Whether a contrast lies above 0 in one informative core cell and below it in another: a mean hides both."""
+    found = [one.interval for place, one in evidence.by_place(contrast, policy).items() if place.core]
+    return any(each.low > 0 for each in found) and any(each.high < 0 for each in found)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} lie{'s' * (len(names) == 1)}" if names else "none lies"
 
 
 def _whose(line: Line) -> str:
@@ -188,11 +204,16 @@ def beside(evidence: Evidence) -> pd.DataFrame:
 
 
 def finalists(evidence: Evidence) -> list[dict[str, object]]:
-    """For each finalist: the arms, the core cells in which it holds, and whether it becomes a part of the library."""
-    made = []
+    """For each finalist: its arms, the core cells in which it holds, its contrasts that lie below 0 in one, and whether
+    it becomes a part of the library.
+    """
+    made, policy = [], CLAIMS.primary.policy
     for one in CLAIMS.finalists:
         verdict, places = evidence.confirmed(one)
-        made.append({"arm": one.arm, "matched": one.matched, "verdict": verdict, "places": list(map(title_of, places))})
+        found = [(c, place, at.interval) for c in one.contrasts for place, at in evidence.by_place(c, policy).items()]
+        below = [f"{c} in {title_of(place)}" for c, place, interval in found if place.core and interval.high < 0]
+        about = {"arm": one.arm, "matched": one.matched, "verdict": verdict, "below": below}
+        made.append({**about, "places": list(map(title_of, places))})
     return made
 
 
@@ -237,6 +258,7 @@ def controls(evidence: Evidence, claim: Claim, policy: Policy = "tuned") -> list
             lost = [(one, *_lost(evidence, one, policy)) for one in (arm, other)]
             facts = {
                 "difference": interval_text(judged.interval),
+                "n": judged.interval.n,
                 "sign": judged.sign,
                 "uncorrected": (judged.interval.low > 0) - (judged.interval.high < 0),
                 "text": control.text,
