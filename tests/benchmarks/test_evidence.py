@@ -453,10 +453,10 @@ def test_a_finalist_has_to_hold_in_cells_enough_and_to_lose_in_none(publish, emp
     assert (verdict, len(places)) == (said, holding)
     assert evidence.confirmed(augmented) == ("excluded", [])  # averaging adds nothing to it
     text = page(tmp_path).split("## What else")[1].split("\n## ")[0]
-    where = "; it holds in core/" if holding else ""
     found = [evidence.by_place(contrast, "tuned") for contrast in averaged.contrasts]
     loses = any(one.interval.high < 0 for own in found for place, one in own.items() if place.core)
     assert ("; below 0: compute_averaged - " in text) == loses
+    where = "; it holds in core/" if holding else "; below 0: compute_averaged - " if loses else "."
     assert f"`compute_averaged`, against naive and `compute_matched`: **{said}**{where}" in text
     assert "`compute_augmented_averaged`, against naive and `compute_augmented`: **excluded**.\n" in text
     assert "| compute_averaged - compute_matched |" in text
