@@ -206,7 +206,7 @@ def overview(published: Published) -> pd.DataFrame:
         columns[_head_of(runs.iloc[0])] = [*entries, passed_in_words(gates(published, cell, "tuned"))]
         found = [tuned.loc[(cell, arm)] if (cell, arm) in tuned.index else None for arm in columns["arm"]]
         source = ["" if row is None else f"{row['source_accuracy_recalibrated']:.2f} %" for row in found]
-        columns[f"source<br>{_head_of(runs.iloc[0])}"] = [*source, ""]
+        columns[f"source, recalibrated<br>{_head_of(runs.iloc[0])}"] = [*source, ""]
     for job in (job for job in published.lost if job.startswith("transfer/")):  # a cell without records
         head = job.removeprefix("transfer/").replace(".", "<br>")
         columns[head] = ["missing"] * (len(columns["arm"]) + 1)
