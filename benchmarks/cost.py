@@ -82,7 +82,7 @@ def images(settings: Suite, cell: Cell, size: int) -> dict[str, float]:
     """
     run = _Counted(settings, cell, size)
     shown = {r.name: r.function(run) for r in REFERENCES.values()}
-    return {**shown, "trajectory": run.train_on()}
+    return {**shown, "trajectory": run.theta_0 + run.forgetting(cell.length)}
 
 
 class _Counted:
@@ -107,7 +107,13 @@ class _Counted:
         return self.theta_0
 
     def train_on(self, factor: int = 1, **how: bool) -> float:
-        return self.theta_0 + sum(self._step(self.size * self.cell.ratio**k) for k in range(1, self.cell.length))
+        # cells that differ in S alone share trajectories, and these references are made for the longest of them
+        longest = max(each.length for each in (self.cell, *self.settings.cells) if each.origin == self.cell.origin)
+        return self.theta_0 + self.forgetting(longest)
+
+    def forgetting(self, length: int) -> float:
+        """Of the steps that lead from theta_0 to the last of `length` snapshots."""
+        return sum(self._step(self.size * self.cell.ratio**k) for k in range(1, length))
 
 
 def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path, seed: int) -> Trajectory:

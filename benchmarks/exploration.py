@@ -37,7 +37,7 @@ from benchmarks.report.explored import BUDGETS
 from benchmarks.settings import Origin
 from benchmarks.store import STORE, Store, computing
 from benchmarks.suite import RESULTS, WORK, load_suite
-from benchmarks.training import correct, deterministic, evaluated, logits, recalibrate, train
+from benchmarks.training import correct, deterministic, evaluated, logits, recalibrate, show, steps_per_epoch, train
 from benchmarks.trajectories import SourceRun, make_origin, source_run
 from benchmarks.workers import workers
 from know.checkpoints import State, load_facts, load_state, save_state
@@ -169,6 +169,23 @@ def further_on_more(b: Budget) -> State:
 def local_oracle(b: Budget) -> State:
     """The same on twice the data."""
     return b.train(b.images, "further", split=b.run.pretraining.subset(2))
+
+
+def oracle(b: Budget, *, rates_of_theta_0: bool = False) -> State:
+    """Not theta_0 trained on, but its training made anew on twice the data, for as many steps: oracle_steps.
+
+    The rate falls after each epoch, and an epoch of twice the data is twice as long. rates_of_theta_0: every step has
+    the rate that the same step has in the training of theta_0.
+    """
+    origin = b.run.pretraining
+    split, seed, size = origin.subset(2), stream(origin.seed, "pretraining"), origin.recipe.batch_size
+    recipe = origin.recipe.model_copy(update={"steps": origin.recipe.epochs * steps_per_epoch(len(b.d0), size)})
+    shown, model = show(b.run.dataset, split, torch.arange(len(split))[None], recipe, [seed]), b.model(origin.initial)
+    outcome = train(model, b.run.dataset, b.d0 if rates_of_theta_0 else split, recipe, seed=seed, shown=shown)
+    if outcome.status != "ok":
+        raise KnowError(f"the oracle: the loss is not finite at learning rate {recipe.learning_rate:g}")
+    b.shown += recipe.steps * size
+    return b.calibrated(_copy(model))
 
 
 def rotation(b: Budget, *, average: bool) -> State:
@@ -316,11 +333,21 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "KNOWN, scaled by role": (known_scaled, {}),
     "further, more": (further_on_more, {}),
     "local oracle": (local_oracle, {}),
+    "oracle": (oracle, {}),
+    "oracle, rates of theta_0": (oracle, {"rates_of_theta_0": True}),
 }
-"""Every attempt: its function and settings. The last two are the control of those that choose coefficients on held-out
-images, and what twice the data give."""
+"""Every attempt: its function and settings. `further, more` is the control of those that choose coefficients on
+held-out images, and the last three are what twice the data give."""
 OF_FORGETTING = ("combination", "KNOWN")
-"""Attempts that need the forgetting trajectory itself, so that they exist at one budget."""
+OF_PRETRAINING = ("oracle",)
+"""Beginnings of the attempts that exist at one budget: those that need the forgetting trajectory itself, and those that
+take the place of theta_0's training."""
+
+
+def exists(attempt: str, budget: str) -> bool:
+    """Whether an attempt can be made with a budget."""
+    only = {"forgetting": OF_FORGETTING, "x1": OF_PRETRAINING}
+    return all(budget == name or not attempt.startswith(names) for name, names in only.items())
 
 
 @dataclass(frozen=True)
@@ -345,7 +372,7 @@ class Exploration:
         run = source_run(origin, name, recipe, settings, store=self.store, device=self.device)
         trajectory, sources, targets = Trajectory.load(asked["out"] / name / "overflow"), [], []
         for budget, attempt in itertools.product(self.budgets, self.attempts):
-            if budget != "forgetting" and attempt.startswith(OF_FORGETTING):
+            if not exists(attempt, budget):
                 continue
             function, options = ATTEMPTS[attempt]
             images = run.forgetting_images if budget == "forgetting" else round(BUDGETS[budget] * run.images)

@@ -294,7 +294,7 @@ def _among(rate: float, grid: Iterable[float]) -> bool:
 
 
 def ablations(evidence: Evidence) -> pd.DataFrame:
-    """The deepest KNOWN minus naive in every informative place that is not pooled."""
+    """The deepest KNOWN minus naive in every informative place that is not pooled. It has no verdict (rules 16, 29)."""
     rows = []
     for line, place in itertools.product(CLAIMS.lines.values(), evidence.places):
         # the names of arms have the factor on the data, which is another one at another r
@@ -303,10 +303,8 @@ def ablations(evidence: Evidence) -> pd.DataFrame:
         at = {policy: evidence.by_place(Contrast(better=deepest, worse="naive"), policy) for policy in POLICIES}
         if not place.core and place in at["tuned"]:
             said = [interval_text(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
-            rows.append([deepest, title_of(place), *said, at["tuned"][place].verdict])
-    return _without_empty(
-        pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values(), "verdict (tuned)"]).astype(str)
-    )
+            rows.append([deepest, title_of(place), *said])
+    return _without_empty(pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values()]).astype(str))
 
 
 def cells(evidence: Evidence) -> pd.DataFrame:

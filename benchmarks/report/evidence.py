@@ -93,10 +93,10 @@ def verdict(
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict of a claim that says "every one of them": one contrast that fails is enough for it to fail."""
-    verdicts = set(verdicts)
-    if not verdicts:
-        return Verdict.OPEN
+    """The verdict of a claim that says "every one of them": one contrast that fails is enough for it to fail, and where
+    there is none it cannot be told.
+    """
+    verdicts = set(verdicts) or {Verdict.CANNOT}
     worst_first = (Verdict.OPEN, Verdict.EXCLUDED, Verdict.CANNOT, Verdict.SMALLER, Verdict.HOLDS)
     return next(one for one in worst_first if one in verdicts)
 
@@ -222,19 +222,22 @@ class Evidence:
         """published: all suites; those that are no evidence are left out, and so are cells that fail a gate."""
         kept = []
         self.suites: set[str] = set()
+        """The suites that have been run to the end."""
         self.gates: dict[tuple[str, str, Policy], dict[str, Interval]] = {}
         """The gates of each cell, by suite, cell and policy."""
         self.group_of: dict[str, str] = {}
+        """The group of each arm of the core suites."""
         self.marked: set[str] = set()
         """Arms that are in-distribution in some cell."""
         self.grids: dict[str, set[float]] = {}
         """The learning rates that the pilots of each suite tried, with all that the grid may grow by."""
         for one in (one for one in published if one.settings["evidence"]):
-            self.suites.add(one.name)
+            self.suites |= set() if one.lost else {one.name}
             grid, more = (one.settings["transfer"][key] for key in ("grid", "extensions"))
             factors = [(grid[-1] / grid[-2]) ** k for k in range(more + 1)]
             self.grids[one.name] = {*grid, *(grid[-1] * by for by in factors), *(grid[0] / by for by in factors)}
-            self.group_of |= {arm["name"]: arm["group"] for arm in one.settings["described"]}
+            if one.name in CLAIMS.core:
+                self.group_of |= {arm["name"]: arm["group"] for arm in one.settings["described"]}
             for cell, runs in one.cells.items():
                 self.marked |= marked(one, cell)
                 for policy, own in runs.groupby("policy", sort=True):
@@ -258,25 +261,22 @@ class Evidence:
 
     def claim(self, claim: Claim) -> Finding:
         """The verdict of a whole claim, from its contrasts at all rate policies."""
-        contrasts = self.contrasts(claim)
-        said = {policy: self._every(claim, contrasts, policy) for policy in POLICIES}
-        if said["tuned"] is Verdict.OPEN:
+        policies: tuple[Policy, ...] = ("tuned", "short")  # what is found at the policy paper enters no verdict
+        if self.waits_for(claim.suites) or self.waits_for():
             return Finding(Verdict.OPEN)
-        if few := self._too_few() if not claim.suites else "":
+        if few := self._too_few("tuned"):
             return Finding(Verdict.NOT_TESTABLE, because=few)
-        before = [self.judge(claim.presupposes, policy).verdict for policy in POLICIES] if claim.presupposes else []
-        if Verdict.OPEN in before:
-            return Finding(Verdict.OPEN)
+        before = [self.judge(claim.presupposes, policy).verdict for policy in policies] if claim.presupposes else []
         if claim.presupposes and not any(each.positive for each in before):
             return Finding(Verdict.NOT_TESTABLE, because=f"it presupposes that {claim.presupposes} is above 0")
         if claim.ceiling and not self.judge(claim.ceiling, "tuned", claim.suites).interval.low > 0:
             return Finding(Verdict.NOT_TESTABLE, because=f"even {claim.ceiling} is not above 0")
-        if said["tuned"].positive:
-            return Finding(said["tuned"])
-        if said["short"].positive:
-            because = f"at tuned rates: {said['tuned']}"
-            return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, "short")), because)
-        return Finding(said["tuned"])
+        tuned, short = (self._every(claim, policy) for policy in policies)
+        if tuned.positive or not short.positive:
+            return Finding(tuned)
+        if few := self._too_few("short"):
+            return Finding(tuned, because=f"it holds at the paper's rate, where {few}")
+        return Finding(Verdict.AT_PAPERS_RATE, tuple(self._explanations(claim, "short")), f"at tuned rates: {tuned}")
 
     def confirmed(self, finalist: Finalist) -> tuple[Verdict, list[Place]]:
         """Whether a finalist becomes a part of the library, and the informative core cells that count in which it holds
@@ -302,21 +302,22 @@ class Evidence:
         holds = enough and all(each.positive for each in pooled) and not loses
         return Verdict.HOLDS if holds else Verdict.CANNOT, holding
 
-    def _too_few(self) -> str:
-        """Why the informative core cells at tuned rates are too few for a claim about them, or an empty text."""
-        places = {place for place in self.informative_at("tuned") if place.suite in CLAIMS.core}
+    def _too_few(self, policy: Policy) -> str:
+        """Why the informative core cells at a rate policy are too few for a claim about them, or an empty text."""
+        places = {place for place in self.informative_at(policy) if place.suite in CLAIMS.core}
         networks, pairs = len({place.network for place in places}), len({(p.source, p.target) for p in places})
         if networks >= CLAIMS.least.networks and pairs >= CLAIMS.least.pairs:
             return ""
-        return f"the informative core cells are of {networks} networks and {pairs} pairs of datasets only"
+        return f"the informative core cells are too few (networks: {networks}, pairs of datasets: {pairs})"
 
-    def _every(self, claim: Claim, contrasts: Iterable[Contrast], policy: Policy) -> Verdict:
+    def _every(self, claim: Claim, policy: Policy) -> Verdict:
+        """What the contrasts of a claim say together at a rate policy, once all suites have been run."""
+        contrasts = self.contrasts(claim)
         if not claim.everywhere:
             return together(self.judge(contrast, policy, claim.suites).verdict for contrast in contrasts)
-        if self.waits_for(claim.suites):
-            return Verdict.OPEN
-        places = (self.by_place(contrast, policy).items() for contrast in contrasts)
-        return together(judged.verdict for found in places for place, judged in found if place.core)
+        places = [place for place in self.informative_at(policy) if place.core]
+        found = [self.by_place(contrast, policy).get(place) for contrast in contrasts for place in places]
+        return together(judged.verdict if judged else Verdict.CANNOT for judged in found)
 
     def _explanations(self, claim: Claim, policy: Policy) -> Iterable[str]:
         """Texts of the controls that gain at a policy, and beyond which KNOWN gains nothing."""

@@ -27,6 +27,13 @@ def test_forgetting_costs_its_geometric_series_and_compute_matched_as_much(ratio
     assert found["scratch"] == 0
 
 
+def test_cells_of_one_trajectory_share_its_further_training_and_pay_for_the_history_that_they_read():
+    suite = load_suite("ablations/lengths")
+    found = {cell.length: images(suite, cell, 1000) for cell in suite.cells}
+    assert {one["compute_matched"] for one in found.values()} == {found[5]["trajectory"]}
+    assert found[2]["trajectory"] < found[5]["trajectory"]
+
+
 def test_on_the_retrodiction_track_theta_0_has_cost_the_oracle_and_a_step():
     cell = Cell("retrodiction", "a", "b", "mlp", 1.0)
     found = images(SUITE, cell, 1000)

@@ -11,9 +11,10 @@ from synthetic import records, write_results
 from benchmarks.report import claim_tables, render, tables
 from benchmarks.report.claims import CLAIMS, Claims, Contrast, Least
 from benchmarks.report.evidence import LOCAL, Evidence, Verdict, costs, gates, sees_small_steps, together, verdict
-from benchmarks.report.folders import COST, load, load_all
+from benchmarks.report.folders import COST, TABLES, load, load_all
 from benchmarks.report.statistics import Interval, compare, paired_t
 from benchmarks.settings import Cell
+from know.files import write_csv
 
 MLP = Cell("overflow", "cifar100", "cifar10_15k", "mlp", 1.0)
 RESNET = dataclasses.replace(MLP, network="resnet8")
@@ -137,7 +138,7 @@ def test_the_rule(low, high, facts, said):
         (["holds", "cannot be told"], "cannot be told"),
         (["cannot be told", "excluded", "holds"], "excluded"),
         (["holds", "open"], "open"),
-        ([], "open"),
+        ([], "cannot be told"),
     ],
 )
 def test_every_one_of_them_means_every_one(verdicts, said):
@@ -290,6 +291,8 @@ def test_everywhere_means_in_every_place_and_not_pooled(core):
     assert pooled(evidence).verdict.positive
     assert evidence.claim(EVERYWHERE).verdict == "excluded"
     assert core({MLP: GOOD, RESNET: GOOD}).claim(EVERYWHERE).verdict.positive
+    lacking = {arm: points for arm, points in GOOD.items() if arm != "known_x8"}
+    assert core({MLP: GOOD, RESNET: lacking}).claim(EVERYWHERE).verdict == "cannot be told"
 
 
 def test_claims_about_too_few_networks_or_pairs_are_not_testable(core, monkeypatch):
@@ -299,7 +302,22 @@ def test_claims_about_too_few_networks_or_pairs_are_not_testable(core, monkeypat
         monkeypatch.setattr("benchmarks.report.evidence.CLAIMS", CLAIMS.model_copy(update={"least": least}))
         finding = core(dict.fromkeys(cells, GOOD)).claim(BEATS_NAIVE)
         assert finding.verdict.partition(",")[0] == said
-    assert finding.because == "the informative core cells are of 2 networks and 3 pairs of datasets only"
+    assert finding.because == "the informative core cells are too few (networks: 2, pairs of datasets: 3)"
+
+
+def test_a_gain_at_the_papers_rate_alone_needs_informative_cells_enough_at_that_rate(core, monkeypatch):
+    targets = ("cifar10_15k", "gtsrb_32", "imagenette_48")
+    cells = [dataclasses.replace(MLP, target=target) for target in targets] + [RESNET]
+    monkeypatch.setattr(
+        "benchmarks.report.evidence.CLAIMS", CLAIMS.model_copy(update={"least": Least(networks=2, pairs=3)})
+    )
+    lost, blind = {**STEADY, **NOTHING}, {**GOOD, "oracle_steps": (0, 1, -1, 0, 0)}
+    many = [run for cell in cells for run in planted(GOOD, lost, cell)]
+    assert core(many).claim(BEATS_NAIVE).verdict == "holds at the paper's rate only"
+    one = [run for cell in cells for run in planted(GOOD if cell == RESNET else blind, lost, cell)]
+    finding = core(one).claim(BEATS_NAIVE)
+    assert finding.verdict == "excluded"
+    assert finding.because.endswith("too few (networks: 1, pairs of datasets: 1)")
 
 
 # pooling
@@ -319,7 +337,16 @@ def test_once_all_core_suites_are_there_what_has_no_record_cannot_be_told(core, 
     assert pooled(evidence, missing).verdict == "cannot be told"
     nowhere = core({MLP: {**GOOD, "scratch": GOOD["naive"]}})
     assert nowhere.runs.empty
-    assert nowhere.claim(BEATS_NAIVE).verdict == "not testable here"
+    of_the_core = [claim for claim in CLAIMS.claims if not claim.suites]
+    assert {nowhere.claim(claim).verdict for claim in of_the_core} == {"not testable here"}
+
+
+def test_a_suite_of_which_a_part_is_missing_has_not_been_run(core, tmp_path):
+    core({MLP: GOOD})
+    write_csv(
+        tmp_path / CLAIMS.core[1] / "failed.csv", [{"job": "transfer/other", "reason": "memory"}], TABLES["failed"]
+    )
+    assert Evidence(load_all(tmp_path)).waits_for() == [CLAIMS.core[1]]
 
 
 def test_without_evidence_every_claim_is_open(publish, tmp_path):

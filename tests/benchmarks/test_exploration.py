@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import exploration
-from benchmarks.exploration import ATTEMPTS, OF_FORGETTING, Budget, chosen, mixed
+from benchmarks.exploration import ATTEMPTS, OF_FORGETTING, OF_PRETRAINING, Budget, chosen, exists, mixed
 from benchmarks.report import explored
 from benchmarks.settings import Forgetting, Origin, Recipe
 from benchmarks.store import Store
@@ -16,7 +16,7 @@ from know.errors import KnowError
 from know.trajectory import Trajectory
 
 ORIGIN = Origin("digits:0-4", "normcnn")
-RECIPE = Recipe(epochs=2, learning_rate=3e-3, batch_size=16)
+RECIPE = Recipe(epochs=2, learning_rate=3e-3, batch_size=16, schedule="cosine")
 FORGETTING = Forgetting(step=Recipe(epochs=4, learning_rate=1e-3, batch_size=16), smallest=16)
 
 
@@ -61,6 +61,7 @@ def test_a_way_in_turns_goes_on_where_it_was(budget):
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, place, attempt):
     function, options = ATTEMPTS[attempt]
+    budget.images = budget.run.images if attempt.startswith(OF_PRETRAINING) else budget.images
     made = function(budget, **options)
     again = Budget(*place, budget.images)
     assert same(made, function(again, **options))
@@ -70,6 +71,29 @@ def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, plac
     assert budget.shown <= budget.images + extra + 4 * FORGETTING.step.batch_size
     assert attempt == "theta_0" or budget.shown >= 0.9 * budget.images
     assert attempt == "theta_0" or not same(made, budget.calibrated(budget.theta_0))
+
+
+def test_the_oracle_is_that_of_the_suites_and_falls_as_theta_0_does_where_it_is_asked_to(budget, monkeypatch):
+    rates, real = [], exploration.train
+
+    def spy(*arguments, **options):
+        outcome = real(*arguments, **options)
+        rates.append([epoch["learning_rate"] for epoch in outcome.history])
+        return outcome
+
+    monkeypatch.setattr(exploration, "train", spy)
+    made = exploration.oracle(budget)
+    assert same(made, budget.calibrated(budget.run.pretrain(2, steps=1)))
+    assert not same(made, exploration.oracle(budget, rates_of_theta_0=True))
+    # when twice the data have been seen once, the training of theta_0 is in the second of its two epochs
+    assert [each[0] for each in rates] == [RECIPE.learning_rate, pytest.approx(RECIPE.learning_rate / 2)]
+
+
+def test_what_takes_the_place_of_theta_0_or_needs_its_snapshots_exists_at_one_budget():
+    found = {attempt: [budget for budget in explored.BUDGETS if exists(attempt, budget)] for attempt in ATTEMPTS}
+    assert found["oracle"] == ["x1"]
+    assert found["combination, by role"] == ["forgetting"]
+    assert found["further"] == list(explored.BUDGETS)
 
 
 @pytest.fixture
