@@ -31,6 +31,7 @@ BESIDE = [
     ("compute_augmented", "naive"),
     ("compute_augmented", "compute_matched"),
     ("oracle_steps", "compute_augmented"),
+    ("known_x2", "wnn_plus_x2"),
 ]
 """Better and worse arm of differences that no claim is about and that the five sentences and docs/FINDINGS.md quote."""
 
