@@ -174,5 +174,5 @@ def compute_augmented_averaged(run: SourceRun) -> State:
 
 @reference("reference", overflow_only=True, factor=2)
 def local_oracle(run: SourceRun) -> State:
-    """Compute-matched, on twice the data: what a step back of KNOWN claims to predict, really trained."""
+    """Compute-matched, on twice the data: it stands, by our choice, for what a step back of KNOWN predicts."""
     return run.train_on(2)

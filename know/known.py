@@ -89,7 +89,8 @@ class Known:
 
     facts: what they were trained on (the card), and two entries that decide how they are asked: `scaling` (see
     `scale_windows`; default none) and `roles`, "paper" (default) or "released". The authors' prediction script sends
-    kernels of every size to the conv network, the paper's data page only those of 3x3.
+    kernels of every size to the conv network, the paper's data page only those of 3x3. Neither knows a tensor of three
+    axes, which is asked as a matrix.
     """
 
     def __init__(self, nets: dict[str, KnownNet], facts: dict | None = None):
@@ -121,7 +122,7 @@ class Known:
 
     def role_of(self, role: str, shape: tuple[int, ...]) -> str:
         """The network to ask for a tensor whose role is `role` by the paper's rule (see the class)."""
-        kernel = role == "fc" and len(shape) > 2
+        kernel = role == "fc" and len(shape) > 3  # rows of tokens and positions, and stacks of matrices, have 3 axes
         return "conv" if kernel and self.facts.get("roles") == "released" else role
 
     def save(self, path: Path | str) -> None:

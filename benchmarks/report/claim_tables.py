@@ -21,6 +21,7 @@ from benchmarks.report.evidence import (
     informative,
     sees_small_steps,
 )
+from benchmarks.report.statistics import paired_t
 from benchmarks.report.tables import interval_text
 from benchmarks.settings import Policy
 
@@ -141,15 +142,14 @@ def _whose(line: Line) -> str:
 
 def _not_finite(evidence: Evidence, policy: Policy) -> str:
     """A sentence on the predictions of KNOWN x8 in informative core cells that are not finite, where there are any."""
-    said = []
-    for line in CLAIMS.lines.values():
-        lost, count = _lost(evidence, line.deepest, policy)
-        if lost:
-            said.append(f"{lost} of {count} source trajectories ({_whose(line)})")
-    if not said:
+    found = {_whose(line): _lost(evidence, line.deepest, policy) for line in CLAIMS.lines.values()}
+    if not any(lost for lost, _ in found.values()):
         return ""
-    zero = "which counts as an accuracy of 0, for it and for what is made from it"
-    return f" At x8 it was not finite on {' and '.join(said)}, {zero}."
+    said = " and ".join(f"{lost} of {count} ({whose})" for whose, (lost, count) in found.items() if count)
+    return (
+        f" The answer at x8 is not finite on {said} source trajectories; that counts as an accuracy of 0, for it and "
+        "for what is made from it."
+    )
 
 
 def _lost(evidence: Evidence, arm: str, policy: Policy) -> tuple[int, int]:
@@ -201,6 +201,20 @@ def beside(evidence: Evidence) -> pd.DataFrame:
         found = {title_of(place): at[place] for place in evidence.places if place in at}
         found["pooled"] = evidence.judge(contrast, policy)
         rows += [[contrast, place, interval_text(one.interval), one.interval.n] for place, one in found.items()]
+    return pd.DataFrame(rows, columns=["contrast", "cell", "tuned rate", "n"]).astype(str)
+
+
+def where_finite(evidence: Evidence) -> pd.DataFrame:
+    """The deepest KNOWN minus naive at tuned rates over the trajectories on which it is finite, in every informative
+    core cell where it is not finite on some. It has no verdict: what is left out depends on the result.
+    """
+    policy, rows = CLAIMS.primary.policy, []
+    for line, place in itertools.product(CLAIMS.lines.values(), evidence.places):
+        differences = evidence.differences(Contrast(better=line.deepest, worse="naive"), policy).get(place)
+        if differences is not None and place.core:
+            lost = evidence.not_finite(line.deepest, place)
+            interval = paired_t(differences[~differences.index.isin(lost)].to_numpy())
+            rows += [[f"{line.deepest} - naive", title_of(place), interval_text(interval), interval.n]] if lost else []
     return pd.DataFrame(rows, columns=["contrast", "cell", "tuned rate", "n"]).astype(str)
 
 

@@ -401,6 +401,11 @@ class Evidence:
         """The arms that were run in the informative cells of a place, in alphabetical order."""
         return sorted(self._at(place, self.runs)["arm"].unique())
 
+    def not_finite(self, arm: str, place: Place) -> set[str]:
+        """The trajectories of a place on which an arm's weights are not finite."""
+        runs = self._at(place, self.runs)
+        return set(runs.loc[(runs["arm"] == arm) & runs["step"].isna(), "trajectory"])
+
     def _at(self, place: Place, runs: pd.DataFrame) -> pd.DataFrame:
         for name, value in place._asdict().items():
             runs = runs[runs[name] == value]

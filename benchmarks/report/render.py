@@ -116,6 +116,7 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
         primary=claim_tables.primary(evidence, CLAIMS.families[0]),
         finalists=claim_tables.finalists(evidence),
         beside=claim_tables.beside(evidence),
+        finite=claim_tables.where_finite(evidence),
         of_finalists=claim_tables.primary(evidence, CLAIMS.families[1]),
         claims=claims,
         ablations=claim_tables.ablations(evidence),

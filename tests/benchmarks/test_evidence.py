@@ -320,6 +320,25 @@ def test_a_gain_at_the_papers_rate_alone_needs_informative_cells_enough_at_that_
     assert finding.because.endswith("too few (networks: 1, pairs of datasets: 1)")
 
 
+def test_what_is_not_finite_counts_with_0_and_is_left_out_of_one_table(core):
+    runs = records(MLP, {**GOOD, "released_x8": GOOD["known_x8"]}, 5, shift={})
+    lost = [
+        run.model_copy(update={"step": None, "accuracy": 0.0})
+        if (run.arm, run.trajectory) == ("known_x8", "t0")
+        else run
+        for run in runs
+    ]
+    evidence = core(lost)
+    assert pooled(evidence).interval.mean < -5
+    (row,) = claim_tables.where_finite(evidence).to_dict("records")
+    expected = paired_t([2.2, 1.8, 2, 2])
+    assert row["n"] == "4"
+    assert row["tuned rate"] == tables.interval_text(expected)
+    assert "not finite on 1 of 5 (ours) and 0 of 5 (authors' networks) source" in claim_tables.found(evidence)[1]
+    assert claim_tables.where_finite(core(runs)).empty
+    assert "not finite" not in claim_tables.found(core(runs))[1]
+
+
 # pooling
 
 
@@ -583,7 +602,7 @@ def test_the_five_sentences_have_the_pooled_differences_and_count_the_cells(core
             failing[k] = run.model_copy(update={"status": "diverged", "accuracy": 0.0, "step": None})
     _, known, *_, short = claim_tables.found(core(failing))
     assert "no core cell that was run is informative" in short
-    assert "not finite on 1 of 5 source trajectories (ours)" in known
+    assert "not finite on 1 of 5 (ours) source trajectories" in known
 
 
 def test_a_random_step_that_is_not_finite_is_no_noise(tmp_path):

@@ -175,6 +175,8 @@ def test_a_scaled_known_moves_and_grows_with_its_history(models, windows):
         ("fc", (4, 2, 1, 1), "conv"),
         ("fc", (4, 2, 7, 7), "conv"),
         ("fc", (4, 2, 1, 3), "conv"),
+        ("fc", (4, 2, 1, 1, 1), "conv"),
+        ("fc", (1, 17, 48), "fc"),  # positions of a transformer are no kernels
         ("fc", (4, 2), "fc"),
         ("bias", (4,), "bias"),
     ],
