@@ -89,8 +89,8 @@ class Known:
 
     facts: what they were trained on (the card), and two entries that decide how they are asked: `scaling` (see
     `scale_windows`; default none) and `roles`, "paper" (default) or "released". The authors' prediction script sends
-    kernels of every size to the conv network, the paper's data page only those of 3x3. Neither knows a tensor of three
-    axes, which is asked as a matrix.
+    kernels of every size to the conv network, the paper's data page only those of 3x3. Of a tensor of three
+    axes the page is followed, and it is asked as a matrix.
     """
 
     def __init__(self, nets: dict[str, KnownNet], facts: dict | None = None):

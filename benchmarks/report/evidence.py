@@ -260,7 +260,7 @@ class Evidence:
         return sorted(set(scope or CLAIMS.core) - self.suites)
 
     def claim(self, claim: Claim) -> Finding:
-        """The verdict of a whole claim, from its contrasts at all rate policies."""
+        """The verdict of a whole claim, from its contrasts at tuned rates and at the policy short."""
         policies: tuple[Policy, ...] = ("tuned", "short")  # what is found at the policy paper enters no verdict
         if self.waits_for(claim.suites) or self.waits_for():
             return Finding(Verdict.OPEN)
