@@ -13,7 +13,7 @@ import know
 from know.cli import app
 from know.errors import KnowError
 from know.export import Changes, Request, notes, plan, predict_files
-from know.prediction import Piece
+from know.prediction import Piece, predicted
 from know.trajectory import Trajectory
 
 # what did not move
@@ -172,6 +172,19 @@ def test_ratios_outside_what_known_was_shown_are_said(written, tmp_path, fractio
 def test_large_weights_are_counted(written, tmp_path):
     trajectory = written(lambda k: {"fc.weight": torch.tensor([[0.1, 4.0], [-3.0, 1.0]]) * (1 + 0.01 * k)})
     assert any(note.startswith("2 weights are larger than 2") for note in predict_to(trajectory, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("length", "said"), [(1e-4, True), (0.05, False), (0.5, True)])
+def test_steps_of_a_length_that_known_has_hardly_met_are_said(written, length, said):
+    """Every role moves by the same share of theta_0 in each step; what never moves says nothing."""
+    start = {name: tensor for name, tensor in base(0).items() if tensor.is_floating_point()}
+    frozen = {"frozen.weight": torch.full((50, 50), 3.0)}
+    trajectory = written(lambda k: {name: (1 + length * k) * tensor for name, tensor in start.items()} | frozen)
+    found = [note for note in notes(trajectory, Request()) if "has hardly met" in note]
+    assert bool(found) == said
+    if said:
+        assert all(f"{length:.2g} ({role}; 0.0" in found[0] for role in set(predicted(trajectory).values()))
+    assert not any("has hardly met" in note for note in notes(trajectory, Request("linear")))
 
 
 def test_weights_that_run_away_are_counted(written):
