@@ -104,10 +104,13 @@ def choose_files(
         gain, kept = best.value - tried[0]["value"], best.request.scale != 0
         facts = {"function": judge.name, "sha256": judge.sha256, "tried": tried, "kept": label(best.request)}
         facts |= {"gain": gain, "said": f"none of {len(tried) - 1} was better than theta_0"}
+        alike = False
         if kept and judge.splits:
-            facts["gain_on_check"] = judge(best.checkpoint, CHECK) - theta_0
+            again = judge(best.checkpoint, CHECK)
+            facts["gain_on_check"] = again - theta_0
+            alike = (again, theta_0) == (best.value, tried[0]["value"])
         if kept:
-            facts["said"] = _optimism(gain, facts.get("gain_on_check"), len(tried))
+            facts["said"] = _optimism(gain, facts.get("gain_on_check"), len(tried), alike=alike)
         say(f"kept: {facts['kept']}; {facts['said']}")
         config = complete(trajectory, best.request, folder, best.changes, best.models, validate=facts)
     return config, best.changes
@@ -129,13 +132,19 @@ def label(request: Request) -> str:
     return f"{request.method}{depth} at scale {request.scale:g}"
 
 
-def _optimism(gain: float, check: float | None, judged: int) -> str:
-    """What is known of the optimism of a choice, as a sentence without its end."""
+def _optimism(gain: float, check: float | None, judged: int, *, alike: bool) -> str:
+    """What is known of the optimism of a choice, as a sentence without its end. alike: both splits gave the same."""
     if check is None:
         return f"its gain over theta_0, {gain:+.4g}, is the best of {judged} and so too high: judge it on other data"
+    if alike:
+        return (
+            f"its gain over theta_0 is {gain:+.4g} on both splits, to the last digit, so they seem to be the same data"
+        )
+    doubt = "" if check > 0 else ", which does not confirm it: theta_0 is as good there"
     return (
         f"its gain over theta_0 is {gain:+.4g} on the split that chose it and {check:+.4g} on the other, which is the"
-        f" one to report; the difference, {gain - check:+.4g}, estimates what the choice cost in optimism"
+        f" one to report{doubt}; the difference, {gain - check:+.4g}, estimates what the choice cost in optimism, from"
+        " one draw whose error is not known"
     )
 
 

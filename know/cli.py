@@ -301,7 +301,9 @@ def compare(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Fine-tunes at a time, each in a process of its own.")] = 1,
-    keep: Annotated[bool, typer.Option("--keep", help="Also write the weights of the best candidate.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Also write the weights of what gains most, if anything does.")
+    ] = False,
     fractions: Fractions = None,
     key: Key = None,
     strip: Strip = None,

@@ -36,7 +36,7 @@ from know.export import Request, predict_files, write_prediction
 from know.files import PACKAGE, digest, listing, new_folder, resumable_folder, write_csv, write_text
 from know.identity import identity
 from know.methods import get
-from know.prediction import check_depth, predicted
+from know.prediction import Overflow, check_depth, predicted
 from know.rates import choose_rates
 from know.scripts import function_of
 from know.statistics import Interval, paired_t
@@ -60,12 +60,20 @@ class Candidate:
     request: Request | None = None
     checkpoint: Path | None = None
 
+    @property
+    def kind(self) -> str:
+        """What it is in a sentence: theta_0, prediction, control, or yours, a checkpoint that was given."""
+        if self.request is None:
+            return THETA_0 if self.name == THETA_0 else "yours"
+        return "control" if get(self.request.method).group == "control" else "prediction"
+
 
 @dataclass(frozen=True)
 class Row:
     """One candidate under one policy. difference, low, high: to theta_0, paired over seeds. on_edge: whether the best
-    of the rates that were tried is the first or the last of them. beside: of a prediction at tuned rates, the
-    difference to each checkpoint that takes part beside theta_0, by its name.
+    of the rates that were tried is the first or the last of them. failed, lost_pilots: fine-tunes without a score.
+    same: whether all seeds gave the same score. beside: of a prediction at tuned rates, the difference to each
+    checkpoint that takes part beside theta_0, and of KNOWN to its control, by name.
     """
 
     candidate: str
@@ -78,6 +86,9 @@ class Row:
     high: float
     n: int
     failed: int
+    kind: str = "prediction"
+    lost_pilots: int = 0
+    same: bool = False
     beside: Mapping[str, Interval] = field(default_factory=dict)
 
 
@@ -95,7 +106,7 @@ def compare(
     keep: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Compare theta_0 with predictions on a task, and write tables, a figure and two sentences to `out`.
+    """Compare theta_0 with predictions on a task, and write tables, a figure and a verdict to `out`.
 
     task: `fine_tune(checkpoint: Path, learning_rate: float, seed: int) -> float | tuple[float, float]`, the validation
         score, or validation and test score, the higher the better; or "SCRIPT.py:function". A run that raises or
@@ -107,11 +118,12 @@ def compare(
         latter. A trajectory with a reference `continuation` or `compute_matched` has that as a candidate too.
     beside: checkpoints of yours that take part, by name, such as theta_0 trained on for as long as the forgetting took,
         which costs as much as the prediction. The task gets their paths as they are.
-    jobs: processes, for a task from a script. keep: also write the weights of the best candidate, to `out`/best,
-        where it is a prediction.
+    jobs: processes, for a task from a script. keep: also write the weights of the prediction or control that gains most
+        at tuned rates, to `out`/best, where one is seen to gain.
     say: gets a line about the work to come, and one about its duration.
 
-    An interrupted comparison goes on when it is called again. Raises KnowError for wrong arguments.
+    A prediction that overflows is left out, and that is said. An interrupted comparison goes on when it is called
+    again. Raises KnowError for wrong arguments, and if a task returns one value in some runs and two in others.
     """
     _demand_packages()
     if not isinstance(trajectory, Trajectory):
@@ -125,8 +137,6 @@ def compare(
     candidates += _given(beside, {candidate.name for candidate in candidates})
     function = function_of(task, "--task") if isinstance(task, str) else task
     what, unknown = identity(function)
-    names = [candidate.name for candidate in candidates]
-    given = [each.name for each in candidates if each.request is None and each.name != THETA_0]
     described = {
         "rates": rates,
         "seeds": seeds,
@@ -144,21 +154,33 @@ def compare(
             warnings.warn(
                 f"{', '.join(unknown[:3])} of the task could not be compared with the first call", stacklevel=2
             )
-        places = {each.name: _weights(trajectory, each, folder / "candidates") for each in candidates}
+        places, overflowed = {}, []
+        for each in candidates:
+            try:
+                places[each.name] = _weights(trajectory, each, folder / "candidates")
+            except Overflow as error:
+                overflowed.append(each.name)
+                say(f"{each.name} is left out: {error}")
+        candidates = [each for each in candidates if each.name in places]
+        if not any(each.name != THETA_0 for each in candidates):
+            raise KnowError(f"nothing is left to compare: {', '.join(overflowed)} overflowed")
+        names = [candidate.name for candidate in candidates]
         most = len(names) * (len(rates) * pilots + 2 * seeds)
         say(f"{', '.join(names)}: at most {most} fine-tunes, {len(results.known)} of them done")
         bar = tqdm(total=most, initial=len(results.known), desc="fine-tunes", disable=None, leave=False)
         with bar, _runner(task, function, jobs) as run:
             work = functools.partial(_do, results=results, run=run, places=places, bar=bar, say=say, most=most)
-            rows = _protocol(names, given, rates, range(pilots), range(pilots, pilots + seeds), work)
+            rows = _protocol(candidates, rates, range(pilots), range(pilots, pilots + seeds), work)
         runs = sorted(results.known.values(), key=lambda run: tuple(str(run[key]).zfill(24) for key in COLUMNS[:4]))
         write_csv(folder / "runs.csv", runs, COLUMNS)
-        _write_pages(folder, rows, runs, trajectory, described)
-        scored = [row for row in rows if row.policy == "tuned" and math.isfinite(row.score)]
-        best = max(scored, key=lambda row: row.score).candidate if scored else THETA_0
-        request = next(candidate.request for candidate in candidates if candidate.name == best)
-        if keep and request:
-            predict_files(trajectory, request, folder / "best")
+        _write_pages(folder, rows, runs, trajectory, {**described, "overflowed": overflowed})
+        if keep:
+            requests = {each.name: each.request for each in candidates if each.request}
+            gains = [row for row in rows if row.policy == "tuned" and row.low > 0 and row.candidate in requests]
+            if gains:
+                best = max(gains, key=lambda row: row.difference).candidate
+                predict_files(trajectory, requests[best], folder / "best")
+            say(f"kept: {best}" if gains else "nothing is kept, since no prediction is seen to gain")
         shutil.rmtree(folder / "candidates", ignore_errors=True)
         (folder / "results.jsonl").unlink()
     return rows
@@ -353,8 +375,7 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
 
 
 def _protocol(
-    names: Sequence[str],
-    given: Sequence[str],
+    candidates: Sequence[Candidate],
     rates: Sequence[float],
     pilots: range,
     seeds: range,
@@ -362,13 +383,16 @@ def _protocol(
 ) -> list[Row]:
     """Choose rates on the pilot seeds, then evaluate at today's rate and at the chosen ones.
 
-    given: the checkpoints among `names` that are neither theta_0 nor predictions. KnowError if no pilot run gave a
-    score.
+    KnowError if no pilot run gave a score, or if some runs gave a test score and some none.
     """
+    names, kind_of = [each.name for each in candidates], {each.name: each.kind for each in candidates}
     searched: dict[tuple[str, float, int], dict[str, Any]] = {}
 
     def cover(points: Sequence[float]) -> None:
-        searched.update(work("pilot", itertools.product(names, points, pilots)))
+        # seed by seed, so that what is interrupted and goes on with a changed task cannot favour a candidate
+        searched.update(
+            work("pilot", ((name, rate, seed) for seed, rate, name in itertools.product(pilots, points, names)))
+        )
 
     def score(name: str, rate: float) -> tuple[float]:
         scores = [searched[name, rate, seed]["validation"] for seed in pilots]
@@ -378,28 +402,41 @@ def _protocol(
     if not any(run["status"] == "ok" for run in searched.values()):
         raise KnowError(f"no fine-tune gave a score; the first one ended with {next(iter(searched.values()))['error']}")
     rate_of = {"today": dict.fromkeys(names, rates[0]), "tuned": {name: each.rate for name, each in chosen.items()}}
-    predictions = [name for name in names if name not in (THETA_0, *given)]
-    compared = {"today": [(name, THETA_0) for name in names if name != THETA_0]}
-    compared["tuned"] = [*compared["today"], *itertools.product(predictions, given)]
+    with_theta_0, more = [(name, THETA_0) for name in names if name != THETA_0], list(_beside(candidates))
+    compared, count = {"today": with_theta_0, "tuned": [*with_theta_0, *more]}, len(with_theta_0) + len(more)
     rows = []
-    keys = [(name, rate_of[p][name], seed) for name, p, seed in itertools.product(names, POLICIES, seeds)]
+    keys = [(name, rate_of[p][name], seed) for seed, p, name in itertools.product(seeds, POLICIES, names)]
     found = work("evaluation", keys)
+    if len({run["test"] is None for run in [*searched.values(), *found.values()] if run["status"] == "ok"}) > 1:
+        raise KnowError("the task returned one value in some runs and two in others; let it always return the same")
     for policy in POLICIES:
         scores = {name: [_score(found[name, rate_of[policy][name], seed]) for seed in seeds] for name in names}
         gains = {
-            (one, other): paired_t(
-                [a - b for a, b in zip(scores[one], scores[other], strict=True)], comparisons=len(compared[policy])
-            )
+            (one, other): paired_t([a - b for a, b in zip(scores[one], scores[other], strict=True)], comparisons=count)
             for one, other in [(THETA_0, THETA_0), *compared[policy]]
         }
         for name in names:
             own, gain = [value for value in scores[name] if math.isfinite(value)], gains[name, THETA_0]
             rate, edge = rate_of[policy][name], policy == "tuned" and chosen[name].on_edge
             mean = means.fmean(own) if own else math.nan
-            beside = {other: gains[name, other] for other in given if (name, other) in gains}
-            numbers = (gain.mean, gain.low, gain.high, gain.n)
-            rows.append(Row(name, policy, rate, edge, mean, *numbers, len(seeds) - len(own), beside))
+            beside = {b: interval for (a, b), interval in gains.items() if a == name and b != THETA_0}
+            numbers = (gain.mean, gain.low, gain.high, gain.n, len(seeds) - len(own))
+            lost = sum(run["status"] != "ok" for (one, _, _), run in searched.items() if one == name)
+            same = len(own) > 1 and len(set(own)) == 1
+            rows.append(Row(name, policy, rate, edge, mean, *numbers, kind_of[name], lost, same, beside))
     return rows
+
+
+def _beside(candidates: Sequence[Candidate]) -> Iterator[tuple[str, str]]:
+    """The differences at tuned rates that are not to theta_0: each prediction to each checkpoint that was given, and
+    KNOWN to a control of its depth, which tells what of its gain is its own.
+    """
+    for one, other in itertools.product(candidates, candidates):
+        matched = one.request and other.request and one.request.depth == other.request.depth
+        if (one.kind, other.kind) == ("prediction", "yours") or (
+            matched and other.kind == "control" and get(one.request.method).group == "known"
+        ):
+            yield one.name, other.name
 
 
 def _score(run: Mapping[str, Any]) -> float:
@@ -409,43 +446,94 @@ def _score(run: Mapping[str, Any]) -> float:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """What can be said of these rows, by rule. Intervals hold for all candidates together.
+    """What can be said of these rows, by rule. Intervals hold for all differences of a rate policy together.
 
-    A lower limit above 0 at tuned rates is a gain that is left. One at today's rate alone is a gain that another rate
-    gives too. With neither, the largest upper limit at tuned rates is what the runs are compatible with. Then follows,
-    for every checkpoint beside theta_0, whether a prediction scores more.
+    A lower limit above 0 at tuned rates is a gain that is left; predictions come first, then controls and checkpoints
+    of the user. One at today's rate alone is named with what is seen at tuned rates, and as a gain that another rate
+    gives too only where the two intervals lie apart. With neither, the largest upper limit at tuned rates is what the
+    runs are compatible with. Then come losses; whether a prediction scores more than its control and than the
+    checkpoints beside theta_0; and what makes all of it doubtful: rates on an edge, lost runs, seeds that change
+    nothing.
     """
     today, tuned = ({r.candidate: r for r in rows if r.policy == p and r.candidate != THETA_0} for p in POLICIES)
     usable = [row for row in tuned.values() if math.isfinite(row.low)]
     if not usable:
         return "Nothing can be said: fewer than two seeds have a score of theta_0 and of a candidate."
-    said = []
-    if gains := [row for row in usable if row.low > 0]:
-        shown = " and ".join(f"{row.candidate} by {_interval(row)}" for row in gains)
-        said.append(f"A gain is left where each has its own best rate: over theta_0, {shown}.")
-    if early := [row for name, row in today.items() if row.low > 0 and tuned[name] not in gains]:
-        shown = " and ".join(f"{row.candidate} by {_interval(row)}" for row in early)
-        left = " and ".join(_interval(tuned[row.candidate]) for row in early)
-        said.append(
-            f"At the rate of today, {early[0].learning_rate:g}, more than theta_0: {shown}; another rate gives that"
-            f" too, since at tuned rates the difference is {left}."
-        )
-    most = max(usable, key=lambda row: row.high)
-    if not said and most.high < 0:
-        said.append(f"All candidates score less than theta_0 at tuned rates, the best of them by {_interval(most)}.")
-    elif not said:
-        said.append(f"No gain of more than {most.high:.2g} is compatible with these runs at tuned rates.")
+    edges = sorted({row.candidate for row in rows if row.on_edge})
+    best_rate = "at the best of the rates tried" if edges else "where each has its own best rate"
+    said, gains = [], [row for row in usable if row.low > 0]
+    own, others = ([r for r in gains if (r.kind == "prediction") == mine] for mine in (True, False))
+    if own:
+        said.append(f"A gain is left {best_rate}: over theta_0, {_listed(own)}.")
+    if others:
+        without = "What is no prediction gains too" if own else "No prediction is seen to gain, and others are"
+        said.append(f"{without}: over theta_0, {_listed(others)}.")
+    for row in (
+        row for name, row in today.items() if row.low > 0 and tuned[name] in usable and tuned[name] not in gains
+    ):
+        left = tuned[row.candidate]
+        seen = "another rate gives that too, since" if left.high < row.low else "no gain is seen"
+        seen += f" at tuned rates{'' if left.high < row.low else ', where'} the difference is {_interval(left)}"
+        more = f"{row.candidate} by {_interval(row)}"
+        said.append(f"At the rate of today, {row.learning_rate:g}, more than theta_0: {more}; {seen}.")
+    losses = [row for row in usable if row.high < 0]
+    if len(losses) == len(usable):
+        best = max(usable, key=lambda row: row.difference)
+        said.append(f"All candidates score less than theta_0 at tuned rates, the best of them by {_interval(best)}.")
+    else:
+        if not said:
+            most = _rounded_up(max(row.high for row in usable))
+            said.append(f"No gain of more than {most:g} is compatible with these runs at tuned rates.")
+        if losses:
+            said.append(f"Less than theta_0: {_listed(losses)}.")
+    said += _against_others(usable)
+    return " ".join([*said, *_doubts(rows, edges)])
+
+
+def _against_others(usable: Sequence[Row]) -> Iterator[str]:
+    """For each control and each checkpoint beside theta_0, whether a prediction scores more than it."""
     for name in dict.fromkeys(name for row in usable for name in row.beside):
         beside = {row.candidate: row.beside[name] for row in usable if name in row.beside}
         beside = {candidate: one for candidate, one in beside.items() if math.isfinite(one.low)}
         if more := {candidate: one for candidate, one in beside.items() if one.low > 0}:
-            said.append(f"More than {name}: {' and '.join(f'{key} by {_interval(one)}' for key, one in more.items())}.")
+            yield f"More than {name}: {' and '.join(f'{key} by {_interval(one)}' for key, one in more.items())}."
         elif beside:
             best = max(beside, key=lambda candidate: beside[candidate].mean)
-            said.append(
-                f"No prediction is seen to score more than {name}; the most is {best}, by {_interval(beside[best])}."
-            )
-    return " ".join(said)
+            yield f"No prediction is seen to score more than {name}; the most is {best}, by {_interval(beside[best])}."
+
+
+def _doubts(rows: Sequence[Row], edges: Sequence[str]) -> Iterator[str]:
+    """What a reader has to know before believing the sentences above."""
+    if edges:
+        yield (
+            f"The best rate of {', '.join(edges)} lies on an edge of those tried, so the rate may be the cause of a"
+            " difference: give rates beyond it."
+        )
+    lost = {row.candidate: (row.lost_pilots, row.failed) for row in rows if row.policy == "tuned"}
+    lost = {name: counts for name, counts in lost.items() if any(counts)}
+    if lost:
+        shown = ", ".join(f"{name} ({pilots} in the search, {runs} after it)" for name, (pilots, runs) in lost.items())
+        yield (
+            f"Fine-tunes without a score: {shown}. In the search each takes its rate from the candidate; after it each"
+            " is left out of a difference, which favours a candidate that fails where it would do badly."
+        )
+    if same := sorted({row.candidate for row in rows if row.same}):
+        yield (
+            f"All seeds gave {', '.join(same)} the same score: if the task does not use its seed, these are one run,"
+            " and the intervals say nothing."
+        )
+
+
+def _listed(rows: Iterable[Row]) -> str:
+    return " and ".join(f"{row.candidate} by {_interval(row)}" for row in rows)
+
+
+def _rounded_up(value: float) -> float:
+    """The value with two significant digits, and not below it."""
+    if value <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
 
 
 def _interval(one: Row | Interval) -> str:
@@ -468,9 +556,8 @@ def _write_pages(
         verdict=verdict(rows),
         lost=[run for run in runs if run["status"] != "ok"],
         given=list(dict.fromkeys(name for row in rows for name in row.beside)),
-        edges=sorted({row.candidate for row in rows if row.on_edge}),
         snapshots=[path.name for path in trajectory.paths],
         tested=any(run["test"] is not None for run in runs),
-        **{key: described[key] for key in ("rates", "seeds", "pilots")},
+        **{key: described[key] for key in ("rates", "seeds", "pilots", "overflowed")},
     )
     write_text(folder / "README.md", page + "\n")

@@ -46,12 +46,23 @@ def gains(targets: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["network", "budget", "attempt", "mean", "low", "high", "n"])
 
 
-def on_sources(sources: pd.DataFrame) -> pd.DataFrame:
-    """Source test accuracy minus that of further training in points: a column for each network and budget."""
+CHOOSING = ("combination", "KNOWN", "soup", "jackknife")
+"""Beginnings of the attempts that choose coefficients on held-out images; their control has these images too."""
+CONTROL = "further, more"
+
+
+def on_sources(sources: pd.DataFrame, beside: str = "further") -> pd.DataFrame:
+    """Source test accuracy minus that of another attempt, in points: a column for each network and budget. beside:
+    further training, or `CONTROL`, for the attempts that choose on held-out images alone.
+    """
     columns = {}
     for (network, budget), own in _by_place(sources):
         table = 100 * own.pivot_table(index="trajectory", columns="attempt", values="source_accuracy")
-        differences = table.drop(columns="further").sub(table["further"], axis=0)
+        if beside not in table:
+            continue
+        differences = table.drop(columns=beside).sub(table[beside], axis=0)
+        if beside == CONTROL:
+            differences = differences[[name for name in differences if name.startswith(CHOOSING)]]
         columns[f"{network}, {budget}, n = {len(table)}"] = {
             name: signed(paired_t(values.to_numpy())) for name, values in differences.items()
         }
@@ -91,5 +102,6 @@ def page(folder: Path) -> str:
         "explored.md.j2",
         budgets=BUDGETS,
         sources=on_sources(sources),
+        beside_more=on_sources(sources, CONTROL),
         targets=on_targets(targets),
     )

@@ -181,6 +181,14 @@ def test_a_limit_of_evaluations_counts_every_call_and_keeps_theta_0_and_each_met
         choose_files(trajectory, [LINEAR], tmp_path / "none", place, evaluations=3)
 
 
+def test_splits_that_are_the_same_data_are_told_so(tmp_path, trajectory, script):
+    place = script(know.predict(trajectory, "linear", scale=0.5))
+    text = place.read_text() + "\n\ndef careless(checkpoint, split):\n    return score(checkpoint)\n"
+    place.write_text(text, encoding="utf-8")
+    config, _ = choose_files(trajectory, [LINEAR], tmp_path / "out", f"{place}:careless")
+    assert config["validate"]["said"].endswith("so they seem to be the same data")
+
+
 def test_candidates_are_theta_0_and_then_each_method_at_the_first_length():
     found = [(one.method, one.scale) for one in candidates([LINEAR, SHRINK], (1, 0, 0.5, 1))]
     assert found == [("linear", 0), ("linear", 1), ("shrink", 1), ("linear", 0.5), ("shrink", 0.5)]
@@ -197,6 +205,7 @@ def test_the_second_split_says_what_the_choice_cost(tmp_path, trajectory, script
     assert config["scale"] == 0.5
     assert facts["gain"] == pytest.approx(float(step[0::2].norm()), rel=1e-5)
     assert facts["gain_on_check"] == pytest.approx(-float(step[1::2].norm()), rel=1e-5)
+    assert "which does not confirm it: theta_0 is as good there" in facts["said"]
     assert asked(tmp_path) == "ckccck"  # theta_0 twice, the others once, and what was kept once more
     assert f"{facts['gain'] - facts['gain_on_check']:+.4g}, estimates" in facts["said"]
     assert facts["said"] in (tmp_path / "out/README.md").read_text(encoding="utf-8")

@@ -51,6 +51,15 @@ def never(checkpoint, learning_rate, seed):
     raise RuntimeError("no such dataset")
 
 
+def careless(checkpoint, learning_rate, seed):
+    return 0.9 - 0.02 * math.log(learning_rate / BEST) ** 2
+
+
+def changeable(checkpoint, learning_rate, seed):
+    score, test = fine_tune(checkpoint, learning_rate, seed)
+    return (score, test) if seed else score
+
+
 def writes(checkpoint, learning_rate, seed):
     checkpoint.write_bytes(checkpoint.read_bytes() + b" ")
     raise RuntimeError("after it has written")
@@ -114,7 +123,7 @@ def test_a_best_rate_at_the_end_of_the_grid_is_said_and_no_rate_beyond_it_is_tri
     assert {row.learning_rate for row in rows} == {3e-4}
     assert all(row.on_edge == (row.policy == "tuned") for row in rows)
     page = Path("compared/README.md").read_text(encoding="utf-8")
-    assert "The best rate of known_x2, known_x8, shrink_x8, theta_0 lies on an edge of the grid" in page
+    assert "The best rate of known_x2, known_x8, shrink_x8, theta_0 lies on an edge of those tried" in page
     assert (
         Path("compared/runs.csv").read_text().count("evaluation,") == 4 * 4
     )  # at today's rate, which is the chosen one
@@ -127,6 +136,7 @@ def test_a_lost_fine_tune_costs_itself_alone_and_is_shown(run):
     page = Path("compared/README.md").read_text(encoding="utf-8")
     assert "seed 3: RuntimeError: out of memory" in page
     assert "seed 4: the score is nan" in page
+    assert "Fine-tunes without a score: shrink_x8 (0 in the search, 2 after it)" in verdict(rows)
 
 
 @pytest.mark.parametrize(("task", "said"), [("never", "no such dataset"), ("leaves", "SystemExit")])
@@ -189,6 +199,122 @@ def test_the_best_candidate_is_kept_if_asked(run, monkeypatch):
     compare(run, "task.py:fine_tune", RATES, out="compared", keep=True)
     best = load_file("compared/best/model.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in know.predict(run).items())
+
+
+def test_nothing_is_kept_where_nothing_is_seen_to_gain(run):
+    said = []
+    compare(run, "task.py:fine_tune", RATES, out="compared", keep=True, say=said.append)
+    assert said[-1] == "nothing is kept, since no prediction is seen to gain"
+    assert not Path("compared/best").exists()
+
+
+def test_a_prediction_that_overflows_is_left_out_and_named(run, monkeypatch):
+    real = comparison.write_prediction
+
+    def write(trajectory, request, folder):
+        if request.depth == 3:
+            raise comparison.Overflow("known overflows at tensor 'weight'")
+        return real(trajectory, request, folder)
+
+    monkeypatch.setattr(comparison, "write_prediction", write)
+    said = []
+    rows = compare(run, "task.py:fine_tune", RATES, out="compared", say=said.append)
+    assert {row.candidate for row in rows} == {"theta_0", "known_x2"}
+    assert said[0] == "known_x8 is left out: known overflows at tensor 'weight'"
+    assert "Not finite, and so not compared: known_x8, shrink_x8." in Path("compared/README.md").read_text()
+
+
+def test_a_task_that_ignores_its_seed_is_told_so(run):
+    assert "if the task does not use its seed, these are one run" in verdict(
+        compare(run, "task.py:careless", RATES, out="compared")
+    )
+
+
+def test_a_task_that_returns_now_one_value_and_now_two_is_refused(run):
+    with pytest.raises(KnowError, match="one value in some runs and two in others"):
+        compare(run, "task.py:changeable", RATES, out="compared")
+
+
+# the sentences, from rows made by hand
+
+
+def rows(*candidates) -> list[comparison.Row]:
+    """Rows of theta_0 and of others, each: name, then today's and the tuned difference with its ends, then facts."""
+    made = [
+        comparison.Row("theta_0", policy, 1e-3, False, 60.0, 0, 0, 0, 4, 0, "theta_0") for policy in ("today", "tuned")
+    ]
+    for name, today, tuned, facts in candidates:
+        for policy, (mean, low, high) in (("today", today), ("tuned", tuned)):
+            own = {key: value for key, value in facts.items() if key == "kind" or policy == "tuned"}
+            made.append(
+                comparison.Row(
+                    name, policy, 1e-3, own.pop("on_edge", False), 60.0, mean, low, high, 4, own.pop("failed", 0), **own
+                )
+            )
+    return made
+
+
+GAIN, NOTHING, LOSS = (0.5, 0.1, 0.9), (0.1, -0.3, 0.5), (-1.0, -1.2, -0.8)
+CONTROL = {"kind": "control"}
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [
+        (
+            [("known_x2", GAIN, GAIN, {})],
+            "A gain is left where each has its own best rate: over theta_0, known_x2 by 0.5 [0.1, 0.9].",
+        ),
+        (
+            [("known_x2", GAIN, GAIN, {"on_edge": True})],
+            "A gain is left at the best of the rates tried: over theta_0, known_x2 by 0.5 [0.1, 0.9]. The best rate"
+            " of known_x2 lies on an edge of those tried, so the rate may be the cause of a difference: give rates"
+            " beyond it.",
+        ),
+        (
+            [("known_x2", GAIN, NOTHING, {})],
+            "At the rate of today, 0.001, more than theta_0: known_x2 by 0.5 [0.1, 0.9]; no gain is seen at tuned"
+            " rates, where the difference is 0.1 [-0.3, 0.5].",
+        ),
+        (
+            [("known_x2", GAIN, (-0.1, -0.2, 0.05), {})],
+            "At the rate of today, 0.001, more than theta_0: known_x2 by 0.5 [0.1, 0.9]; another rate gives that too, "
+            "since at tuned rates the difference is -0.1 [-0.2, 0.05].",
+        ),
+        (
+            [("known_x2", LOSS, LOSS, {}), ("shrink_x8", GAIN, GAIN, CONTROL)],
+            "No prediction is seen to gain, and others are: over theta_0, shrink_x8 by 0.5 [0.1, 0.9]. "
+            "Less than theta_0: known_x2 by -1 [-1.2, -0.8].",
+        ),
+        (
+            [("known_x2", LOSS, (-0.5, -0.9, -0.1), {}), ("known_x8", LOSS, (-0.2, -0.25, -0.15), {})],
+            "All candidates score less than theta_0 at tuned rates, the best of them by -0.2 [-0.25, -0.15].",
+        ),
+        (
+            [("known_x2", NOTHING, (0.1, -0.8, 1.0449), {})],
+            "No gain of more than 1.1 is compatible with these runs at tuned rates.",
+        ),
+        (
+            [("known_x2", GAIN, (math.nan,) * 3, {"failed": 4}), ("known_x8", NOTHING, NOTHING, {})],
+            "No gain of more than 0.5 is compatible with these runs at tuned rates. Fine-tunes without a score:"
+            " known_x2 (0 in the search, 4 after it). In the search each takes its rate from the candidate; after it"
+            " each is left out of a difference, which favours a candidate that fails where it would do badly.",
+        ),
+    ],
+)
+def test_the_verdict_says_what_the_rows_show_and_no_more(candidates, said):
+    assert verdict(rows(*candidates)) == said
+
+
+def test_known_is_told_from_its_control(run, monkeypatch):
+    """All that the task finds better is known_x2; x8 is as good as shrinking by as much."""
+    monkeypatch.setenv("EFFECT", "better")
+    found = {
+        row.candidate: row for row in compare(run, "task.py:fine_tune", RATES, out="compared", methods=["shrink:1"])
+    }
+    assert set(found["known_x8"].beside) == {"shrink_x8"}
+    assert found["known_x2"].beside["shrink_x2"].low > 0
+    assert not found["shrink_x8"].beside
 
 
 def test_further_candidates_and_a_continuation_take_part(run):
