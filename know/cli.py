@@ -318,6 +318,7 @@ def compare(
     interrupted comparison. Needs scipy and matplotlib.
     """
     from know import comparison
+    from know.verdict import verdict
 
     for option, value in (("--task", task), ("--rates", rates), ("--out", out)):
         if value is None:
@@ -327,7 +328,7 @@ def compare(
     asked = {"seeds": seeds, "pilots": pilots, "methods": method or (), "jobs": jobs, "keep": keep}
     asked["beside"] = checkpoints_of(beside)
     rows = comparison.compare(trajectory, task, numbers(rates, "--rates"), out=out, say=print, **asked)
-    print(comparison.verdict(rows))
+    print(verdict(rows))
     print(f"table and figure: {out / 'README.md'}")
 
 

@@ -215,7 +215,7 @@ def _draw_cosines(axis: Axes, movement: list[dict]) -> None:
 def draw_comparison(folder: Path, rows: Sequence[Any]) -> None:
     """Draw the differences to theta_0 of a comparison, one line per candidate, into comparison.svg and .png.
 
-    rows: `know.comparison.Row`s.
+    rows: `know.verdict.Row`s.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import know
 from know import comparison
-from know.comparison import compare, verdict
+from know.comparison import compare
 from know.errors import KnowError
+from know.verdict import Row, verdict
 
 RATES = [3e-4, 1e-4, 1e-3, 3e-3]
 TASK = """
@@ -204,7 +205,7 @@ def test_the_best_candidate_is_kept_if_asked(run, monkeypatch):
 def test_nothing_is_kept_where_nothing_is_seen_to_gain(run):
     said = []
     compare(run, "task.py:fine_tune", RATES, out="compared", keep=True, say=said.append)
-    assert said[-1] == "nothing is kept, since no prediction is seen to gain"
+    assert said[-1] == "nothing is kept, since neither a prediction nor a control is seen to gain"
     assert not Path("compared/best").exists()
 
 
@@ -238,16 +239,14 @@ def test_a_task_that_returns_now_one_value_and_now_two_is_refused(run):
 # the sentences, from rows made by hand
 
 
-def rows(*candidates) -> list[comparison.Row]:
+def rows(*candidates) -> list[Row]:
     """Rows of theta_0 and of others, each: name, then today's and the tuned difference with its ends, then facts."""
-    made = [
-        comparison.Row("theta_0", policy, 1e-3, False, 60.0, 0, 0, 0, 4, 0, "theta_0") for policy in ("today", "tuned")
-    ]
+    made = [Row("theta_0", policy, 1e-3, False, 60.0, 0, 0, 0, 4, 0, "theta_0") for policy in ("today", "tuned")]
     for name, today, tuned, facts in candidates:
         for policy, (mean, low, high) in (("today", today), ("tuned", tuned)):
             own = {key: value for key, value in facts.items() if key == "kind" or policy == "tuned"}
             made.append(
-                comparison.Row(
+                Row(
                     name, policy, 1e-3, own.pop("on_edge", False), 60.0, mean, low, high, 4, own.pop("failed", 0), **own
                 )
             )
