@@ -140,4 +140,5 @@ def test_a_number_stands_on_the_page_that_it_links_to(page):
 
 def test_every_number_of_the_findings_links_to_its_table():
     text = LINK.sub("", " ".join(FINDINGS.read_text(encoding="utf-8").split()))
+    text = re.sub(r"\]\(\S+?\)", "]", text)  # the target of a link is no claim
     assert re.findall(rf"{INTERVAL}|[+-]?\d+\.\d+|{SHARE}", text.replace("r = 0.5", "").replace("95 %", "")) == []
