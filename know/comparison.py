@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,14 +304,12 @@ def _in_pool(
     pool: ProcessPoolExecutor, asked: Sequence[tuple[tuple[str, float, int], Path]]
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     waiting = {pool.submit(_in_worker, place, *key[1:]): key for key, place in asked}
-    while waiting:
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in done:
-            try:
-                yield waiting.pop(future), future.result()
-            except BrokenProcessPool as error:
-                message = "a process of the comparison died, perhaps for lack of memory; the same call goes on"
-                raise KnowError(message) from error
+    for future in as_completed(waiting):
+        try:
+            yield waiting[future], future.result()
+        except BrokenProcessPool as error:
+            message = "a process of the comparison died, perhaps for lack of memory; the same call goes on"
+            raise KnowError(message) from error
 
 
 _worker: dict[str, Task] = {}
