@@ -12,20 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.report.claims import CLAIMS
+from know.errors import KnowError, unknown
+from know.files import read_json
+from paper_figures._style import save
+
 HERE = Path(__file__).parent
 FRONT = {"_evidence": "figures/evidence", "_compute": "explored/compute"}
 """Scripts that look at all results, and the file of each in that folder."""
 
 
 def main(folder: Path, names: Sequence[str] = ()) -> None:
-    sys.path.insert(0, str(HERE))  # the scripts import style.py from beside them
-    from style import save
-
-    from benchmarks.report.claims import CLAIMS
-    from know.errors import KnowError, unknown
-    from know.files import read_json
-
-    scripts = {path.stem for path in HERE.glob("[!_]*.py")} - {"style"}
+    scripts = {path.stem for path in HERE.glob("[!_]*.py")}
     if strange := sorted(set(names) - scripts):
         raise unknown("figure", strange[0], scripts)
     if names or (folder / "suite.json").is_file():
@@ -39,7 +37,7 @@ def main(folder: Path, names: Sequence[str] = ()) -> None:
     else:
         raise KnowError(f"{folder} is neither the folder of a published suite nor that of all results")
     for script, (read, stem) in places.items():
-        save(importlib.import_module(script).draw(read), stem.parent, stem.name)
+        save(importlib.import_module(f"paper_figures.{script}").draw(read), stem.parent, stem.name)
         print(f"{script.strip('_')}: {stem}.svg")
 
 
@@ -49,9 +47,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("figure", nargs="*", help="names of scripts in paper_figures/, such as landscape")
     asked = parser.parse_args()
-    sys.path.insert(0, str(HERE.parent))  # `know` of this checkout, installed or not
-    from know.errors import KnowError
-
     try:
         main(asked.folder, asked.figure)
     except KnowError as error:

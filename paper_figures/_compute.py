@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.explored import BUDGETS, gains
 from benchmarks.report.folders import load
 from benchmarks.report.statistics import Interval, gain, paired_t, trajectory_means
+from paper_figures import _style as style
 
 LOOKS = dict(zip(BUDGETS, (("#56B4E9", "o"), ("#0072B2", "s"), ("#332288", "D")), strict=True))
 """Colour and marker of the budgets, the darker the more."""

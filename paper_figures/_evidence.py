@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +18,7 @@ from benchmarks.report.evidence import DAGGER, POLICIES, gates, informative, mar
 from benchmarks.report.folders import Published, load
 from benchmarks.report.statistics import gain, paired_t
 from benchmarks.report.tables import FRONT, front_means
+from paper_figures import _style as style
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#332288", "#7F7F7F", "#000000"]
 """Of the pairs of datasets, in turn."""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.report.statistics import DATA, summarise
 from benchmarks.settings import LENGTH, RATIO
+from paper_figures import _style as style
 
 CELL = ["track", "source", "target", "network", "share", "rate", "length"]
 USUAL = {"length": LENGTH, "rate": RATIO}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.statistics import summarise
 from know.files import read_json
+from paper_figures import _style as style
 
 
 def draw(results: Path) -> Figure:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.records import PilotRecord, read_records
 from benchmarks.report.statistics import DATA, oracle_of
+from paper_figures import _style as style
 
 LABEL = 0.32
 """Inches that the label of a learning rate takes."""

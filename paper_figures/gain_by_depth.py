@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.statistics import oracle_of, summarise
+from paper_figures import _style as style
 
 
 def draw(results: Path) -> Figure:

@@ -6,13 +6,13 @@ import textwrap
 from pathlib import Path
 
 import pandas as pd
-import style
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.statistics import oracle_of, summarise
 from know.files import read_json
+from paper_figures import _style as style
 
 SHARE = {"share": "difference", "share_low": "low", "share_high": "high"}
 """Columns of the share, and what `limits` and `draw_bar` call them."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import style
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
@@ -16,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from scipy.interpolate import RectBivariateSpline
 
 from benchmarks.report.folders import load_table
+from paper_figures import _style as style
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
 LEVELS = 15

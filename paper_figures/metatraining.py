@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.folders import load_table
+from paper_figures import _style as style
 
 COLUMNS = ["length", "model", "role", "update", "training_loss", "selection_loss", "no_change_loss", "linear_loss"]
 NETWORKS = {"known": "known", "scaled": "scaled_known"}

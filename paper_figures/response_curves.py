@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import style
 from matplotlib.figure import Figure
 
 from benchmarks.report.folders import load_table
 from know.drawing import draw_responses
+from paper_figures import _style as style
 
 COLUMNS = ["model", "role", "history", "theta_0", "step", "spread"]
 NETWORKS = {"known": "known", "scaled": "scaled_known", "released": "released", "wnn": "wnn"}

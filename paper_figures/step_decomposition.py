@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.folders import load_table
 from know.drawing import draw_steps
+from paper_figures import _style as style
 
 PLACE = ["track", "source", "network", "rate", "length"]
 COLUMNS = [*PLACE, "trajectory", "predictor", "depth", "role", "step", "shrink", "linear", "neither"]

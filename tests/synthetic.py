@@ -48,7 +48,7 @@ FORGOTTEN = (4, 6, 5, 5, 5)
 OTHERS = {"known": "known", "mean": "average", "tail_average": "average", "ema": "average"}
 OTHERS |= dict.fromkeys(("compute_matched", "random_step", "reset", "shrink", "trajectory_part"), "control")
 """Groups of those lines of arms that are neither references nor predictions."""
-FIGURES = sorted({path.stem for path in (TINY.parents[2] / "paper_figures").glob("[!_]*.py")} - {"style"})
+FIGURES = sorted({path.stem for path in (TINY.parents[2] / "paper_figures").glob("[!_]*.py")})
 PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
 MOVEMENT = [*PLACE, "role", "difference", "size", "cosine"]

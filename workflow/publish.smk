@@ -5,7 +5,7 @@ CELLS = [cell.slug for cell in SUITE.cells]
 TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
 # as in `benchmarks.report.publish.figures_of`, whose import would slow down every start of Snakemake
 VARIED = len(SUITE.lengths) > 1 or len({origin.ratio for origin in SUITE.origins}) > 1
-LEFT_OUT = {"style"} | (set() if VARIED else {"ablation"})
+LEFT_OUT = set() if VARIED else {"ablation"}
 FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - LEFT_OUT)
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 

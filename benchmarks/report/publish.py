@@ -91,8 +91,7 @@ def publish(
 def figures_of(runs: pd.DataFrame) -> list[str]:
     """Names of the figures of a suite: all there are, but that of the ablations only where S or r varies."""
     varied = runs["length"].nunique() > 1 or runs["rate"].nunique() > 1
-    left_out = {"style"} | (set() if varied else {"ablation"})
-    return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if path.stem not in left_out)
+    return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if varied or path.stem != "ablation")
 
 
 def _arms(cells: list[Cell], work: Path) -> dict:

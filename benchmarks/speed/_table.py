@@ -1,17 +1,14 @@
-"""README.md of this folder, from the json files beside it: `python benchmarks/speed/_table.py`.
+"""README.md of this folder, from the json files beside it: `python -m benchmarks.speed._table`.
 
 The words stand in benchmarks/report/templates/speed.md.j2. A json file that is missing has no section.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.report.template import fill
 from know.files import read_json, write_text

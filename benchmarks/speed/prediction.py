@@ -1,6 +1,6 @@
 """How fast KNOWN's prediction is, compared with the authors' Keras network and with the limits of the processor.
 
-    python benchmarks/speed/prediction.py
+    python -m benchmarks.speed.prediction
 
 This script writes prediction.json and README.md into its folder. All contestants predict the same windows in one run
 and take turns, so that slow minutes of the machine affect all equally; the median of the turns counts. Keras runs in
@@ -27,10 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
-
-import _table
-
+from benchmarks.speed import _table
 from know import keras
 from know.files import write_json
 from know.known import Known, KnownNet, compiled

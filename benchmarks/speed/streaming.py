@@ -1,6 +1,6 @@
 """How much time and memory `know predict` needs for files that are larger than the memory it may use.
 
-    python benchmarks/speed/streaming.py
+    python -m benchmarks.speed.streaming
 
 This script writes streaming.json and README.md into its folder. Snapshots of random weights are made in
 work/speed/snapshots and removed at the end. Both ways to predict take turns, each in its own process. Only the
@@ -19,11 +19,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
-
-import _table
-from prediction import machine, of, used
-
+from benchmarks.speed import _table
+from benchmarks.speed.prediction import machine, of, used
 from know.files import write_json
 
 HERE, WORK = Path(__file__).parent, Path(__file__).parents[2] / "work" / "speed" / "snapshots"
@@ -89,7 +86,7 @@ def main() -> None:
     for repeat in range(REPEATS):
         for way in seconds:
             shutil.rmtree(WORK / "out", ignore_errors=True)
-            command = [sys.executable, __file__, way, *map(str, paths)]
+            command = [sys.executable, "-m", "benchmarks.speed.streaming", way, *map(str, paths)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
             print(f"turn {repeat + 1}, {way}: {found['seconds']:.1f} s, {found['memory']:.0f} MB", file=sys.stderr)

@@ -1,7 +1,7 @@
 """How fast `benchmarks.training` trains, compared with a plain DataLoader loop and with the limits of the device.
 
-    python benchmarks/speed/training.py                 # the CPU, on one thread
-    python benchmarks/speed/training.py --device cuda
+    python -m benchmarks.speed.training                 # the CPU, on one thread
+    python -m benchmarks.speed.training --device cuda
 
 This script writes training.json, which keeps what was measured on the other device, and README.md into its folder.
 Images are random bytes of a fixed seed; only the time is measured. All contestants of one network take turns within one
@@ -29,14 +29,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # use this script's checkout, installed or not
-
-import _table
-from prediction import machine, of, timed, used
-
 from benchmarks.data import Dataset, random_dataset
 from benchmarks.networks import build
 from benchmarks.settings import Recipe
+from benchmarks.speed import _table
+from benchmarks.speed.prediction import machine, of, timed, used
 from benchmarks.stacked import Stacked
 from benchmarks.training import _Single, autocast, train
 from know.files import read_json, write_json

@@ -22,7 +22,7 @@ from benchmarks.references import REFERENCES
 from benchmarks.report.folders import GROUPS
 from benchmarks.settings import Arms
 
-SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")} - {"style"})
+SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")})
 OF_ARMS = [script for script in SCRIPTS if script not in ("landscape", "metatraining", "response_curves")]
 PICTURE = "accuracy_by_arm"
 """The one that is compared as png too, which is slower."""
@@ -35,12 +35,12 @@ class Refuse:
             raise ImportError("a figure needs no torch")
 
 sys.meta_path.insert(0, Refuse())
-sys.path.insert(0, "paper_figures")
-import style
+from paper_figures import _style as style
 folder, out, picture, *scripts = sys.argv[1:]
 for script in scripts:
     kinds = ("svg", "png") if script == picture else ("svg",)
-    style.save(importlib.import_module(script).draw(pathlib.Path(folder)), pathlib.Path(out), script, kinds)
+    figure = importlib.import_module(f"paper_figures.{script}").draw(pathlib.Path(folder))
+    style.save(figure, pathlib.Path(out), script, kinds)
 """
 
 
@@ -85,23 +85,20 @@ def axes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def draw(repository, monkeypatch):
+def draw(monkeypatch):
     """Function that draws figures of a folder as a user does, in this process."""
 
     def run(results: Path, *scripts: str) -> None:
-        path = repository / "paper_figures" / "__main__.py"
-        monkeypatch.setattr("sys.argv", [str(path), str(results), *scripts])
-        monkeypatch.setattr("sys.path", list(sys.path))
-        runpy.run_path(str(path), run_name="__main__")
+        monkeypatch.setattr("sys.argv", ["paper_figures", str(results), *scripts])
+        runpy.run_module("paper_figures", run_name="__main__")
 
     return run
 
 
 @pytest.fixture
-def module(repository, monkeypatch):
+def module():
     """Function that imports a script, or what the scripts share, to look at a figure before it is a file."""
-    monkeypatch.syspath_prepend(str(repository / "paper_figures"))
-    yield importlib.import_module
+    yield lambda name: importlib.import_module(f"paper_figures.{name}")
     plt.close("all")
 
 
@@ -120,7 +117,7 @@ def files(script: str, folder: Path) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_second_process_draws_the_same(module, drawn, one_cell, script, tmp_path):
-    module("style").save(module(script).draw(one_cell), tmp_path, script, kinds=("svg",))
+    module("_style").save(module(script).draw(one_cell), tmp_path, script, kinds=("svg",))
     content = (tmp_path / f"{script}.svg").read_bytes()
     assert content == (drawn / f"{script}.svg").read_bytes()
     # nothing in the file tells when, where and by which version
@@ -214,7 +211,7 @@ def test_a_cell_whose_oracle_gains_nothing_says_that_no_share_is_defined(module,
 def test_the_oracle_that_was_run_stands_in_every_panel(module, tmp_path, oracle):
     gains = {oracle if arm == "oracle" else arm: points for arm, points in GAINS.items()}
     folder = write_results(tmp_path / "results" / "one", records(gains=gains), with_page=False)
-    colour = module("style").FAMILIES[oracle][1]
+    colour = module("_style").FAMILIES[oracle][1]
     for script in ("gain_by_depth", "accuracy_by_rate"):
         panels = [axis for axis in module(script).draw(folder).axes if axis.lines]
         assert panels
@@ -246,14 +243,14 @@ def test_an_ablation_has_a_panel_for_what_varies_alone(module, several_cells, ax
 def test_what_lies_beyond_an_axis_is_told_inside_it(module):
     axis = Figure().add_subplot()
     axis.set_xlim(-1, 1)
-    module("style").draw_bar(axis, 0, pd.Series({"difference": -5.0, "low": -7.0, "high": 0.5}), ("", "black", "o"))
+    module("_style").draw_bar(axis, 0, pd.Series({"difference": -5.0, "low": -7.0, "high": 0.5}), ("", "black", "o"))
     arrow, (left, right) = axis.lines[-1], axis.get_window_extent().intervalx
     assert left < arrow.get_transform().transform((-1, 0))[0] < right
     assert [text.get_text() for text in axis.texts] == ["−5.0"]
 
 
 def test_an_axis_grows_for_an_interval_that_is_near_alone(module):
-    widened = module("style").widened
+    widened = module("_style").widened
     low, high = widened((-1, 1), pd.DataFrame({"low": [0.5], "high": [2.0]}))
     assert low == -1
     assert 2 < high < 2.5

@@ -88,8 +88,7 @@ MODULES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 def imports(folder: str) -> set[tuple[str, str, bool]]:
     """Imports of other distributions in a folder: name of the file, distribution, whether at the top of the file."""
-    own = {path.stem for path in REPOSITORY.rglob("paper_figures/*.py")} | {"know", "benchmarks", "paper_figures"}
-    own |= {path.stem for path in REPOSITORY.glob("benchmarks/speed/*.py")}
+    own = {"know", "benchmarks", "paper_figures"}
     found = set()
     for path in (REPOSITORY / folder).rglob("*.py"):
         tree = ast.parse(path.read_bytes())
@@ -351,7 +350,7 @@ def test_every_rule_that_runs_something_has_an_environment_and_a_log():
 
 
 def test_every_figure_has_a_caption_and_every_caption_a_figure():
-    scripts = {path.stem for path in REPOSITORY.glob("paper_figures/[!_]*.py")} - {"style"}
+    scripts = {path.stem for path in REPOSITORY.glob("paper_figures/[!_]*.py")}
     captions = {path.stem: path.read_text(encoding="utf-8") for path in REPOSITORY.glob("workflow/captions/*.rst")}
     assert set(captions) == scripts
     assert all(text.strip() for text in captions.values())

@@ -1,26 +1,14 @@
 """The measurement of training runs, records what it should and makes its page; how fast it is, no test says."""
 
 import json
-import sys
 
 import pytest
 
-
-@pytest.fixture(scope="module")
-def speed(repository):
-    """benchmarks/speed/training.py and _table.py."""
-    sys.path.insert(0, str(repository / "benchmarks" / "speed"))
-    import _table
-    import training
-
-    yield training, _table
-    sys.path.remove(str(repository / "benchmarks" / "speed"))
-    for name in ("_table", "prediction", "training"):
-        sys.modules.pop(name, None)
+from benchmarks.speed import _table as table
+from benchmarks.speed import training
 
 
-def test_a_quick_run_has_a_row_for_every_contestant_and_keeps_the_other_device(speed, tmp_path):
-    training, table = speed
+def test_a_quick_run_has_a_row_for_every_contestant_and_keeps_the_other_device(tmp_path):
     training.main(["--quick", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)])
     path = tmp_path / "training.json"
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -54,8 +42,7 @@ def test_a_quick_run_has_a_row_for_every_contestant_and_keeps_the_other_device(s
     assert all(f"| {label} |" in page for name, label in table.ARMS.items())
 
 
-def test_what_an_image_costs(speed):
-    training, _ = speed
+def test_what_an_image_costs():
     paper = training.work("resnet18_cifar", batch=128, size=4)
     assert paper["flop_forward"] / 2 == pytest.approx(2.07e9, rel=0.01)  # multiply-adds
     assert 2.9 < paper["flop"] / paper["flop_forward"] < 3  # the stem passes no gradient to the picture
