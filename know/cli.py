@@ -302,7 +302,8 @@ def compare(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Fine-tunes at a time, each in a process of its own.")] = 1,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Also write the weights of what gains most, if anything does.")
+        bool,
+        typer.Option("--keep", help="Also write the prediction or control that gains most, if one is seen to."),
     ] = False,
     fractions: Fractions = None,
     key: Key = None,

@@ -34,8 +34,9 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         f"{style.interval_note(found['n'])} Validation accuracy at tuned rates, exploratory. θ₀ lies at 0, and takes "
-        "no further compute; what is called oracle takes the place of its training. Grey band: the data gap in the network's core suite, where it was run, which is of test "
-        "images, of other trajectories, and of no further compute, so it gives a scale and no contrast.",
+        "no further compute; what is called oracle takes the place of its training. Grey band: the data gap in the "
+        "network's core suite, where it was run, which is of test images, of other trajectories, and of no further "
+        "compute, so it gives a scale and no contrast.",
     )
     return figure
 

@@ -1,5 +1,6 @@
 """The pages that tell people what to type: they are run as they stand."""
 
+import ast
 import inspect
 import os
 import re
@@ -201,6 +202,25 @@ def test_the_tree_in_the_readme_names_what_is_there():
     tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     folders = {f"{name.partition('/')[0]}/" for name in tracked.split("\n") if "/" in name and name[0] not in '."'}
     assert folders <= listed
+
+
+@pytest.mark.parametrize("package", ["know", "benchmarks"])
+def test_modules_use_only_those_of_the_lines_before_their_own(package):
+    """The order in docs/design.md has every module, and no import goes against it, also not one inside a function."""
+    (text,) = blocks(REPOSITORY / "docs" / "design.md", "text")
+    lines = re.search(rf"^{package} (.*(?:\n .*)*)", text, flags=re.M)[1].splitlines()
+    place = {name: number for number, line in enumerate(lines) for name in re.findall(r"\w+", line)}
+    imported = set()
+    for path in (REPOSITORY / package).rglob("*.py"):
+        own = path.relative_to(REPOSITORY / package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and re.match(rf"{package}\b", node.module or ""):
+                _, _, rest = node.module.partition(".")
+                names = [rest.partition(".")[0]] if rest else [alias.name for alias in node.names]
+                imported |= {(own, name) for name in names if name != own}
+        assert own in place or own in ("__init__", "__main__"), path
+    assert len(imported) > 30
+    assert [(a, b) for a, b in imported if a in place and b in place and place[a] <= place[b]] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
