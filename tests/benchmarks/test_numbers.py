@@ -14,7 +14,7 @@ from scipy import stats
 
 REPOSITORY = Path(__file__).parents[2]
 FINDINGS, RESULTS = REPOSITORY / "docs" / "FINDINGS.md", REPOSITORY / "results"
-PAGES = [REPOSITORY / "README.md", FINDINGS, RESULTS / "README.md"]
+PAGES = [REPOSITORY / "README.md", FINDINGS, RESULTS / "README.md", REPOSITORY / "docs" / "LOG.md"]
 INTERVAL = r"[+-]?\d+\.\d+ \[[+-]?\d+\.\d+, [+-]?\d+\.\d+\]"
 SHARE = r"\d+(?:\.\d)? %"
 LINK = re.compile(rf'\[({INTERVAL}|{SHARE})\]\((\S+)\s+"([^"]+)"\)')
