@@ -4,15 +4,14 @@
     snakemake --cores all --config suite=released  another one from benchmarks/suites/
 
 Everything made lives in work/<suite>/; the last rules publish into results/<suite>/. A rule re-runs when the part of the
-suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count. benchmarks/steps.py has
-the same jobs as a list.
+suite it reads, or the code it can reach (`code_hash`), has changed; dates of files do not count. The jobs are those of
+benchmarks/steps.py.
 """
 
-import functools
 import os
+import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from snakemake.utils import min_version
 
@@ -21,11 +20,10 @@ sys.path.insert(0, workflow.basedir)
 # jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
-from benchmarks.steps import INSPECTED, LEARNT
+from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, steps
 from benchmarks.suite import Suite, load_suite
 from know.files import digest
 from know.fingerprint import code_hash, syntax
-from know.keras import hashes
 
 NAME = config.get("suite", "smoke")
 SUITE = load_suite(NAME)

@@ -1,8 +1,8 @@
 """The one list of jobs: what a suite runs, in which order, what each job makes, and what decides its result.
 
-The workflow (workflow/*.smk) says the same in Snakemake's words, and a test compares the two. Whatever else needs to
-know the jobs reads this list: the runner without Snakemake (`run_steps`), what a run lacks and why (`lacking`),
-publishing, verification, the tables of cost, and the stages of DVC. Imports no torch.
+Whatever needs to know the jobs reads this list: the workflow (workflow/*.smk), the runner without Snakemake
+(`run_steps`), what a run lacks and why (`lacking`), publishing, verification and the tables of cost. The stages of DVC
+name the folders that the jobs fill, and a test compares. Imports no torch.
 """
 
 from __future__ import annotations
@@ -41,6 +41,17 @@ STATES = {
 """Words for the states of a cluster's jobs, as Snakemake reports them; others leave it to the job's own log."""
 
 
+MADE = {
+    "data": ("data.json",),
+    "metaset": ("metaset/{job}/manifest.json",),
+    "metatrain": tuple(f"known/{{job}}/{file}" for file in LEARNT),
+    "forget": ("trajectories/{job}/manifest.json",),
+    "transfer": tuple(f"transfers/{{job}}/{file}" for file in ("runs.csv", "pilots.csv", "choice.json")),
+    "landscape": ("landscape.csv",),
+    "inspect": tuple(f"inspection/{table}.csv" for table in INSPECTED),
+    "cost": ("cost_by_arm.csv",),
+}
+"""What the jobs of each rule make, under work/SUITE; {job} is the job's own name among them."""
 CODE = {
     "data": "benchmarks.data:load",
     "metaset": "benchmarks.metaset:make_metaset",
@@ -59,18 +70,25 @@ class Step:
     """One job."""
 
     name: str
-    """RULE or RULE/WILDCARD: also of its log, and of its row in cost.csv."""
+    """RULE or RULE/JOB: also of its log, and of its row in cost.csv."""
+    work: Path
+    """The suite's own folder, work/SUITE."""
     needs: tuple[str, ...]
     """Names of the jobs whose outputs it reads."""
-    outputs: tuple[Path, ...]
     settings: Any
-    """The part of the suite that decides its result: plain values."""
-    options: tuple[str, ...] = ()
-    """Options of its command, without the suite."""
+    """What decides its result besides code and device: a part of the suite, and hashes of files beside it."""
+    option: tuple[str, ...] = ()
+    """The option of its command that names the job."""
+    processes: int = 0
+    """How many processes it can use; 0 if its command does not ask."""
 
     @property
     def rule(self) -> str:
         return self.name.partition("/")[0]
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        return tuple(self.work / made.format(job=self.name.partition("/")[2]) for made in MADE[self.rule])
 
     @property
     def code(self) -> str:
@@ -79,8 +97,8 @@ class Step:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Arguments of `python -m benchmarks`, without the suite."""
-        return self.rule, *self.options
+        """Arguments of `python -m benchmarks`, without the suite and the number of processes."""
+        return self.rule, *self.option
 
 
 def steps(suite: Suite, work: Path) -> list[Step]:
@@ -92,40 +110,39 @@ def steps(suite: Suite, work: Path) -> list[Step]:
     def plain(*parts: BaseModel) -> list[dict[str, Any]]:
         return [part.model_dump(mode="json") for part in parts]
 
-    every, (arms,), processes = suite.trajectory_ids, plain(suite.arms), ("--processes", str(suite.processes))
+    every, (arms,), processes = suite.trajectory_ids, plain(suite.arms), suite.processes
     authors = keras.hashes() if suite.arms.methods != "all" or suite.arms.also else {}
-    made = [Step("data", (), (work / "data.json",), suite.datasets)]
+    made = [Step("data", work, (), suite.datasets)]
     networks: dict[int, tuple[str, ...]] = {length: () for length in suite.lengths}
+    shipped: dict[int, dict[str, str]] = {length: {} for length in suite.lengths}
     if suite.metatraining:
         (learning,) = plain(suite.metatraining)
-        shards = tuple(f"metaset/{shard}" for shard in range(suite.metatraining.shards))
-        for shard in shards:
-            option = ("--shard", shard.partition("/")[2])
-            made.append(Step(shard, ("data",), (work / shard / "manifest.json",), learning, option))
+        shards = tuple(str(shard) for shard in range(suite.metatraining.shards))
+        made += [Step(f"metaset/{shard}", work, ("data",), learning, ("--shard", shard)) for shard in shards]
         for length in suite.lengths:
-            networks[length] = (f"metatrain/{length}",)
-            files = tuple(suite.known_folder(work, length) / file for file in LEARNT)
-            made.append(Step(f"metatrain/{length}", shards, files, learning, ("--length", str(length))))
+            networks[length], option = (f"metatrain/{length}",), ("--length", str(length))
+            needs = tuple(f"metaset/{shard}" for shard in shards)
+            made.append(Step(f"metatrain/{length}", work, needs, learning, option))
+    else:
+        for length in suite.lengths:
+            folder = suite.known_folder(work, length)
+            shipped[length] = {file: sha256_file(folder / file) for file in LEARNT}
     for origin in suite.origins:
-        files = (work / "trajectories" / origin.slug / "manifest.json",)
         settings = [plain(suite.forgetting_of(origin), suite.pretraining), every, suite.tracks(origin)]
         settings += [suite.arms.references]
-        options = ("--origin", origin.slug, *processes)
-        made.append(Step(f"forget/{origin.slug}", ("data",), files, settings, options))
+        made.append(Step(f"forget/{origin.slug}", work, ("data",), settings, ("--origin", origin.slug), processes))
     for cell in suite.cells:
         needs = (f"forget/{cell.origin.slug}", *networks[cell.length])
-        files = tuple(work / "transfers" / cell.slug / file for file in ("runs.csv", "pilots.csv", "choice.json"))
-        settings = [*plain(suite.transfer), arms, every, authors]
-        made.append(Step(f"transfer/{cell.slug}", needs, files, settings, ("--cell", cell.slug, *processes)))
+        settings = [*plain(suite.transfer), arms, every, authors, shipped[cell.length]]
+        made.append(Step(f"transfer/{cell.slug}", work, needs, settings, ("--cell", cell.slug), processes))
     first, learnt = suite.cells[0], tuple(name for names in networks.values() for name in names)
     origins = tuple(f"forget/{origin.slug}" for origin in suite.origins)
-    tables = tuple(work / "inspection" / f"{table}.csv" for table in INSPECTED)
-    costs = [*plain(suite.pretraining, suite.forgetting), arms, authors]
+    costs = [*plain(suite.pretraining, suite.forgetting), arms, authors, shipped]
     return [
         *made,
-        Step("landscape", (f"forget/{first.origin.slug}", *networks[first.length]), (work / "landscape.csv",), None),
-        Step("inspect", (*origins, *learnt), tables, [arms, every, authors]),
-        Step("cost", ("data", *learnt), (work / "cost_by_arm.csv",), costs),
+        Step("landscape", work, (f"forget/{first.origin.slug}", *networks[first.length]), shipped[first.length]),
+        Step("inspect", work, (*origins, *learnt), [arms, every, authors, shipped]),
+        Step("cost", work, ("data", *learnt), costs),
     ]
 
 
@@ -152,7 +169,7 @@ def run_steps(
             continue
         say(f"[{number}/{len(every)}] {step.name}")
         start, used = time.perf_counter(), time.process_time()
-        execute(step.command)
+        execute((*step.command, *(("--processes", str(step.processes)) if step.processes else ())))
         seconds, used = time.perf_counter() - start, time.process_time() - used
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         # as Snakemake's benchmark files, of which the cost tables are made

@@ -141,12 +141,6 @@ def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]
     return blocks
 
 
-def main_arms(arms: pd.DataFrame) -> pd.DataFrame:
-    """References, KNOWN at every depth, and the deepest arm of every other line."""
-    deepest = arms["depth"] == arms.groupby("family")["depth"].transform("max")
-    return arms[deepest | (arms["group"] == "known")]
-
-
 def line_styles(depths: Iterable[int]) -> dict[int, str]:
     """Depth to line style; the depth 0 of references and of predictors without depth is solid."""
     deep = sorted(set(depths) - {0})
@@ -191,11 +185,11 @@ def counted(n: pd.Series) -> str:
     return (f"n = {n.min():g}" + (f" to {n.max():g}" if n.max() > n.min() else "")).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def interval_note(n: pd.Series, kind: str = "paired t") -> str:
+def interval_note(n: pd.Series) -> str:
     """The footnote that says what the bars are, from the statistics that made them and the n in the data."""
     few = f"; preliminary: fewer than {FEW} trajectories" if n.min() < FEW else ""
     return (
-        f"Bars: {100 * CONFIDENCE:g} % {kind} interval over source trajectories, {counted(n)} "
+        f"Bars: {100 * CONFIDENCE:g} % paired t interval over source trajectories, {counted(n)} "
         f"(fine-tunes of one trajectory are averaged first){few}."
     )
 

@@ -1,7 +1,7 @@
 # From run records to committed tables, pages and figures: no torch, no data.
 # `update`: a failing job leaves the committed files as they are.
 
-CELLS = [cell.slug for cell in SUITE.cells]
+NETWORKS = [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for length in SUITE.lengths for file in LEARNT]
 TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
 # as in `benchmarks.report.publish.figures_of`, whose import would slow down every start of Snakemake
 VARIED = len(SUITE.lengths) > 1 or len({origin.ratio for origin in SUITE.origins}) > 1
@@ -18,12 +18,8 @@ DRAWING = digest(DRAWING + [syntax(path) for path in sorted(Path("paper_figures"
 
 rule publish:
     input:
-        expand(rules.forget.output, origin=[origin.slug for origin in SUITE.origins]),
-        expand(rules.transfer.output, cell=CELLS),
-        *map(learnt, SUITE.lengths),
-        rules.landscape.output,
-        rules.inspect.output,
-        rules.cost.output,
+        files_of("forget", "transfer", "landscape", "inspect", "cost"),
+        NETWORKS,
     output:
         update(expand(f"{RESULTS}/{{table}}.csv", table=TABLES)),
         update(expand(f"{RESULTS}/{{file}}.json", file=("suite", "metrics"))),
@@ -70,16 +66,14 @@ rule figures:
 # Parts of the chain by name, for `dvc.yaml` and for people.
 rule trajectories:
     input:
-        expand(rules.forget.output, origin=[origin.slug for origin in SUITE.origins]),
+        files_of("forget"),
 
 
 rule known:
     input:
-        *map(learnt, SUITE.lengths),
+        NETWORKS,
 
 
 rule transfers:
     input:
-        expand(rules.transfer.output, cell=CELLS),
-        rules.landscape.output,
-        rules.inspect.output,
+        files_of("transfer", "landscape", "inspect"),

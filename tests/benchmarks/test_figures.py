@@ -162,7 +162,6 @@ def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp
 CROWDED = [
     ("every_arm", "accuracy_by_arm"),
     ("every_arm", "gain_by_depth"),
-    ("several_cells", "gap_closed"),
     ("axes", "ablation"),
 ]
 
@@ -173,38 +172,9 @@ def test_all_arms_and_cells_have_room(module, request, suite, script):
     module(script).draw(request.getfixturevalue(suite)).draw_without_rendering()  # a layout without room warns
 
 
-def marks(axis) -> dict[str, list[float]]:
-    """x of the markers in every row of a panel, by the row's label."""
-    labels = dict(zip(axis.get_yticks(), [label.get_text() for label in axis.get_yticklabels()], strict=True))
-    found: dict[str, list[float]] = {}
-    for line in axis.lines:
-        if line.get_marker() != "None":
-            found.setdefault(labels[line.get_ydata()[0]], []).extend(line.get_xdata())
-    return found
-
-
 def words(figure: Figure) -> str:
     found = " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
     return " ".join(found.split())  # without breaks of lines, and spaces that break none
-
-
-def test_the_share_of_the_gap_is_drawn_and_not_the_ends_of_the_gap(module, tmp_path):
-    (axis,) = module("gap_closed").draw(write_results(tmp_path / "results" / "one", records(), with_page=False)).axes
-    found = marks(axis)
-    assert found["KNOWN ×2"] == pytest.approx([0.4])  # 2 of the oracle's 5 points
-    assert found["from scratch"][0] == pytest.approx(-6 / 5)
-    assert "oracle" not in found
-    assert "naive" not in found
-
-
-def test_a_cell_whose_oracle_gains_nothing_says_that_no_share_is_defined(module, tmp_path):
-    nothing = {**GAINS, "oracle": (-1, 1, 0, 0, 0)}
-    results = write_results(tmp_path / "results" / "none", [*records(MLP), *records(CNN, nothing)], with_page=False)
-    figure = module("gap_closed").draw(results)
-    defined, undefined = figure.axes
-    assert marks(defined)
-    assert not undefined.lines
-    assert "not defined: the interval of the oracle's gain over naive, +0.0 [−2.5, +2.5] points" in words(figure)
 
 
 @pytest.mark.parametrize("oracle", ["oracle", "oracle_steps"])

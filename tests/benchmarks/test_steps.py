@@ -15,9 +15,9 @@ from synthetic import SUITES, run
 
 from benchmarks import steps as listed
 from benchmarks.report import publish as publishing
-from benchmarks.steps import STATES, lacking, steps
+from benchmarks.steps import CODE, STATES, lacking, steps
 from benchmarks.suite import load_suite
-from know.files import read_json, write_json
+from know.files import PRETRAINED, read_json, write_json
 from know.fingerprint import code_hash
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,23 +51,26 @@ def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
     made = {step.name: {path.as_posix() for path in step.outputs} for step in every}
     wanted = {}
     for step in every:
-        words = [*step.command]
-        if "--processes" in words:  # Snakemake gives what there are cores for
-            words[-1] = "1"
-        command = " ".join([words[0], "--suite", suite, *words[1:]])
+        several = ("--processes", "1") if step.processes else ()  # Snakemake gives what there are cores for
+        command = " ".join([*step.command, "--suite", suite, *several])
         wanted[command] = step.rule, made[step.name], set().union(*(made[need] for need in step.needs))
-    assert jobs.keys() == wanted.keys()
-    for command, (rule, outputs, inputs) in wanted.items():
-        shipped = {path for path in jobs[command][2] if path.startswith("know/pretrained/")}
-        assert jobs[command] == (rule, outputs, inputs | shipped), command
+    assert jobs == wanted
 
 
-def test_the_workflow_names_the_code_of_the_list():
-    text = (REPOSITORY / "workflow/compute.smk").read_text(encoding="utf-8")
-    rules = dict(re.findall(r'^rule (\w+):\n(?:(?!^rule ).*\n)*?        code=code_hash\("(.*?)"\)', text, flags=re.M))
-    assert rules == {step.rule: step.code for step in steps(load_suite("smoke"), WORK)}
-    for entry in rules.values():
-        assert code_hash(entry)
+@pytest.mark.parametrize("entry", CODE.values())
+def test_every_rule_names_code_that_there_is(entry):
+    assert code_hash(entry)
+
+
+def test_what_asks_a_network_that_ships_depends_on_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    suite = load_suite("core/resnet8")
+    before = {step.name: step.settings for step in steps(suite, WORK)}
+    monkeypatch.setattr("benchmarks.suite.PRETRAINED", shutil.copytree(PRETRAINED, tmp_path / "pretrained"))
+    assert {step.name: step.settings for step in steps(suite, WORK)} == before
+    (suite.known_folder(WORK, 5) / "known.safetensors").write_bytes(b"another")
+    changed = {step.rule for step in steps(suite, WORK) if step.settings != before[step.name]}
+    assert changed == {"transfer", "landscape", "inspect", "cost"}
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -125,10 +128,8 @@ def test_a_profile_leaves_the_documented_room_for_every_job_that_was_measured(na
 
 @pytest.mark.parametrize("name", ["slurm", "small"])
 def test_every_rule_asks_for_something_and_for_more_when_it_is_tried_again(name):
-    text = "".join((REPOSITORY / f"workflow/{part}.smk").read_text(encoding="utf-8") for part in ("compute", "publish"))
-    rules = set(re.findall(r"^rule (\w+):\n(?:(?: .*)?\n)*?    shell:", text, flags=re.M))
     requests = profile(name)["set-resources"]
-    assert requests.keys() == rules
+    assert requests.keys() == CODE.keys() | {"publish", "figures"}
     for rule in ("forget", "transfer", "metaset", "metatrain"):
         for key in ("runtime", "mem_mb"):
             assert asked(requests[rule][key], 2) == 2 * asked(requests[rule][key], 1)

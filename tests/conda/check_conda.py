@@ -8,7 +8,6 @@ takes some minutes: by its name it is none of the tests that `make test` runs.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 from checkout import content
+
+from benchmarks.steps import CODE
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -105,8 +106,7 @@ def of_pip() -> list[str]:
 
 def programs() -> set[str]:
     """What the rules run with `python -m`."""
-    texts = [(REPOSITORY / "workflow" / name).read_text(encoding="utf-8") for name in ("compute.smk", "publish.smk")]
-    return {name for text in texts for name in re.findall(r'"python -m (paper_figures|benchmarks \w+)', text)}
+    return {"paper_figures", *(f"benchmarks {rule}" for rule in (*CODE, "publish"))}
 
 
 class Walk:
