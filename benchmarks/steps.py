@@ -24,9 +24,10 @@ from know import keras
 from know.files import digest, read_json, sha256_file, write_text
 from know.fingerprint import code_hash
 
-LEARNT = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
-LEARNT += ["history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
-"""Files of a meta-training."""
+NETWORKS = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
+"""Files of a meta-training that a prediction reads."""
+LEARNT = [*NETWORKS, "history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
+"""All files of a meta-training."""
 INSPECTED = ("steps", "movement", "placebo", "responses")
 """Tables of an inspection."""
 LONGEST = 300
@@ -126,7 +127,7 @@ def steps(suite: Suite, work: Path) -> list[Step]:
     else:
         for length in suite.lengths:
             folder = suite.known_folder(work, length)
-            shipped[length] = {file: sha256_file(folder / file) for file in LEARNT}
+            shipped[length] = {file: sha256_file(folder / file) for file in NETWORKS}
     for origin in suite.origins:
         settings = [plain(suite.forgetting_of(origin), suite.pretraining), every, suite.tracks(origin)]
         settings += [suite.arms.references]

@@ -18,7 +18,7 @@ from know.files import read_json
 from paper_figures._style import save
 
 HERE = Path(__file__).parent
-FRONT = {"_evidence": "figures/evidence", "_compute": "explored/compute"}
+FRONT = {"_pooled": "figures/pooled", "_evidence": "figures/evidence", "_compute": "explored/compute"}
 """Scripts that look at all results, and the file of each in that folder."""
 
 
@@ -31,7 +31,7 @@ def main(folder: Path, names: Sequence[str] = ()) -> None:
         places = {name: (folder, folder / "figures" / name) for name in names or suite["figures"]}
         if suite["name"] in CLAIMS.core and not names:
             results = folder.parents[suite["name"].count("/")]
-            places["_evidence"] = (results, results / FRONT["_evidence"])
+            places |= {script: (results, results / FRONT[script]) for script in ("_pooled", "_evidence")}
     elif (folder / "explored").is_dir():
         places = {script: (folder, folder / place) for script, place in FRONT.items()}
     else:

@@ -18,12 +18,11 @@ os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.get
 
 from know import keras
 from know.fingerprint import code_hash
-from benchmarks.steps import LEARNT as NAMES
+from benchmarks.steps import LEARNT, NETWORKS
 from benchmarks.suite import load_shipped
 from benchmarks.settings import variants
 
 SHIPPED = load_shipped()
-NETWORKS = [name for name in NAMES if name.endswith(".safetensors")]
 WORK = "work/shipped"
 PLACES = [f"{name}/{length}" for name, group in SHIPPED.groups.items() for length in group.lengths]
 VARIANTS = expand(f"{WORK}/variants/{{variant}}.csv", variant=variants(SHIPPED.metatraining))
@@ -36,7 +35,7 @@ rule all:
     default_target: True
     input:
         SHARDS,
-        expand("know/pretrained/{place}/{file}", place=PLACES, file=NAMES),
+        expand("know/pretrained/{place}/{file}", place=PLACES, file=LEARNT),
         expand("know/pretrained/{file}", file=PAGES),
 
 
@@ -60,7 +59,7 @@ rule metatrain:
     input:
         SHARDS,
     output:
-        update(expand("know/pretrained/{{group}}/{{length}}/{file}", file=NAMES)),
+        update(expand("know/pretrained/{{group}}/{{length}}/{file}", file=LEARNT)),
     params:
         code=code_hash("benchmarks.metatraining:fit_known"),
         settings=SHIPPED.metatraining.model_dump(mode="json"),

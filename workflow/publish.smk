@@ -1,7 +1,7 @@
 # From run records to committed tables, pages and figures: no torch, no data.
 # `update`: a failing job leaves the committed files as they are.
 
-NETWORKS = [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for length in SUITE.lengths for file in LEARNT]
+KNOWN = [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for length in SUITE.lengths for file in LEARNT]
 TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
 # as in `benchmarks.report.publish.figures_of`, whose import would slow down every start of Snakemake
 VARIED = len(SUITE.lengths) > 1 or len({origin.ratio for origin in SUITE.origins}) > 1
@@ -19,7 +19,7 @@ DRAWING = digest(DRAWING + [syntax(path) for path in sorted(Path("paper_figures"
 rule publish:
     input:
         files_of("forget", "transfer", "landscape", "inspect", "cost"),
-        NETWORKS,
+        KNOWN,
     output:
         update(expand(f"{RESULTS}/{{table}}.csv", table=TABLES)),
         update(expand(f"{RESULTS}/{{file}}.json", file=("suite", "metrics"))),
@@ -71,7 +71,7 @@ rule trajectories:
 
 rule known:
     input:
-        NETWORKS,
+        KNOWN,
 
 
 rule transfers:

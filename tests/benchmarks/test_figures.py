@@ -298,7 +298,25 @@ def test_the_front_picture_is_drawn_with_the_figures_of_a_main_suite(module, rep
     suite = json.loads((folder / "suite.json").read_text())
     (folder / "suite.json").write_text(json.dumps({**suite, "name": "core/plaincnn", "figures": []}))
     runpy.run_path(str(repository / "paper_figures" / "__main__.py"))["main"](folder)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["evidence.png", "evidence.svg"]
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {f"{name}.{kind}" for name in ("evidence", "pooled") for kind in ("png", "svg")}
+
+
+def test_the_pooled_picture_has_the_mean_of_every_informative_cell_and_the_pooled_interval(module, tmp_path):
+    gains = {**GAINS, "local_oracle": (2, 2, 3, 2, 2), "compute_matched": (1, 1, 1, 1, 1)}
+    better, nothing = {**gains, "known_x2": (3, 4, 5, 4, 4)}, {**gains, "oracle": (0, 0, 0, 0, 0)}
+    back = dataclasses.replace(MLP, source="digits:5-9", target="digits:0-4")
+    for name, cell, own in (
+        ("core/plaincnn", MLP, gains),
+        ("core/imagenette", back, better),
+        ("core/resnet8", CNN, nothing),  # not informative
+    ):
+        write_results(tmp_path / name, records(cell, own, 5), name=name, evidence=True, with_page=False)
+    (axis,) = module("_pooled").draw(tmp_path).axes
+    row = [label.get_text() for label in axis.get_yticklabels()].index("ours")
+    marks = [line for line in axis.lines if len(line.get_xdata()) == 1 and abs(line.get_ydata()[0] - row) < 0.5]
+    found = {style: sorted(float(m.get_xdata()[0]) for m in marks if m.get_marker() == style) for style in "oD"}
+    assert found == {"o": pytest.approx([2, 4]), "D": pytest.approx([3])}
 
 
 def test_the_figure_of_what_compute_buys_shows_every_gain_by_its_budget_beside_the_data_gap(module, tmp_path):

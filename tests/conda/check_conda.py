@@ -8,6 +8,7 @@ takes some minutes: by its name it is none of the tests that `make test` runs.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,8 @@ def of_pip() -> list[str]:
 
 def programs() -> set[str]:
     """What the rules run with `python -m`."""
-    return {"paper_figures", *(f"benchmarks {rule}" for rule in (*CODE, "publish"))}
+    text = (REPOSITORY / "workflow/publish.smk").read_text(encoding="utf-8")
+    return {f"benchmarks {rule}" for rule in CODE} | set(re.findall(r'"python -m (paper_figures|benchmarks \w+)', text))
 
 
 class Walk:
