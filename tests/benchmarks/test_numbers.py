@@ -139,6 +139,18 @@ def test_a_number_stands_on_the_page_that_it_links_to(page):
     assert lacking == []
 
 
+COUNTS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.parent.name + "/" + page.name)
+def test_the_words_count_the_suites_that_have_been_run(page):
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    said = re.findall(r"(\w+) of (?:the )?twelve|of the (\w+) cells", text)
+    assert said
+    run = COUNTS[sum((RESULTS / suite / "runs.csv").is_file() for suite in CORE)]
+    assert {first or second for first, second in said} == {run}
+
+
 @pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.parent.name + "/" + page.name)
 def test_every_number_of_the_words_links_to_its_table(page):
     text = re.sub("```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)  # commands have numbers of their own
