@@ -68,7 +68,7 @@ def draw(results: Path) -> Figure:
     figure.set_size_inches(style.PAGE * 0.75, 1.2 + 1.5 * style.ROW * len(ticks))
     reach = 2 * max(abs(end) for _, one in bars for end in (one.low, one.high))
     ends = [end for *_, one in [*bars, *marks] for end in (one.low, one.high) if abs(end) < reach]
-    room = 0.09 * (max(ends) - min(ends))  # for the mean of a cell that lies beyond the axis
+    room = 0.12 * (max(ends) - min(ends))  # for the mean of a cell that lies beyond the axis
     axis.set_xlim(min(ends) - room, max(ends) + room)
     axis.axvline(0, color="black", linewidth=0.6, zorder=1)
     for y, network, mean in marks:
@@ -86,9 +86,12 @@ def draw(results: Path) -> Figure:
     style.footnote(
         figure,
         f"Diamonds: pooled over the {len(places)} informative core cells that were run, each pair of source and "
-        f"network counting once, with 95 % intervals over source trajectories ({style.counted(n)} in a cell). Hollow: "
-        "the mean in each cell. Arms: minus naive fine-tuning, or minus theta_0 shrunk by as much. Local data gap: "
-        "further training on twice the data, minus on D0. Arrows: what lies beyond the axis, with the mean.",
+        f"network counting once, with 95 % intervals over source trajectories ({style.counted(n)} in a cell), not "
+        "corrected for their number. Hollow: the mean in each cell. Arms: minus naive fine-tuning, or minus "
+        "theta_0 shrunk by as much. Data gap: theta_0 really trained on twice the data, at equal steps. Local "
+        "data gap: trained further on twice the data, minus on D0. Arrows: what lies beyond the axis, with the "
+        "mean. The authors' networks were meta-trained on data of some of the cells. KNOWN ×8 is on the pages of "
+        "the results.",
     )
     return figure
 
