@@ -24,7 +24,10 @@ SuiteName = Annotated[str, typer.Option("--suite", help="Name of a suite in benc
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 
 Processes = Annotated[
-    int, typer.Option(min=1, help="Processes that share the work of a suite; the result is the same.")
+    int,
+    typer.Option(
+        min=1, envvar="KNOW_PROCESSES", help="Processes that share the work of a suite; the result is the same."
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="torch device, such as cpu or cuda:0; default: that of the suite, else cpu.")
@@ -231,6 +234,7 @@ def transfer(
     """
     from benchmarks.transfer import run_cell
 
+    print(f"processes: {processes}", flush=True)
     settings, work = load_suite(suite), _work(suite)
     chosen = settings.cell(cell)
     run_cell(
@@ -401,6 +405,7 @@ def forget(
     """
     from benchmarks.trajectories import make_origin
 
+    print(f"processes: {processes}", flush=True)
     settings = load_suite(suite)
     chosen = settings.origin(origin)
     make_origin(

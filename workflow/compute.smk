@@ -32,7 +32,6 @@ for name, every in RULES.items():
     if not every:
         continue
     place = os.path.join(name, "{job}") if every[0].option else name
-    several = " --processes {threads}" if every[0].processes else ""
 
     rule:
         name:
@@ -60,5 +59,6 @@ for name, every in RULES.items():
             **(ON_GPU if name in TRAINING else {}),
         conda:
             "../environment.yml"
+        # a shell command is made when the job starts, after this loop: it must not use the loop's variables
         shell:
-            f"python -m benchmarks {{params.command}} --suite {{params.suite}}{several} > {{log}} 2>&1"
+            "KNOW_PROCESSES={threads} python -m benchmarks {params.command} --suite {params.suite} > {log} 2>&1"

@@ -51,8 +51,7 @@ def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
     made = {step.name: {path.as_posix() for path in step.outputs} for step in every}
     wanted = {}
     for step in every:
-        several = ("--processes", "1") if step.processes else ()  # Snakemake gives what there are cores for
-        command = " ".join([*step.command, "--suite", suite, *several])
+        command = " ".join([*step.command, "--suite", suite])
         wanted[command] = step.rule, made[step.name], set().union(*(made[need] for need in step.needs))
     assert jobs == wanted
 
