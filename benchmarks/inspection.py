@@ -1,4 +1,4 @@
-"""The four tables of an inspection: they split the steps of methods into parts and describe trajectories."""
+"""The tables of an inspection: they split the steps of methods into parts and describe trajectories."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.arms import Asked, Line, lines
-from benchmarks.settings import LENGTH, Arms, Cell
-from know import keras
+from benchmarks.settings import Arms, Cell
 from know.inspection import (
     MOVEMENT,
     PARTS,
     PLACEBO,
-    RESPONSES,
     Parts,
     beside_placebo,
     movement,
-    responses,
     steps,
     write_table,
 )
@@ -35,20 +32,18 @@ STEPS = [*PLACE, "predictor", "depth", *(part for part in PARTS if part not in (
 def inspect_suite(
     cells: Iterable[Cell], trajectories: list[str], arms: Arms, work: Path, known: Mapping[int, Path]
 ) -> None:
-    """Write the four tables of a suite, `<work>/inspection/{steps,movement,placebo,responses}.csv`, by role.
+    """Write the tables of a suite, `<work>/inspection/{steps,movement,placebo}.csv`, by role.
 
     They cover every method of the suite's arms, at depths 1, 2 and 3 where it has a depth, on every evaluated
     trajectory. known: folders of the networks by S.
     """
-    every, taken, moved, beside, networks = lines(arms), [], [], [], {}
+    every, taken, moved, beside = lines(arms), [], [], []
     # several targets or shares of one source have the same trajectories
     places = sorted({(cell.origin, cell.track, cell.length) for cell in cells})
     evaluated = [t for t in trajectories if not t.startswith("p")]
     bar = tqdm(total=len(places) * len(evaluated) * len(every), desc="inspection", disable=None)
     for origin, track, length in places:
         models = Models(known[length])
-        for name in ("known", "scaled"):
-            networks[f"{name}, S = {length}"] = models[name]
         for trajectory in evaluated:
             seen = Trajectory.load(work / "trajectories" / origin.slug / trajectory / track).last(length)
             facts = (origin.source, origin.network, track, origin.ratio, length, trajectory)
@@ -63,13 +58,10 @@ def inspect_suite(
                         for parts in _steps_of(line, seen, depth, models)
                         if not parts.tensor
                     ]
-    asked = {getattr(line.entry, "needs", None) for line in every} & set(keras.MODELS)
-    networks |= {f"{name}, S = {LENGTH}": Models()[name] for name in sorted(asked) if not keras.missing(name)}
     out = work / "inspection"
     write_table(out / "steps.csv", taken, STEPS)
     write_table(out / "movement.csv", moved, [*PLACE, *MOVEMENT])
     write_table(out / "placebo.csv", beside, [*PLACE, *PLACEBO])
-    write_table(out / "responses.csv", responses(networks), RESPONSES)
 
 
 def _steps_of(line: Line, trajectory: Trajectory, depth: int, models: Models) -> list[Parts]:

@@ -28,7 +28,7 @@ NETWORKS = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear
 """Files of a meta-training that a prediction reads."""
 LEARNT = [*NETWORKS, "history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
 """All files of a meta-training."""
-INSPECTED = ("steps", "movement", "placebo", "responses")
+INSPECTED = ("steps", "movement", "placebo")
 """Tables of an inspection."""
 LONGEST = 300
 """Characters of a reason."""

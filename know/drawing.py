@@ -96,22 +96,14 @@ def _numbers(row: Mapping[str, Any]) -> list[float]:
     return [0.0 if (value := row[key]) is None or value != value else float(value) for key in ("step", *PARTS)]
 
 
-def draw_responses(
-    axis: Axes, table: Any, by: str = "model", looks: Mapping[str, dict[str, Any]] | None = None
-) -> None:
-    """The step against theta_0: one line per value of the column `by`, with a band where the answers spread.
-
-    table: rows (see `rows_of`) with theta_0, step, spread and `by`. looks: value to keywords of its line.
-    """
-    rows = rows_of(table)
-    for place, name in enumerate(dict.fromkeys(row[by] for row in rows)):
-        look = {"color": COLOURS[place % len(COLOURS)], "label": name, **(looks or {}).get(name, {})}
-        own = [[row[key] for key in ("theta_0", "step", "spread")] for row in rows if row[by] == name]
+def _draw_responses(axis: Axes, rows: list[dict]) -> None:
+    """The step against theta_0: one line per history, with a band where the answers spread."""
+    for colour, name in zip(COLOURS, dict.fromkeys(row["history"] for row in rows), strict=False):
+        own = [[row[key] for key in ("theta_0", "step", "spread")] for row in rows if row["history"] == name]
         theta_0, step, spread = np.array(own, dtype=float).T
-        axis.plot(theta_0, step, linewidth=1.1, zorder=3, **look)
+        axis.plot(theta_0, step, linewidth=1.1, zorder=3, color=colour, label=name)
         if spread.any():
-            ends = (step - spread, step + spread)
-            axis.fill_between(theta_0, *ends, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
+            axis.fill_between(theta_0, step - spread, step + spread, color=colour, alpha=0.18, linewidth=0, zorder=2)
     label = f"shrinks by {SHRINKING:.0%}".replace("%", " %")
     line = {"linestyle": ":", "color": "black", "linewidth": 0.9, "zorder": 1}
     axis.axline((0, 0), slope=-SHRINKING, label=label, **line)  # unlike a plot, it leaves the limits to the answers
@@ -176,7 +168,7 @@ def _draw_panels(figure: Figure, steps: list[dict], movement: list[dict], respon
     _draw_cosines(figure.add_subplot(grid[0, 0]), movement)
     for place, role in enumerate(roles, start=1):
         axis = figure.add_subplot(grid[0, place])
-        draw_responses(axis, [row for row in responses if row["role"] == role], by="history")
+        _draw_responses(axis, [row for row in responses if row["role"] == role])
         axis.set_title(f"answers of {responses[0]['model']}, {role},\nto histories made by hand", loc="left")
         axis.set_xlabel("θ₀")
     axis = figure.axes[1]

@@ -53,7 +53,6 @@ PLACE = ["source", "network", "track", "rate", "length", "trajectory"]
 STEPS = [*PLACE, "predictor", "depth", "role", "weights", "step", "shrink", "linear", "neither"]
 MOVEMENT = [*PLACE, "role", "difference", "size", "cosine"]
 PLACEBO = [*PLACE, "role", "snapshot", "moved", "placebo_moved", "apart", "cosine", "placebo_cosine"]
-RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
 
 
 def meta_settings(**changes) -> MetaTraining:
@@ -194,7 +193,6 @@ def write_results(
     write_csv(folder / "movement.csv", [{**at, **row} for at in own for row in _movement(at["length"])], MOVEMENT)
     write_csv(folder / "placebo.csv", [{**at, **row} for at in own for row in _placebo(at["length"])], PLACEBO)
     lengths = sorted({length for *_, length in places})
-    write_csv(folder / "responses.csv", _responses(lengths, [line for line, _ in lines]), RESPONSES)
     for name, make in (("metatraining", _history), ("meta_linear", _meta_linear), ("held_out", _held_out)):
         rows = [{"length": length, **row} for length in lengths for row in make()]
         write_csv(folder / f"{name}.csv", rows, list(rows[0]))
@@ -285,21 +283,6 @@ def _placebo(length: int) -> list[dict]:
     return [
         {"role": role, "snapshot": k, **{name: round(k * size, 4) for name, size in sizes.items()}}
         for role, k in places
-    ]
-
-
-def _responses(lengths: list[int], lines: list[str]) -> list[dict]:
-    """Linear responses: every model shrinks, KNOWN by 15 %, and follows the history a little."""
-    slopes = {"known": -0.15, "scaled": -0.05, **{name: -0.2 for name in ("released", "wnn") if name in lines}}
-    moves = {"constant": 0, "rising": 0.05, "saturating": 0.02, "noisy": 0}
-    axes = itertools.product(lengths, slopes, ("conv", "fc", "bias"), moves, (-0.5, -0.25, 0.0, 0.25, 0.5))
-    return [
-        {
-            **{"model": f"{model}, S = {length}", "role": role, "history": history, "theta_0": x},
-            "step": round((slopes[model] + moves[history]) * x, 6),
-            "spread": 0.02 * abs(x) if history == "noisy" else 0.0,
-        }
-        for length, model, role, history, x in axes
     ]
 
 

@@ -22,8 +22,8 @@ WIDTH, REACH = 120, 2.0
 """Width of a drawn interval in pixels, and the difference in points at its edges; arrows point to what lies beyond."""
 
 
-def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFrame) -> str:
-    """The page, in HTML. The runs stand in it as one block of sorted JSON (`runs_of`). cost: from `evidence.costs`.
+def index_page(results: Sequence[Published], evidence: Evidence) -> str:
+    """The page, in HTML. The runs stand in it as one block of sorted JSON (`runs_of`).
 
     KnowError where it would have more than `LIMIT` bytes.
     """
@@ -32,7 +32,7 @@ def index_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
     page = fill(
         "index.html.j2",
         overviews=_overviews(results),
-        verdicts=claim_tables.front(evidence, cost) if evidence.suites else None,
+        verdicts=claim_tables.front(evidence) if evidence.suites else None,
         suites=[{"name": one.name, "about": one.settings, "lost": one.lost, "cells": _cells(one)} for one in results],
         policies={policy: name for policy, name in POLICIES.items() if policy in seen},
         groups={key: name for key, name in GROUPS.items() if key != "reference"},

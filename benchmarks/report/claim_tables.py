@@ -17,7 +17,6 @@ from benchmarks.report.evidence import (
     Finding,
     Place,
     Verdict,
-    cost_verdict,
     informative,
     sees_small_steps,
 )
@@ -41,7 +40,7 @@ def _p_value(p: float) -> str:
     return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
+def front(evidence: Evidence) -> pd.DataFrame:
     """Every claim with its verdict and pooled estimates, at the rate policies that have any; what holds comes first.
 
     A claim is about all of its contrasts: the lowest and the highest at tuned rates are shown, each in a row.
@@ -53,7 +52,7 @@ def front(evidence: Evidence, costs: pd.DataFrame) -> pd.DataFrame:
             pooled = [evidence.judge(contrast, policy, claim.suites).interval for policy in POLICIES]
             rows.append([contrast, *map(interval_text, pooled)])
         found.append((finding.verdict, claim.name, said(finding), rows))
-    found.append((cost_verdict(costs), "predicting is cheap beside training", str(cost_verdict(costs)), []))
+    found.append((evidence.cost, "predicting is cheap beside training", str(evidence.cost), []))
     table = []
     for _, name, verdict, rows in sorted(found, key=lambda one: list(Verdict).index(one[0])):
         first, *others = rows or [["-"] * (1 + len(POLICIES))]
@@ -332,22 +331,3 @@ def cells(evidence: Evidence) -> pd.DataFrame:
             verdict += ", cannot see small steps"
         rows.append([suite, cell, POLICIES[policy], verdict])
     return pd.DataFrame(rows, columns=["suite", "cell", "rate policy", "gates"])
-
-
-def costs_of_known(costs: pd.DataFrame) -> pd.DataFrame:
-    """What a prediction of KNOWN costs beside the training of theta_0, from `evidence.costs`."""
-    rows = []
-    for _, row in costs.iterrows():
-        depth = {"x2": 1, "x8": 3}[row["arm"].rpartition("_")[2]]
-        per_step, share = row["seconds"] / row["weights"] / depth, row["seconds"] / row["theta_0_seconds"]
-        shown = [f"{per_step:.1e}", f"{100 * share:.2f} %", f"{row['trained'] - 1:.2f}"]
-        rows.append([row["arm"], row["suite"], row["network"], *shown])
-    head = [
-        "arm",
-        "suite",
-        "network",
-        "s per weight and step back",
-        "prediction / training of theta_0",
-        "forgetting / training",
-    ]
-    return pd.DataFrame(rows, columns=head)

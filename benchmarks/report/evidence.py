@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from benchmarks.report.claims import CLAIMS, Claim, Contrast, Finalist, Side
-from benchmarks.report.folders import COST, Published
+from benchmarks.report.folders import Published
 from benchmarks.report.statistics import (
     Interval,
     compare,
-    forgetting,
     holm,
     oracle_of,
     paired_t,
@@ -123,13 +122,18 @@ def gates(published: Published, cell: str, policy: Policy) -> dict[str, Interval
 
 
 def _forgetting(published: Published, runs: pd.DataFrame, first: pd.Series) -> Interval:
-    """What the first forgetting step takes from the images that it leaves out beyond what it takes from test images."""
+    """What the first forgetting step takes from the images that it leaves out beyond what it takes from test images.
+
+    A step that makes the network worse or better at all images alike is no forgetting, and drops out (difference in
+    differences, Ashenfelter and Card 1985).
+    """
     own = published.snapshots[published.snapshots["trajectory"].isin(set(runs["trajectory"]))]
     for column in ("source", "network", "rate", "track"):
         own = own[own[column] == first[column]]
     before, after = (own[own["snapshot"] == k].set_index("trajectory").sort_index() for k in (0, 1))
-    columns = (after["left_out_accuracy_theta_0"], after["left_out_accuracy"], before["test_accuracy"])
-    return forgetting(*((100 * column).to_numpy() for column in (*columns, after["test_accuracy"])))
+    left_out = 100 * after["left_out_accuracy_theta_0"] - 100 * after["left_out_accuracy"]
+    test = 100 * before["test_accuracy"] - 100 * after["test_accuracy"]
+    return paired_t(left_out - test)
 
 
 def informative(intervals: Mapping[str, Interval]) -> bool:
@@ -231,7 +235,11 @@ class Evidence:
         """Arms that are in-distribution in some cell."""
         self.grids: dict[str, set[float]] = {}
         """The learning rates that the pilots of each suite tried, with all that the grid may grow by."""
+        self.costs: dict[str, pd.DataFrame] = {}
+        """What each arm costs, by suite."""
         for one in (one for one in published if one.settings["evidence"]):
+            if (table := one.table("cost_by_arm")) is not None:
+                self.costs[one.name] = table
             self.suites |= set() if one.lost else {one.name}
             grid, more = (one.settings["transfer"][key] for key in ("grid", "extensions"))
             factors = [(grid[-1] / grid[-2]) ** k for k in range(more + 1)]
@@ -254,6 +262,16 @@ class Evidence:
         others = sorted(arm for arm, group in self.group_of.items() if group == claim.every.group)
         others = [arm for arm in others if arm.partition("_x")[0] not in claim.every.but]
         return tuple(Contrast(better=claim.every.arm, worse=other) for other in others)
+
+    @property
+    def cost(self) -> Verdict:
+        """Holds where the deepest predictions are cheap in all suites of `cost_of`; open until these have been run."""
+        if not set(CLAIMS.cost_of) <= set(self.costs):
+            return Verdict.OPEN
+        rows = pd.concat([self.costs[suite] for suite in CLAIMS.cost_of])
+        rows = rows[rows["arm"].isin(line.deepest for line in CLAIMS.lines.values())]
+        cheap = (rows["seconds"] < CLAIMS.cheap * rows["theta_0_seconds"]).all()
+        return Verdict.HOLDS if cheap else Verdict.EXCLUDED
 
     def waits_for(self, scope: Scope = None) -> list[str]:
         """Which of the suites that a verdict needs have not been run."""
@@ -476,21 +494,3 @@ def _corrected(p_value: Callable[[Contrast], float]) -> dict[Contrast, float]:
         for family in CLAIMS.families
         for contrast, corrected in zip(family, holm([p_value(each) for each in family]), strict=True)
     }
-
-
-def costs(published: Sequence[Published]) -> pd.DataFrame:
-    """What the two KNOWNs cost in the core suites: rows of cost_by_arm.csv with their suite, possibly none."""
-    by_name = {one.name: one for one in published}
-    arms = [f"{line.arm}_{factor}" for line in CLAIMS.lines.values() for factor in ("x2", "x8")]
-    tables = {name: by_name[name].table("cost_by_arm") for name in CLAIMS.core if name in by_name}
-    rows = [t[t["arm"].isin(arms)].assign(suite=name) for name, t in tables.items() if t is not None]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*COST, "suite"])
-
-
-def cost_verdict(rows: pd.DataFrame) -> Verdict:
-    """Holds where the deepest predictions are cheap in all suites of `cost_of`; open until these have been run."""
-    rows = rows[rows["suite"].isin(CLAIMS.cost_of) & rows["arm"].isin(line.deepest for line in CLAIMS.lines.values())]
-    if not set(CLAIMS.cost_of) <= set(rows["suite"]):
-        return Verdict.OPEN
-    cheap = (rows["seconds"] < CLAIMS.cheap * rows["theta_0_seconds"]).all()
-    return Verdict.HOLDS if cheap else Verdict.EXCLUDED

@@ -23,7 +23,7 @@ SNAPSHOT_COLUMNS = [
     *("source", "network", "rate", "track", "trajectory", "snapshot", "fraction", "images"),
     *("test_accuracy", "left_out_accuracy", "left_out_accuracy_theta_0"),
 ]
-COST = [*PLACE[:5], "weights", "theta_0_seconds", "arm", "trained", "seconds", "memory_mb"]
+COST = [*PLACE, "weights", "theta_0_seconds", "arm", "trained", "seconds", "memory_mb"]
 TABLES = {
     "trajectories": SNAPSHOT_COLUMNS,
     "steps": [*PLACE, "predictor", "depth", "role", "step", "shrink", "linear", "neither"],

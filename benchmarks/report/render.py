@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
-
 from benchmarks.report import claim_tables, tables
 from benchmarks.report.browse import index_page
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, cost_verdict, costs, gates
+from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, gates
 from benchmarks.report.folders import Published
 from benchmarks.report.pretrained import skill_of
 from benchmarks.report.statistics import CONFIDENCE, FEW
@@ -35,7 +33,6 @@ def suite_page(published: Published) -> str:
         suite=settings,
         lost=lost,
         n=int(published.summary["n"].max()),
-        overview=tables.overview(published),
         cells=[_cell(published, cell) for cell in published.cells],
         described=tables.described(settings),
         steps=tables.steps(published) if inspected else None,
@@ -62,17 +59,17 @@ def _cell(published: Published, cell: str) -> dict:
 
 def front_pages(results: Sequence[Published]) -> dict[str, str]:
     """The pages that look at all suites together, by the name of their file."""
-    evidence, cost = Evidence(results), costs(results)
+    evidence = Evidence(results)
     return {
-        "README.md": front_page(results, evidence, cost),
-        "CLAIMS.md": claims_page(evidence, cost),
+        "README.md": front_page(results, evidence),
+        "CLAIMS.md": claims_page(evidence),
         "COST.md": cost_page(results),
-        "index.html": index_page(results, evidence, cost),
+        "index.html": index_page(results, evidence),
     }
 
 
-def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFrame) -> str:
-    """README.md of all results: what was found, the verdicts, and every cell in one line. cost: from `costs`."""
+def front_page(results: Sequence[Published], evidence: Evidence) -> str:
+    """README.md of all results: what was found, the verdicts, and every cell in one line."""
     described = (PRETRAINED / "skill.csv").is_file() and SHIPPED.is_file()  # elsewhere than in a checkout it is not
     skill = skill_of(load_shipped().skill, PRETRAINED) if described else {"skill": None}
     return fill(
@@ -83,14 +80,14 @@ def front_page(results: Sequence[Published], evidence: Evidence, cost: pd.DataFr
         pictured=bool(evidence.suites & set(CLAIMS.core)),
         found=claim_tables.found(evidence),
         waiting=evidence.waits_for(),
-        verdicts=claim_tables.front(evidence, cost),
+        verdicts=claim_tables.front(evidence),
         cells=tables.every_cell(results),
         suites=results,
     )
 
 
-def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
-    """CLAIMS.md: what every claim is judged by. cost: from `costs`."""
+def claims_page(evidence: Evidence) -> str:
+    """CLAIMS.md: what every claim is judged by."""
     claims = []
     for claim in CLAIMS.claims:
         contrasts, finding = evidence.contrasts(claim), evidence.claim(claim)
@@ -120,8 +117,7 @@ def claims_page(evidence: Evidence, cost: pd.DataFrame) -> str:
         of_finalists=claim_tables.primary(evidence, CLAIMS.families[1]),
         claims=claims,
         ablations=claim_tables.ablations(evidence),
-        costs=claim_tables.costs_of_known(cost),
-        cost_verdict=cost_verdict(cost),
+        cost_verdict=evidence.cost,
         planned={name: title for name, title in _titles(SUITES.resolve()).items() if name not in evidence.suites},
     )
 
@@ -134,10 +130,10 @@ def _titles(folder: Path) -> dict[str, str]:
 
 
 def cost_page(results: Sequence[Published]) -> str:
-    """COST.md: what every arm costs before fine-tuning, suite by suite, and every job of the suites that were run."""
+    """COST.md: what every arm costs before fine-tuning, suite by suite, and what the whole run took."""
     suites = []
     for one in results:
         jobs = one.table("cost")
-        run = {} if jobs is None or jobs.empty else {"jobs": jobs, "table": tables.costs_of_jobs(jobs)}
+        run = {} if jobs is None or jobs.empty else {"jobs": jobs}
         suites.append({"title": one.settings["title"], "name": one.name, "arms": tables.costs_of_arms(one), **run})
     return fill("cost.md.j2", paper=CLAIMS.paper, suites=suites)

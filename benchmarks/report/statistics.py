@@ -91,27 +91,6 @@ def fieller(numerator: np.ndarray, denominator: np.ndarray) -> Interval | None:
     return Interval(float(ma / mb), float((qb - root) / qa), float((qb + root) / qa), n)
 
 
-def forgetting(
-    left_out_before: np.ndarray, left_out_after: np.ndarray, test_before: np.ndarray, test_after: np.ndarray
-) -> Interval:
-    """What a forgetting step loses on the images that it leaves out beyond what it loses on all images.
-
-    Each: float (n,), one accuracy per trajectory, of the same n trajectories in the same order. left_out: of the images
-    that the step leaves out. test: of images that neither training has seen. before: of theta_0. after: of the snapshot
-    after the step.
-
-    The difference of the two drops, (before - after) of left_out minus (before - after) of test, and its paired t
-    interval, in the unit of the accuracies; above 0 if the images left out are forgotten. A step that makes the network
-    worse or better at all images alike is no forgetting, and drops out (difference in differences, Ashenfelter and Card
-    1985). A trajectory with an accuracy that is not finite is left out. ValueError if the lengths differ.
-    """
-    values = np.stack(
-        [np.asarray(each, dtype=float) for each in (left_out_before, left_out_after, test_before, test_after)]
-    )
-    left_out, test = values[0] - values[1], values[2] - values[3]
-    return paired_t(left_out - test)
-
-
 def trajectory_means(runs: pd.DataFrame) -> pd.DataFrame:
     """The accuracy per (cell, rate policy, arm, trajectory): the mean over fine-tunes. Arms are the columns.
 

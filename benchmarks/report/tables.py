@@ -93,11 +93,6 @@ def place_of(row: Mapping[str, Any]) -> str:
     return f"{row['track']}, {row['source']}, {row['network']}, r = {row['rate']:g}, S = {row['length']:g}"
 
 
-def _head_of(row: Mapping[str, Any]) -> str:
-    place = f"{row['track']}<br>{row['source']} to {row['target']}"
-    return f"{place}<br>{row['network']}{axes_of(row)}, {100 * row['share']:g} %"
-
-
 def _difference(row: pd.Series, noise: tuple[float, float] | None = None) -> str:
     """A difference to naive with its interval, marked where its mean lies in the noise band."""
     shown = signed(Interval(row["difference"], row["low"], row["high"], row["n"]))
@@ -186,34 +181,6 @@ def _grouped(published: Published, table: list[list[str]]) -> list[list[str]]:
     return rows
 
 
-def overview(published: Published) -> pd.DataFrame:
-    """The tuned difference to naive: arms as rows, under the headings of their groups; of each cell the difference and,
-    beside it, the recalibrated source accuracy. First the accuracy of naive, last the gates.
-    """
-    tuned = published.summary[published.summary["policy"] == "tuned"].set_index(["cell", "arm"])
-    unavailable = published.settings["unavailable"]
-    columns: dict[str, list[str]] = {"arm": ["naive"]}
-    columns["arm"] += [arm for arm in published.order if arm != "naive"]
-    for cell, runs in published.cells.items():
-        marks, noise = marked(published, cell), noise_band(published, cell).get("tuned")
-        entries = [f"{tuned.loc[(cell, 'naive'), 'accuracy']:.2f} %"]
-        for arm in columns["arm"][1:]:
-            if (cell, arm) in tuned.index:
-                shown = _difference(tuned.loc[(cell, arm)], noise)
-                entries.append(shown + (f" {DAGGER}" if arm in marks else ""))
-            else:
-                entries.append("not available" if arm in unavailable.get(cell, {}) else "")
-        columns[_head_of(runs.iloc[0])] = [*entries, passed_in_words(gates(published, cell, "tuned"))]
-        found = [tuned.loc[(cell, arm)] if (cell, arm) in tuned.index else None for arm in columns["arm"]]
-        source = ["" if row is None else f"{row['source_accuracy_recalibrated']:.2f} %" for row in found]
-        columns[f"source, recalibrated<br>{_head_of(runs.iloc[0])}"] = [*source, ""]
-    for job in (job for job in published.lost if job.startswith("transfer/")):  # a cell without records
-        head = job.removeprefix("transfer/").replace(".", "<br>")
-        columns[head] = ["missing"] * (len(columns["arm"]) + 1)
-    columns["arm"].append("gates")
-    return pd.DataFrame(_grouped(published, pd.DataFrame(columns).to_numpy().tolist()), columns=columns)
-
-
 def passed_in_words(intervals: Mapping[str, Interval]) -> str:
     """What the gates of a cell say, in short."""
     if not informative(intervals):
@@ -298,7 +265,7 @@ def steps(published: Published) -> pd.DataFrame:
     parts = ["step", "shrink", "linear", "neither"]
     means = {
         place_of(rows.iloc[0]): rows.groupby(["predictor", "depth"])[parts].mean()
-        for _, rows in table.groupby(["track", "source", "network", "rate", "length"], sort=True)
+        for _, rows in table.groupby(PLACE, sort=True)
     }
     rows = [["", "", *["step: shrink, linear, neither"] * len(means)]]
     for key in sorted({key for mean in means.values() for key in mean.index}):
@@ -316,7 +283,7 @@ def movement(published: Published) -> pd.DataFrame:
     table = table[table["role"] == "all"]
     numbers = range(int(table["difference"].max()) + 1)
     rows = []
-    for _, own in table.groupby(["track", "source", "network", "rate", "length"], sort=True):
+    for _, own in table.groupby(PLACE, sort=True):
         means = own.groupby("difference")[["size", "cosine"]].mean()
         entries = [f"{size:.3f}" + (f", {cosine:.2f}" if k else "") for k, (size, cosine) in means.iterrows()]
         rows.append([place_of(own.iloc[0]), *entries, *[""] * (len(numbers) - len(entries))])
@@ -330,7 +297,7 @@ def placebo(published: Published) -> pd.DataFrame | None:
         return None
     table = table[table["role"] == "all"]
     rows = []
-    for _, own in table.groupby(["track", "source", "network", "rate", "length"], sort=True):
+    for _, own in table.groupby(PLACE, sort=True):
         for k, means in own.groupby("snapshot")[["moved", "placebo_moved", "apart", "cosine"]].mean().iterrows():
             rows.append([place_of(own.iloc[0]), f"theta_{k}", *(f"{v:.3f}" for v in means[:3]), f"{means.iloc[3]:.2f}"])
     head = ["trajectories", "snapshot", "moved", "placebo moved", "apart", "cosine"]
@@ -394,11 +361,3 @@ def costs_of_arms(published: Published) -> dict[str, tuple[pd.Series, pd.DataFra
             rows.append([row["arm"], f"{row['trained']:.2f}", *times, grown])
         costs[place_of(own.iloc[0])] = (own.iloc[0], pd.DataFrame(rows, columns=head))
     return costs
-
-
-def costs_of_jobs(jobs: pd.DataFrame) -> pd.DataFrame:
-    """Time and memory of every job of a run, from the rows of cost.csv."""
-    numbers = jobs[["seconds", "cpu_seconds", "peak_memory_mb"]] / [60, 60, 1024]
-    table = numbers.map("{:.1f}".format).set_axis(["minutes", "processor minutes", "peak memory, GiB"], axis=1)
-    table.insert(0, "job", jobs["job"])
-    return table

@@ -23,7 +23,7 @@ from benchmarks.report.folders import GROUPS
 from benchmarks.settings import Arms
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")})
-OF_ARMS = [script for script in SCRIPTS if script not in ("landscape", "metatraining", "response_curves")]
+OF_ARMS = [script for script in SCRIPTS if script not in ("landscape", "metatraining")]
 PICTURE = "accuracy_by_arm"
 """The one that is compared as png too, which is slower."""
 WITHOUT_TORCH = """
@@ -161,7 +161,6 @@ def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp
 
 CROWDED = [
     ("every_arm", "accuracy_by_arm"),
-    ("every_arm", "gain_by_depth"),
     ("axes", "ablation"),
 ]
 
@@ -182,10 +181,9 @@ def test_the_oracle_that_was_run_stands_in_every_panel(module, tmp_path, oracle)
     gains = {oracle if arm == "oracle" else arm: points for arm, points in GAINS.items()}
     folder = write_results(tmp_path / "results" / "one", records(gains=gains), with_page=False)
     colour = module("_style").FAMILIES[oracle][1]
-    for script in ("gain_by_depth", "accuracy_by_rate"):
-        panels = [axis for axis in module(script).draw(folder).axes if axis.lines]
-        assert panels
-        assert all(colour in [line.get_color() for line in axis.lines] for axis in panels), script
+    panels = [axis for axis in module("accuracy_by_rate").draw(folder).axes if axis.lines]
+    assert panels
+    assert all(colour in [line.get_color() for line in axis.lines] for axis in panels)
 
 
 def test_an_ablation_joins_depths_whatever_factor_the_arms_are_named_by(module, tmp_path):

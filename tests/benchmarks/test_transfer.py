@@ -94,15 +94,6 @@ def test_an_edge_extends_the_grid_for_all_arms(naive, other, grid):
     assert not choice["arms"]["other"]["on_edge"]
 
 
-@pytest.mark.parametrize("extensions", [0, 1, 2])
-def test_the_grid_grows_by_so_many_points_and_an_edge_is_then_said(extensions):
-    choice, chosen, _ = search(peak(naive=2, other=50), extensions=extensions)
-    assert len(choice["grid"]) == 6 + extensions
-    assert chosen["other"] == 5 + extensions
-    assert choice["arms"]["other"]["on_edge"]
-    assert not choice["arms"]["naive"]["on_edge"]
-
-
 def test_the_mean_over_pilots_and_fine_tunes_decides():
     accuracy = {"p0": {2: 0.9, 3: 0.8}, "p1": {2: 0.5, 3: 0.8}}
 
@@ -113,16 +104,6 @@ def test_the_mean_over_pilots_and_fine_tunes_decides():
     choice, _ = choose_rates(ARMS, PILOTS, SETTINGS, evaluate)
     assert choice["arms"]["naive"]["point"] == GRID[3]
     assert GRID[2] < choice["arms"]["naive"]["learning_rate"] < GRID[3]  # the neighbour below is the better one
-
-
-def test_a_neighbour_where_a_pilot_diverged_does_not_move_the_rate():
-    def accuracy(arm, place):
-        return [0.5, 0.7, 0.78, 0.8, 0.6, 0.4][place]
-
-    choice, _, _ = search(accuracy, extensions=0)
-    assert choice["arms"]["naive"]["learning_rate"] < GRID[3]
-    choice, _, _ = search(accuracy, extensions=0, loss=lambda arm, place: None if place > 3 else 1.0)
-    assert choice["arms"]["naive"]["learning_rate"] == GRID[3]
 
 
 def test_ties_go_to_the_lower_loss_and_then_to_the_lower_rate():

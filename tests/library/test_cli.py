@@ -4,7 +4,6 @@ import contextlib
 import csv
 import errno
 import os
-import pickle
 import re
 import resource
 import shutil
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny import GIVEN, call
 
 import know
-from know import cli, forgetting, inspection, methods
+from know import cli, inspection, methods
 from know.checkpoints import load_state, save_state
 from know.files import PRETRAINED, sha256_file
 
@@ -83,19 +82,6 @@ finally:
 # forget
 
 
-SCRIPT = """
-import tiny
-
-
-def fit(model, subset):
-    tiny.fit(model, subset)
-
-
-def setup():
-    return *tiny.setup()[:2], fit
-"""
-
-
 def test_forget_makes_the_trajectory_of_the_library_and_makes_it_once(place, trajectory, folder_bytes, capsys):
     for _ in range(2):
         assert call("forget", SETUP, "--out", "made") == 0
@@ -110,33 +96,6 @@ def test_forget_passes_its_settings_on(place):
         assert made.fractions == (0.25, 1)
         expected = know.forget(*tiny.setup(), ratio=0.25, length=2, seed=3, out="c")
         assert tiny.equal(made.states[0], expected.states[0])
-
-
-def test_an_interrupted_forget_is_resumed_by_the_same_command(place, monkeypatch, capsys, folder_bytes):
-    Path("mine.py").write_text(SCRIPT)
-    assert call("forget", "mine.py:setup", "--out", "whole") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "_check_step", _interrupted_at(0.25))
-        assert call("forget", "mine.py:setup", "--out", "made") == 130
-    assert capsys.readouterr().err == "know: interrupted; the same command goes on from what was kept\n"
-    assert not Path("made").exists()
-    assert sorted(path.name for path in Path("made.partial").glob("s*")) == ["s0.safetensors", "s1.safetensors"]
-    seen = []
-    with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "_check_step", lambda before, model, fraction: seen.append(fraction))
-        assert call("forget", "mine.py:setup", "--out", "made") == 0
-    assert seen == [0.25, 0.125, 0.0625]  # what was left to do
-    assert folder_bytes(Path("made")) == folder_bytes(Path("whole"))
-
-
-def _interrupted_at(where: float):
-    """Ctrl-C when the step to that fraction has been trained, and not recorded."""
-
-    def check(before, model, fraction):
-        if fraction == where:
-            raise KeyboardInterrupt
-
-    return check
 
 
 @pytest.mark.parametrize(
@@ -334,19 +293,6 @@ def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
     intact()
 
 
-@pytest.mark.parametrize("method", ["released", "wnn", "wnn_plus"])
-def test_a_model_that_is_not_here_is_named_with_the_reason(place, fails, intact, monkeypatch, method):
-    intact()
-    for folder in (None, "earlier"):
-        monkeypatch.delenv("KNOW_REFERENCE", raising=False)
-        if folder:
-            monkeypatch.setenv("KNOW_REFERENCE", folder)
-        said = fails("predict", "run", "--method", method, "--out", "better")
-        assert "KNOW_REFERENCE" in said
-        assert ("lacks" in said) == bool(folder)
-    intact()
-
-
 def test_import_keras_refuses_what_is_no_keras_file(place, fails, intact):
     intact()
     assert "KNOWN_Conv.h5" in fails("import-keras", "earlier", "better")
@@ -426,13 +372,6 @@ def test_wrong_arguments_of_predict(place, fails, intact, arguments, said):
 # damaged files
 
 
-class Trap:
-    """Unpickled, it would make the file `sprung`."""
-
-    def __reduce__(self):
-        return Path.touch, (Path("sprung"),)
-
-
 def _without_a_tensor(path: Path) -> None:
     state = load_file(path)
     del state["head.bias"]
@@ -476,29 +415,6 @@ def test_a_damaged_snapshot_is_named(place, fails, intact, damage, said, by):
     assert "run/s2.safetensors" in error
     assert ("hash in its manifest" if by == "folder" else said) in error
     intact()
-
-
-def test_a_pickle_with_code_is_refused_and_not_run(place, fails, intact):
-    Path("trap.pt").write_bytes(pickle.dumps({"head.bias": Trap()}, protocol=2))
-    torch.save({"head.bias": Trap()}, "trap.pth")
-    intact()
-    for name in ("trap.pt", "trap.pth"):
-        error = fails("predict", name, "run/s0.safetensors", "--fractions", "0.5,1", "--out", "better")
-        assert name in error
-        assert "refused" in error
-    assert not Path("sprung").exists()
-    intact()
-    pickle.loads(Path("trap.pt").read_bytes())
-    assert Path("sprung").exists()  # the trap does work
-
-
-def test_an_unfinished_trajectory_is_refused(place, fails, intact):
-    Path("run/manifest.json").unlink()
-    intact()
-    assert "run holds no finished trajectory" in fails("predict", "run", "--method", "linear", "--out", "better")
-    shutil.move("run", "run.partial")
-    error = fails("predict", "run", "--method", "linear", "--out", "better")
-    assert "interrupted" in error
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"snapshots": [{"file": "s0.safetensors"}]}', "\x00"])

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from fits import AdamCarried, Fit, interrupted, new_data, new_model
@@ -56,7 +57,7 @@ def test_a_trajectory_that_has_lost_other_weights_still_predicts_and_names_them_
 
 def test_fractions_may_be_given(tmp_path, data):
     fit = Fit()
-    trajectory = know.forget(new_model(), data, fit, fractions=[0.25, 0.75, 1], out=tmp_path / "run")
+    trajectory = know.forget(new_model(), data, fit, fractions=np.array([0.25, 0.75, 1]), out=tmp_path / "run")
     assert [len(indices) for indices, _ in fit.calls] == [72, 24]
     assert trajectory.fractions == (0.25, 0.75, 1.0)
 

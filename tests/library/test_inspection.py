@@ -67,20 +67,6 @@ def test_the_parts_add_up_and_the_rest_is_orthogonal(correlation, size):
         assert abs(float(parts[2] @ direction / (direction.norm() * step.norm()))) < 1e-10
 
 
-@pytest.mark.parametrize("by", [(0.3, 0.0), (0.0, -2.0), (0.25, 1.5)])
-def test_a_step_made_of_both_directions_is_found_again(by):
-    _, theta_0, last = vectors(1)
-    parts, coefficients = decompose(-by[0] * theta_0 + by[1] * last, theta_0, last)
-    assert coefficients.tolist() == pytest.approx(by, abs=1e-12)
-    assert float(parts[2].norm()) < 1e-12
-
-
-def test_it_is_the_least_squares_solution():
-    step, theta_0, last = vectors(2)
-    expected = torch.linalg.lstsq(torch.stack([-theta_0, last], dim=1), step[:, None]).solution[:, 0]
-    torch.testing.assert_close(decompose(step, theta_0, last)[1], expected)
-
-
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_one_direction_is_shared(sign):
     """theta_0 - theta_1 along theta_0: shrinking and extrapolation are the same, and nothing explodes."""

@@ -219,12 +219,6 @@ def test_where_all_but_one_weight_stand_still_the_answer_is_finite_and_zeros_sta
         assert torch.equal(answer[name][zeros], tensor[zeros]), name
 
 
-@pytest.mark.parametrize("name", ["linear", "rre"])
-def test_nothing_is_predicted_from_a_trajectory_that_stands_still(name, kept, models):
-    with pytest.raises(KnowError, match="nothing was forgotten"):
-        predict(kept("still", [history()[-1]] * 5), name, known=models)
-
-
 # wrong input
 
 

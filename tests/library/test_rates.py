@@ -1,4 +1,4 @@
-"""The choice of learning rates: what holds for any scores, and what the rule loses on pilots that are simulated."""
+"""The choice of learning rates: what holds for any scores."""
 
 import itertools
 import math
@@ -68,7 +68,8 @@ def test_the_best_point_is_kept_and_the_rate_is_near_it_and_prints_exactly():
         if found.on_edge:
             assert found.rate == found.point
         else:
-            assert GRID[place - 1] < found.rate < GRID[place + 1]
+            near = slice(place - 1, place + 2)
+            assert found.rate == pytest.approx(lowest(GRID[near], scores[near]), rel=5e-3)
             assert float(f"{found.rate:.3g}") == found.rate
 
 
@@ -118,73 +119,3 @@ def test_the_grid_grows_at_its_edges_for_all_names_alike():
     assert {name: each.point for name, each in chosen.items()} == best
     assert [each.on_edge for each in chosen.values()] == [False, True]
     assert chosen["other"].rate == 1.0
-
-
-# What the rule loses. Accuracies in points along log2 of the rate, with sharpness and noise as in the pilots of the
-# first comparison (results/first): quartiles of the two curvatures, the standard deviation of a pilot, its correlation
-# between neighbours, and how often a pilot ends at chance above the best rate (networks without normalisation).
-
-BELOW, ABOVE = (0.96, 1.14, 1.57), (1.6, 2.5, 4.2)
-SPREAD, CORRELATION = 1.0, 0.45
-TOP, CHANCE = 50.0, 10.0
-
-
-def expected(z, curve, collapses):
-    """The expected accuracy z octaves above the best rate."""
-    below, above = curve
-    fall = np.where(z < 0, 2 * below * 9 * (np.sqrt(1 + (z / 3) ** 2) - 1), above * z**2)
-    lost = chance_of_collapse(z) * collapses
-    return (CHANCE + (TOP - CHANCE) * np.exp(-fall / (TOP - CHANCE))) * (1 - lost) + CHANCE * lost
-
-
-def chance_of_collapse(z):
-    return np.where(z > 0.3, np.minimum(0.5, 0.02 * 5.0 ** np.minimum(z - 1, 3)), 0)
-
-
-def pilots(z, curve, collapses, number, rng):
-    """Mean over pilots along the grid, each with noise that neighbouring rates share in part."""
-    distance = np.abs(np.subtract.outer(np.arange(len(z)), np.arange(len(z))))
-    noise = rng.multivariate_normal(np.zeros(len(z)), SPREAD**2 * CORRELATION**distance, number)
-    collapsed = rng.random((number, len(z))) < chance_of_collapse(z) * collapses
-    return np.where(collapsed, CHANCE, expected(z, curve, False) + noise).mean(axis=0)
-
-
-def simulate(number, *, experiments=400, seed=0, above=ABOVE):
-    """For the rule and for the best point alone: mean loss in points, and the deviation of the chosen log2 rate between
-    two arms with the same truth, in octaves.
-    """
-    rng = np.random.default_rng(seed)
-    losses, chosen = {"rule": [], "point": []}, {"rule": [], "point": []}
-    for _ in range(experiments):
-        curve, collapses = (rng.choice(BELOW), rng.choice(above)), bool(rng.integers(2))
-        best = rng.uniform(1, 5)  # in places of the grid; it need not grow
-        most = expected(np.linspace(-3, 3, 601), curve, collapses).max()
-        for _ in range(2):
-            found = choose([-value for value in pilots(np.arange(7) - best, curve, collapses, number, rng)])
-            for rule, rate in (("rule", found.rate), ("point", found.point)):
-                place = math.log2(rate / GRID[0])
-                losses[rule].append(most - float(expected(np.array(place - best), curve, collapses)))
-                chosen[rule].append(place)
-    return {
-        rule: (
-            float(np.mean(losses[rule])),
-            float(np.sqrt(np.mean(np.diff(np.reshape(chosen[rule], (-1, 2))) ** 2 / 2))),
-        )
-        for rule in losses
-    }
-
-
-@pytest.mark.parametrize(("number", "most"), [(2, 0.1), (4, 0.07)])
-def test_the_rule_loses_less_than_half_of_what_the_best_point_of_few_pilots_does(number, most):
-    found = simulate(number)
-    (loss, deviation), (point_loss, point_deviation) = found["rule"], found["point"]
-    assert loss < most
-    assert loss < 0.5 * point_loss
-    assert deviation < 0.7 * point_deviation
-
-
-def test_the_rule_loses_hardly_more_than_the_best_point_where_accuracy_falls_as_off_a_cliff():
-    """Ten times as sharp above the best rate as the networks are, the curve of the rule does not fit."""
-    found = simulate(2, above=(15, 30, 60))
-    assert found["rule"][0] < found["point"][0] + 0.1
-    assert found["rule"][1] < found["point"][1]

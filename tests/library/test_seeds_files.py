@@ -117,17 +117,6 @@ def interrupt(out, fingerprint, name, **options):
         raise KeyboardInterrupt
 
 
-def test_an_interrupted_folder_continues_with_the_same_fingerprint(tmp_path):
-    out = tmp_path / "out"
-    interrupt(out, "same", "first")
-    assert not out.exists()
-    with resumable_folder(out, "same") as folder:
-        assert (folder / "first").read_text() == "first"
-        (folder / "second").touch()
-    assert sorted(p.name for p in out.iterdir()) == ["first", "second"]
-    assert list(tmp_path.iterdir()) == [out]
-
-
 def test_unfinished_work_of_another_fingerprint_is_kept_unless_it_may_be_replaced(tmp_path):
     out = tmp_path / "out"
     interrupt(out, "old settings", "first")

@@ -3,7 +3,6 @@
 import contextlib
 import io
 
-import numpy as np
 import pytest
 import torch
 from others import FRACTIONS, base, normal, predict_to
@@ -48,14 +47,6 @@ def test_a_large_tensor_that_moves_at_its_end_alone_is_predicted(written):
         return {"large": tensor}
 
     assert know.predict(written(make), "linear")["large"][-1] != 1
-
-
-@pytest.mark.parametrize("method", ["known", "linear", "shrink_and_perturb"])
-def test_pruned_weights_stay_zero(written, method):
-    mask = normal(4, 8) > 0
-    found = know.predict(written(lambda k: {"fc.weight": base(k)["fc.weight"] * mask}), method)["fc.weight"]
-    assert bool((found[~mask] == 0).all())
-    assert bool((found[mask] != base(0)["fc.weight"][mask]).all())
 
 
 @pytest.mark.parametrize(
@@ -142,17 +133,6 @@ def test_a_wrong_argument_is_named(written, tmp_path, monkeypatch, argument):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KnowError, match=argument):
         WRONG[argument](written(base), torch.nn.Linear(4, 2))
-
-
-def test_arrays_of_fractions_are_taken(tmp_path):
-    made = know.forget(
-        torch.nn.Linear(4, 2),
-        [0] * 64,
-        lambda model, subset: model.weight.data.add_(0.01),
-        fractions=np.array([0.25, 0.5, 1]),
-        out=tmp_path / "run",
-    )
-    assert made.fractions == (0.25, 0.5, 1)
 
 
 @pytest.mark.parametrize(
