@@ -254,7 +254,7 @@ def test_the_tables_are_well_formed_and_the_lists_have_no_stray_points(page):
 
 
 def test_what_the_page_links_to_is_in_the_folder(page, tmp_path):
-    links = re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", page())
+    links = re.findall(r"(?<!!)\[[^]]*\]\(([^)#]+)\)", page())
     folder = tmp_path / "results" / "made"
     assert {"runs.csv", "pilots.csv", "suite.json"} <= {link for link in links if (folder / link).is_file()}
     assert set(links) - {path.name for path in folder.iterdir()} == set(report.UNVERSIONED)
