@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda} OUT=${OUT:-work/records} PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
-[ $# -gt 0 ] || set -- gpu/resnet18 gpu/resnet8 gpu/vit gpu/pvt gpu/shares
+[ $# -gt 0 ] || set -- gpu/vit-halves gpu/resnet18 gpu/resnet8 gpu/vit gpu/pvt gpu/shares
 
 for suite in "$@"; do
   echo "== $suite"
