@@ -323,11 +323,6 @@ def test_source_accuracy_is_measured_with_carried_and_with_new_statistics(digits
     assert spoilt["source_accuracy_recalibrated"] == found["source_accuracy_recalibrated"] > 0.7
 
 
-def test_without_running_statistics_both_accuracies_are_one(digits, trained_mlp):
-    found = source_accuracy(trained_mlp.state_dict(), "mlp", digits)
-    assert found["source_accuracy"] == found["source_accuracy_recalibrated"] > 0.7
-
-
 # fingerprints
 
 

@@ -56,11 +56,6 @@ def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
     assert jobs == wanted
 
 
-@pytest.mark.parametrize("entry", CODE.values())
-def test_every_rule_names_code_that_there_is(entry):
-    assert code_hash(entry)
-
-
 def test_what_asks_a_network_that_ships_depends_on_its_bytes(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     suite = load_suite("core/resnet8")

@@ -1,6 +1,5 @@
 """The store of finished work: the same content is made once, whoever asks; nothing else is taken."""
 
-import json
 import multiprocessing
 import time
 from pathlib import Path
@@ -192,8 +191,3 @@ def test_nothing_is_taken_that_would_have_been_made_otherwise(first, update, mon
     monkeypatch.setattr(trajectories, "computing", lambda code, device: {"code": "other"})
     with pytest.raises(Trained):
         make(first, SUITE, "other")
-
-
-def test_the_origin_names_every_trajectory_with_its_hash(first):
-    made = json.loads((make(first, SUITE, "named") / "manifest.json").read_text())["trajectories"]
-    assert set(made) == {f"{one}/overflow/manifest.json" for one in SUITE.trajectory_ids}

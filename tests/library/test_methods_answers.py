@@ -251,11 +251,6 @@ def test_meta_linear_continues_what_moves_by_its_combination(depth, theta_0, wri
     check(answer, states[-1], atol=1e-5)
 
 
-def test_known_is_taken_from_a_file_too(walk, hyper, tmp_path):
-    hyper.save(tmp_path / "known.safetensors")
-    assert equal(predict(walk, known=tmp_path / "known.safetensors"), predict(walk, "known", known=hyper))
-
-
 @pytest.mark.parametrize(
     ("name", "said"), [("known", r"\(N, 5\)"), ("meta_linear", "4 coefficients, the history gives 2 terms")]
 )
