@@ -20,7 +20,7 @@ sys.path.insert(0, workflow.basedir)
 # jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
-from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, steps
+from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, TOLD, steps
 from benchmarks.suite import load_suite
 from know.files import digest
 from know.fingerprint import code_hash, syntax

@@ -26,7 +26,9 @@ from know.fingerprint import code_hash
 
 NETWORKS = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
 """Files of a meta-training that a prediction reads."""
-LEARNT = [*NETWORKS, "history.csv", "meta_linear.csv", "held_out.csv", "facts.json", "README.md"]
+TOLD = ["README.md", "facts.json", "held_out.csv", "history.csv", "meta_linear.csv"]
+"""What it says about them: a card, settings and facts, errors, the course of the training, coefficients."""
+LEARNT = [*NETWORKS, *TOLD]
 """All files of a meta-training."""
 INSPECTED = ("steps", "movement", "placebo")
 """Tables of an inspection."""

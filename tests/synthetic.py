@@ -192,10 +192,8 @@ def write_results(
     write_csv(folder / "steps.csv", [{**at, **row} for at in own for row in _steps(lines, at["trajectory"])], STEPS)
     write_csv(folder / "movement.csv", [{**at, **row} for at in own for row in _movement(at["length"])], MOVEMENT)
     write_csv(folder / "placebo.csv", [{**at, **row} for at in own for row in _placebo(at["length"])], PLACEBO)
-    lengths = sorted({length for *_, length in places})
-    for name, make in (("metatraining", _history), ("meta_linear", _meta_linear), ("held_out", _held_out)):
-        rows = [{"length": length, **row} for length in lengths for row in make()]
-        write_csv(folder / f"{name}.csv", rows, list(rows[0]))
+    for length in {length for *_, length in places}:
+        write_text(folder / "known" / str(length) / "README.md", "The card of KNOWN.\n")
     write_csv(folder / "landscape.csv", _landscape(), ["kind", "label", "x", "y", "loss"])
     if with_page:
         write_json(folder / "metrics.json", metrics(read_records([folder / "runs.csv"], RunRecord)))
@@ -283,35 +281,6 @@ def _placebo(length: int) -> list[dict]:
     return [
         {"role": role, "snapshot": k, **{name: round(k * size, 4) for name, size in sizes.items()}}
         for role, k in places
-    ]
-
-
-def _history() -> list[dict]:
-    losses = {"training_loss": 0.003, "no_change_loss": 0.0045, "linear_loss": 0.0036}
-    selection = {10: 0.004, 20: 0.002, 30: 0.003}
-    return [
-        {"model": model, "role": role, "update": update, **losses, "selection_loss": loss + worse}
-        for (model, worse), role in itertools.product((("known", 0), ("scaled", 0.0005)), ("conv", "fc", "bias"))
-        for update, loss in selection.items()
-    ]
-
-
-def _meta_linear() -> list[dict]:
-    terms = {f"difference {k}": 0.1 * k for k in range(1, 5)}
-    models = {"meta_linear": terms, "meta_linear_theta0": {**terms, "theta_0": -0.02}}
-    return [
-        {"model": model, "role": role, "term": term, "value": value}
-        for role, (model, values) in itertools.product(("conv", "fc", "bias"), models.items())
-        for term, value in values.items()
-    ]
-
-
-def _held_out() -> list[dict]:
-    plain = {"dataset": "digits", "network": "mlp", "windows": 100, "no_change_loss": 0.0045, "linear_loss": 0.0036}
-    losses = {"known": 0.002, "scaled": 0.0025, "meta_linear": 0.0028, "meta_linear_theta0": 0.0026}
-    return [
-        {"run": run, **plain, "role": role, "model": model, "loss": loss * (1 + run / 20), "step": 0.05}
-        for run, role, (model, loss) in itertools.product(range(3), ("conv", "fc", "bias"), losses.items())
     ]
 
 

@@ -2,7 +2,8 @@
 # `update`: a failing job leaves the committed files as they are.
 
 KNOWN = [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for length in SUITE.lengths for file in LEARNT]
-TABLES = ("runs", "pilots", "trajectories", "metatraining", "meta_linear", "held_out", "landscape", *INSPECTED)
+TABLES = ("runs", "pilots", "trajectories", "landscape", *INSPECTED)
+OF_KNOWN = expand(f"{RESULTS}/known/{{length}}/{{file}}", length=SUITE.lengths, file=TOLD) if SUITE.metatraining else []
 # as in `benchmarks.report.publish.figures_of`, whose import would slow down every start of Snakemake
 VARIED = len(SUITE.lengths) > 1 or len({origin.ratio for origin in SUITE.origins}) > 1
 LEFT_OUT = set() if VARIED else {"ablation"}
@@ -24,6 +25,7 @@ rule publish:
         update(expand(f"{RESULTS}/{{table}}.csv", table=TABLES)),
         update(expand(f"{RESULTS}/{{file}}.json", file=("suite", "metrics"))),
         update(f"{RESULTS}/README.md"),
+        update(OF_KNOWN),
         published=f"{WORK}/published.json",
     params:
         suite=NAME,

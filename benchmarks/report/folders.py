@@ -29,8 +29,6 @@ TABLES = {
     "steps": [*PLACE, "predictor", "depth", "role", "step", "shrink", "linear", "neither"],
     "movement": [*PLACE, "role", "difference", "size", "cosine"],
     "placebo": [*PLACE, "role", "snapshot", "moved", "placebo_moved", "apart", "cosine", "placebo_cosine"],
-    "held_out": ["length", "run", "role", "model", "loss", "no_change_loss", "linear_loss", "step"],
-    "meta_linear": ["length", "model", "role", "term", "value"],
     "cost_by_arm": COST,
     "cost": ["job", "seconds", "cpu_seconds", "peak_memory_mb"],
     "failed": ["job", "reason"],

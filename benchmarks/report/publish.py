@@ -9,6 +9,7 @@ same code on one machine.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import platform
 import subprocess
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Publishe
 from benchmarks.report.render import front_pages, suite_page
 from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
-from benchmarks.steps import lacking, steps
+from benchmarks.steps import TOLD, lacking, steps
 from benchmarks.suite import Suite, load_suite, suite_names
 from know.errors import KnowError
 from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
@@ -59,10 +60,9 @@ def publish(
         _concatenate([cell / f"{table}.csv" for cell in cells], folder / f"{table}.csv")
     write_csv(folder / "trajectories.csv", _snapshots(settings, work, done), SNAPSHOT_COLUMNS)
     learnt = {str(length): settings.known_folder(work, length) for length in sorted({cell.length for cell in done})}
-    for table in ("metatraining", "meta_linear", "held_out"):
-        file = {"metatraining": "history"}.get(table, table)
-        lengths = {length: known / f"{file}.csv" for length, known in learnt.items()}
-        _concatenate(list(lengths.values()), folder / f"{table}.csv", ("length", list(lengths)))
+    if settings.metatraining:
+        for length, file in itertools.product(learnt, TOLD):
+            _copy(learnt[length] / file, folder / "known" / length / file)
     for step in every:
         if step.rule in ("landscape", "cost", "inspect"):
             for path in step.outputs:
@@ -274,12 +274,10 @@ def _snapshots(settings: Suite, work: Path, cells: list[Cell]) -> list[dict]:
     return rows
 
 
-def _concatenate(parts: list[Path], out: Path, key: tuple[str, list[str]] | None = None) -> None:
-    """One csv of several with the same columns; key: name and values, one a part, of a column to put before them."""
+def _concatenate(parts: list[Path], out: Path) -> None:
+    """One csv of several with the same columns."""
     texts = [part.read_text(encoding="utf-8").splitlines(keepends=True) for part in parts]
-    name, values = (f"{key[0]},", [f"{value}," for value in key[1]]) if key else ("", [""] * len(parts))
-    lines = (value + line for value, text in zip(values, texts, strict=True) for line in text[1:])
-    write_text(out, "".join([name + texts[0][0], *lines]))
+    write_text(out, "".join([texts[0][0], *(line for text in texts for line in text[1:])]))
 
 
 def _copy(source: Path, out: Path) -> None:

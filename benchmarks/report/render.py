@@ -38,9 +38,15 @@ def suite_page(published: Published) -> str:
         steps=tables.steps(published) if inspected else None,
         movement=tables.movement(published) if inspected else None,
         placebo=tables.placebo(published) if inspected else None,
-        held_out=tables.held_out(published),
-        meta_linear=tables.meta_linear(published),
+        cards={length: _card(published, length) for length in sorted(published.runs["length"].unique())},
     )
+
+
+def _card(published: Published, length: int) -> str:
+    """The path, from the page of a suite, of the card of the KNOWN that it asks."""
+    group = published.settings["known"]
+    above = "../" * (1 + len(Path(published.name).parts))
+    return f"{above}know/pretrained/{group}/{length}/README.md" if group else f"known/{length}/README.md"
 
 
 def _cell(published: Published, cell: str) -> dict:

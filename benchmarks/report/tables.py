@@ -19,7 +19,7 @@ from benchmarks.report.evidence import (
     sees_small_steps,
 )
 from benchmarks.report.folders import GROUPS, PLACE, Published
-from benchmarks.report.statistics import Interval, compare, fieller, gain, paired_t, trajectory_means
+from benchmarks.report.statistics import Interval, compare, gain, paired_t, trajectory_means
 from benchmarks.settings import LENGTH, RATIO, Policy
 
 FRONT = {
@@ -302,44 +302,6 @@ def placebo(published: Published) -> pd.DataFrame | None:
             rows.append([place_of(own.iloc[0]), f"theta_{k}", *(f"{v:.3f}" for v in means[:3]), f"{means.iloc[3]:.2f}"])
     head = ["trajectories", "snapshot", "moved", "placebo moved", "apart", "cosine"]
     return pd.DataFrame(rows, columns=head)
-
-
-def held_out(published: Published) -> pd.DataFrame:
-    """Errors of the meta-trained networks on trajectories that they have not seen, as shares of no change."""
-    errors = published.table("held_out")
-    models = {"known": "KNOWN", "scaled": "scaled KNOWN", "meta_linear": "meta-linear"}
-    models |= {"meta_linear_theta0": "with theta_0"}
-    if "shipped" in set(errors["model"]):
-        models["shipped"] = f"KNOWN that ships, group `{published.settings['metatraining']['beside']}`"
-    rows = []
-    for (length, role), own in errors.groupby(["length", "role"], sort=False):
-        at = {model: part.set_index("run") for model, part in own.groupby("model")}
-        known = at["known"]
-        still, step = known["no_change_loss"], known["step"].mean()
-        ratios = [_ratio(at[model]["loss"], still) for model in models] + [_ratio(known["linear_loss"], still)]
-        said = f"{step:.2g}{' (no prediction)' if step < CLAIMS.still else ''}"
-        rows.append([str(length), role, str(len(known)), *ratios, said])
-    return pd.DataFrame(rows, columns=["S", "role", "n", *models.values(), "linear step", "step"])
-
-
-def _ratio(a: pd.Series, b: pd.Series) -> str:
-    interval = fieller(a.to_numpy(), b.to_numpy())
-    if interval:
-        return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-    return f"{a.mean() / b.mean() if b.mean() else math.nan:.3f}"
-
-
-def meta_linear(published: Published) -> pd.DataFrame:
-    """Coefficients of the meta-linear steps, without and with theta_0."""
-    rows = []
-    for (length, role), own in published.table("meta_linear").groupby(["length", "role"], sort=False):
-        differences = own[own["term"].str.startswith("difference")]
-        texts = [
-            ", ".join(f"{value + 0.0:.2f}" for value in differences.loc[differences["model"] == model, "value"])
-            for model in ("meta_linear", "meta_linear_theta0")
-        ]
-        rows.append([str(length), role, *texts, f"{own.loc[own['term'] == 'theta_0', 'value'].iloc[0] + 0.0:.3f}"])
-    return pd.DataFrame(rows, columns=["S", "role", "differences", "with theta_0: differences", "theta_0"])
 
 
 # the page of costs

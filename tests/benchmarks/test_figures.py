@@ -23,7 +23,7 @@ from benchmarks.report.folders import GROUPS
 from benchmarks.settings import Arms
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")})
-OF_ARMS = [script for script in SCRIPTS if script not in ("landscape", "metatraining")]
+OF_ARMS = [script for script in SCRIPTS if script != "landscape"]
 PICTURE = "accuracy_by_arm"
 """The one that is compared as png too, which is slower."""
 WITHOUT_TORCH = """

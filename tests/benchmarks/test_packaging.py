@@ -374,11 +374,11 @@ def test_the_versioned_stages_track_what_the_workflow_publishes():
     assert all(options["persist"] for options in tracked.values())  # else a stage would delete finished work first
     committed = {path: options for path, options in tracked.items() if path.startswith("results/")}
     assert all(options["cache"] is False for options in committed.values())
-    published = {"runs", "pilots", "trajectories", "metatraining", "meta_linear", "landscape"}
+    published = {"runs", "pilots", "trajectories", "landscape"}
     published |= set(INSPECTED)
     assert {f"results/smoke/{table}.csv" for table in published} <= committed.keys()
     assert {
-        f"results/smoke/{name}" for name in ("README.md", "suite.json", "metrics.json", "figures")
+        f"results/smoke/{name}" for name in ("README.md", "suite.json", "metrics.json", "figures", "known")
     } <= committed.keys()
     for name in ("provenance.json", "cost.csv"):  # they differ between two runs of the same code
         assert not any(f"results/smoke/{name}".startswith(path) for path in committed)
