@@ -234,7 +234,6 @@ def transfer(
     """
     from benchmarks.transfer import run_cell
 
-    print(f"processes: {processes}", flush=True)
     settings, work = load_suite(suite), _work(suite)
     chosen = settings.cell(cell)
     run_cell(
@@ -405,7 +404,6 @@ def forget(
     """
     from benchmarks.trajectories import make_origin
 
-    print(f"processes: {processes}", flush=True)
     settings = load_suite(suite)
     chosen = settings.origin(origin)
     make_origin(

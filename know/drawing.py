@@ -1,11 +1,12 @@
 """Drawings of an inspection: what steps are made of, and what networks answer. matplotlib is imported only here.
 
-The benchmark's figures draw with the same functions (paper_figures/), so that `know inspect --out` shows the same.
+The benchmark's figure of steps is drawn by the same function (paper_figures/), so that both show the same.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def _numbers(row: Mapping[str, Any]) -> list[float]:
 
 def _draw_responses(axis: Axes, rows: list[dict]) -> None:
     """The step against theta_0: one line per history, with a band where the answers spread."""
-    for colour, name in zip(COLOURS, dict.fromkeys(row["history"] for row in rows), strict=False):
+    for colour, name in zip(itertools.cycle(COLOURS), dict.fromkeys(row["history"] for row in rows)):
         own = [[row[key] for key in ("theta_0", "step", "spread")] for row in rows if row["history"] == name]
         theta_0, step, spread = np.array(own, dtype=float).T
         axis.plot(theta_0, step, linewidth=1.1, zorder=3, color=colour, label=name)

@@ -112,7 +112,7 @@ def arms_of(folder: Path) -> pd.DataFrame:
     arms["family"], arms["factor"] = [line for line, *_ in parts], [f"×{x}" if x else "" for *_, x in parts]
     looks: dict[str, tuple[str, str, str]] = {}
     for _, families in blocks_of(arms, most=len(arms)):
-        # those with several depths are neighbours in a figure of depths alone, so they get the first colours
+        # those with several depths are neighbours in the figure of ablations, so they get the first colours
         others = [family for family in families if family not in FAMILIES]
         others.sort(key=lambda family: arms.loc[arms["family"] == family, "depth"].nunique() < 2)
         for place, family in enumerate(others):

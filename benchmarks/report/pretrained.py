@@ -43,7 +43,7 @@ def card(folder: Path) -> str:
         losses = [relative_loss(own), relative_loss(own, "linear_loss")]
         rows[role] = [*map(said, losses), _step(own["step"].mean())]
     if len(shipped):  # a suite may ask for a network that ships to be held beside its own
-        head.append("the KNOWN that ships, to no change")
+        head.append(f"the KNOWN that ships ({facts['settings']['beside']}), to no change")
         for role, row in rows.items():
             row.append(said(relative_loss(shipped[shipped["role"] == role])))
     return fill(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from benchmarks.kernels import effective
 from benchmarks.records import PilotRecord, RunRecord, read_records
 from benchmarks.report.explored import page as explored_page
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Published, load, load_all, suites
-from benchmarks.report.render import front_pages, suite_page
+from benchmarks.report.render import front_pages, suite_pages
 from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
 from benchmarks.steps import TOLD, lacking, steps
@@ -60,6 +61,7 @@ def publish(
         _concatenate([cell / f"{table}.csv" for cell in cells], folder / f"{table}.csv")
     write_csv(folder / "trajectories.csv", _snapshots(settings, work, done), SNAPSHOT_COLUMNS)
     learnt = {str(length): settings.known_folder(work, length) for length in sorted({cell.length for cell in done})}
+    shutil.rmtree(folder / "known", ignore_errors=True)
     if settings.metatraining:
         for length, file in itertools.product(learnt, TOLD):
             _copy(learnt[length] / file, folder / "known" / length / file)
@@ -71,17 +73,19 @@ def publish(
     about = {"name": name, "figures": figures_of(runs), "learnt_from": settings.learnt_from, **_arms(done, work)}
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
-    write_text(folder / "README.md", suite_page(load(folder)))
+    for page, text in suite_pages(load(folder)).items():
+        write_text(folder / page, text)
     write_json(folder / "provenance.json", provenance(device or settings.device))
     _write_cost(work, folder)
     _write_shared_pages(results, load_all(results))
     if lost:
         return
     published = sorted(path for path in folder.glob("*.*") if path.name not in UNVERSIONED)
+    published += sorted(folder.glob("known/*/*"))
     declared = [path for step in every if step.rule not in ("data", "cost") for path in step.outputs]
     networks = [path for known in learnt.values() for path in sorted(known.glob("*.*"))] if settings.known else []
     hashes = {
-        "results": {path.name: sha256_file(path) for path in published},
+        "results": {path.relative_to(folder).as_posix(): sha256_file(path) for path in published},
         "work": {path.relative_to(work).as_posix(): sha256_file(path) for path in declared},
         "shipped": {path.relative_to(PRETRAINED).as_posix(): sha256_file(path) for path in networks},
     }
@@ -113,7 +117,8 @@ def check(results: Path) -> list[str]:
     published, checked = load_all(results), []
     for one in published:
         _compare_settings(one)
-        _compare_page(one.folder / "README.md", suite_page(one))
+        for page, text in suite_pages(one).items():
+            _compare_page(one.folder / page, text)
         if read_json(one.folder / "metrics.json") != metrics(one.runs):
             raise KnowError(f"{one.folder / 'metrics.json'} does not fit its records; publish the suite again")
         checked.append(str(one.folder / "README.md"))
@@ -153,7 +158,8 @@ def write_pages(results: Path) -> None:
         figures = {"figures": figures_of(one.runs)}
         write_json(one.folder / "suite.json", read_json(one.folder / "suite.json") | figures)
         one.settings.update(figures)
-        write_text(one.folder / "README.md", suite_page(one))
+        for page, text in suite_pages(one).items():
+            write_text(one.folder / page, text)
     _write_shared_pages(results, published)
 
 
@@ -180,8 +186,10 @@ def merge(source: Path, results: Path) -> list[str]:
             raise KnowError(f"{folder / 'metrics.json'} does not fit its records; copy it again")
     for name in names:
         (results / name / "failed.csv").unlink(missing_ok=True)
-        for path in sorted(p for p in (source / name).glob("*.*") if p.suffix in (".csv", ".json")):
-            _copy(path, results / name / path.name)
+        shutil.rmtree(results / name / "known", ignore_errors=True)
+        for pattern in (*(f"{table}.csv" for table in ("runs", "pilots", "landscape", *TABLES)), "*.json", "known/*/*"):
+            for path in sorted((source / name).glob(pattern)):
+                _copy(path, results / name / path.relative_to(source / name))
         about = read_json(source / name / "provenance.json")
         if about["commit"] == "unknown":
             about |= {key: here[key] for key in ("commit", "uncommitted_changes")}

@@ -13,7 +13,7 @@ from benchmarks.report.browse import index_page
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, gates
 from benchmarks.report.folders import Published
-from benchmarks.report.pretrained import skill_of
+from benchmarks.report.pretrained import card, skill_of
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.template import fill
 from benchmarks.suite import SHIPPED, SUITES, load_shipped, load_suite, suite_names
@@ -21,6 +21,13 @@ from know.files import PRETRAINED
 
 COMMON = {"noise": tables.NOISE, "seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
 """What several templates say."""
+
+
+def suite_pages(published: Published) -> dict[str, str]:
+    """The pages of one suite by the name of their file in its folder: README.md, and cards of its own KNOWN."""
+    cards = sorted(path.parent for path in published.folder.glob("known/*/facts.json"))
+    named = {(folder / "README.md").relative_to(published.folder).as_posix(): card(folder) for folder in cards}
+    return {"README.md": suite_page(published), **named}
 
 
 def suite_page(published: Published) -> str:
@@ -38,11 +45,11 @@ def suite_page(published: Published) -> str:
         steps=tables.steps(published) if inspected else None,
         movement=tables.movement(published) if inspected else None,
         placebo=tables.placebo(published) if inspected else None,
-        cards={length: _card(published, length) for length in sorted(published.runs["length"].unique())},
+        cards={length: _card_of(published, length) for length in sorted(published.runs["length"].unique())},
     )
 
 
-def _card(published: Published, length: int) -> str:
+def _card_of(published: Published, length: int) -> str:
     """The path, from the page of a suite, of the card of the KNOWN that it asks."""
     group = published.settings["known"]
     above = "../" * (1 + len(Path(published.name).parts))

@@ -238,6 +238,19 @@ def test_every_command_and_link_on_a_page_exists(page):
     assert [place for place in missing if place != "know/methods/secant.py"] == []
 
 
+RESULTS = REPOSITORY / "results"
+
+
+def test_what_the_pages_of_the_results_link_to_is_there():
+    missing = [
+        f"{page.relative_to(RESULTS)}: {link}"
+        for page in sorted(RESULTS.rglob("*.md"))
+        for link in re.findall(r'\]\(([^)#\s]+)(?:\s+"[^"]*")?\)', page.read_text(encoding="utf-8"))
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert missing == []
+
+
 @pytest.mark.slow
 def test_a_clone_restores_a_run_as_the_manual_says_and_notices_what_is_missing(finished, tmp_path_factory):
     checkout = finished

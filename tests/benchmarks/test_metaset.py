@@ -14,6 +14,7 @@ from benchmarks import metaset as making
 from benchmarks.data import load
 from benchmarks.metaset import _meta_trajectory, draw_run, histories, make_metaset, windows
 from benchmarks.metatraining import fit_known
+from benchmarks.report.pretrained import card
 from benchmarks.store import Store
 from know.checkpoints import load_facts, load_state
 from know.errors import KnowError
@@ -270,6 +271,7 @@ def test_networks_that_ship_may_be_judged_beside(tmp_path):
     errors = pd.read_csv(tmp_path / "known" / "held_out.csv")
     runs = {model: set(own.run) for model, own in errors.groupby("model")}
     assert runs["shipped"] == runs["known"]
+    assert "the KNOWN that ships (general), to no change |" in card(tmp_path / "known")
     assert not np.allclose(*(errors[errors.model == model].loss for model in ("known", "shipped")))
 
 

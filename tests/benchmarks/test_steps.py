@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from synthetic import SUITES, run
+from synthetic import SUITES, TINY, run
 
 from benchmarks import steps as listed
 from benchmarks.report import publish as publishing
@@ -42,8 +42,11 @@ def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
     said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
     jobs = {}
     for block in re.split(r"^(?=(?:local)?rule \w+:\n)", said, flags=re.M)[1:]:
-        rule, command = re.match(r"(?:local)?rule (\w+):", block)[1], re.search(r"python -m benchmarks (.*?) >", block)
-        if command and rule != "publish":
+        rule, command = (
+            re.match(r"(?:local)?rule (\w+):", block)[1],
+            re.search(r"KNOW_PROCESSES=1 python -m benchmarks (.*?) >", block),
+        )
+        if command:
             output = re.search(r"^    output: (.*)$", block, flags=re.M)[1].split(", ")
             read = re.search(r"^    input: (.*)$", block, flags=re.M)
             jobs[command[1]] = rule, set(output), set(read[1].split(", ") if read else ())
@@ -54,6 +57,23 @@ def test_the_workflow_has_the_jobs_of_the_list(suite, tmp_path, monkeypatch):
         command = " ".join([*step.command, "--suite", suite])
         wanted[command] = step.rule, made[step.name], set().union(*(made[need] for need in step.needs))
     assert jobs == wanted
+
+
+def test_a_job_gets_as_many_processes_as_there_are_threads_for_it(monkeypatch):
+    """A plan cannot show it: Snakemake makes the command that it runs later than the one that it prints, and names in
+    an f-string have other values by then.
+    """
+    rules = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "workflow").glob("*.smk")]
+    shells = [text for rule in rules for text in re.findall(r"shell:\s*(.*)", rule)]
+    assert shells
+    assert not [text for text in shells if text.startswith("f")]
+    asked = []
+    monkeypatch.setenv("KNOW_PROCESSES", "3")
+    monkeypatch.setattr("benchmarks.trajectories.make_origin", lambda *given, **named: asked.append(named["processes"]))
+    monkeypatch.setattr("benchmarks.transfer.run_cell", lambda *given, **named: asked.append(named["processes"]))
+    assert run("forget", "--suite", str(TINY), "--origin", "digits_0-4.mlp") == 0
+    assert run("transfer", "--suite", str(TINY), "--cell", TINY_CELL) == 0
+    assert asked == [3, 3]
 
 
 def test_what_asks_a_network_that_ships_depends_on_its_bytes(tmp_path, monkeypatch):
@@ -334,7 +354,7 @@ def test_records_of_another_machine_are_taken_over_with_its_provenance(there, he
     taken = read_json(here / "results" / "tiny" / "provenance.json")
     assert taken["environment"]["gpu"] == "NVIDIA of another machine"
     assert taken["commit"] == publishing.provenance()["commit"]
-    for name in ("runs.csv", "pilots.csv", "cost.csv"):
+    for name in ("runs.csv", "pilots.csv", "cost.csv", "known/5/README.md"):
         assert (here / "results" / "tiny" / name).read_bytes() == (there / "results" / "tiny" / name).read_bytes()
     assert publishing.check(Path("results"))
 

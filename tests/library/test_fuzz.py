@@ -263,6 +263,20 @@ def test_odd_but_sound_inputs_are_predicted(fresh, data):
     place.made()
 
 
+@pytest.mark.parametrize("write", [write_files, write_torch])
+@pytest.mark.parametrize("method", ["linear", "known", "mean"])
+def test_a_tensor_of_one_value_is_predicted(fresh, write, method):
+    """The bias of a head with one output, or a learnt scale."""
+    snapshots = [
+        {**state, "head.weight": torch.ones(1, 1), "head.bias": torch.full((1,), 0.5 + k / 20)}
+        for k, state in enumerate(states())
+    ]
+    place = fresh()
+    write(place.folder, snapshots)
+    assert place.predict("--method", method) == 0
+    assert place.made()["head.bias"] != snapshots[-1]["head.bias"]
+
+
 OPTIONS = ["--role", "--skip", "--key", "--strip", "--scale", "--fractions", "--validate", "--depth", "--method"]
 OPTIONS += ["--known", "-o"]
 RUBBISH = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
