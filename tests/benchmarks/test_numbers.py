@@ -145,10 +145,12 @@ COUNTS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight"
 @pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.parent.name + "/" + page.name)
 def test_the_words_count_the_suites_that_have_been_run(page):
     text = " ".join(page.read_text(encoding="utf-8").split())
-    said = re.findall(r"(\w+) of (?:the )?twelve|of the (\w+) cells", text)
-    assert said
-    run = COUNTS[sum((RESULTS / suite / "runs.csv").is_file() for suite in CORE)]
-    assert {first or second for first, second in said} == {run}
+    said = re.findall(r"(\w+) of (?:the )?twelve|of the (\w+) cells|all (\w+) cells", text)
+    run = [suite for suite in CORE if (RESULTS / suite / "runs.csv").is_file()]
+    assert {"".join(words) for words in said} == {COUNTS[len(run)]}
+    tables = ([pd.read_csv(RESULTS / suite / f"{name}.csv") for name in ("runs", "trajectories")] for suite in run)
+    seen = sum(informative(runs[runs["policy"] == "tuned"], snapshots, "tuned") for runs, snapshots in tables)
+    assert set(re.findall(r"of the (\w+) informative cells", text)) == {COUNTS[seen]}
 
 
 @pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.parent.name + "/" + page.name)
