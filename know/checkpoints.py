@@ -143,10 +143,21 @@ class Checkpoint:
         )
         self.tied = {renamed[one]: renamed[other] for one, other in self.tied.items()}
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values start to stop of a tensor, flattened: (stop - start,), in its dtype, on the CPU."""
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, peek: bool = False) -> Tensor:
+        """Values start to stop of a tensor, flattened: (stop - start,), in its dtype, on the CPU.
+
+        peek: a look here and there, for which nothing else of a large file is read.
+        """
         numel = self.meta[name].numel()
-        return self._part[name].read(self.stored[name], start, numel if stop is None else min(stop, numel))
+        stop = numel if stop is None else min(stop, numel)
+        return self._part[name].read(self.stored[name], start, stop, peek=peek)
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor in its shape; one that is no dense array, such as a sparse table, as it is."""
+        part = self._part[name]
+        if isinstance(part, TorchFile) and name in self.odd:
+            return part.tensors[self.stored[name]]
+        return self.read(name).view(self.meta[name].shape)
 
     def read_into(self, name: str, start: int, values: Tensor) -> None:
         """Fill `values` (N,), in its dtype, with the values of a tensor from `start` on."""
@@ -158,7 +169,7 @@ class Checkpoint:
 
     def state(self) -> State:
         """All tensors."""
-        return {name: self.read(name).view(tensor.shape) for name, tensor in self.meta.items()}
+        return {name: self.whole(name) for name in self.meta}
 
     def place(self, name: str) -> Path:
         """The file that holds the tensor."""

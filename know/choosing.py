@@ -21,7 +21,7 @@ from know.export import Changes, Request, complete, write_prediction
 from know.files import listing, new_folder, sha256_file
 from know.known import Models
 from know.methods import get
-from know.prediction import Overflow, pieces, predicted
+from know.prediction import Overflow, predicted
 from know.scripts import call, function_of
 from know.trajectory import Trajectory
 
@@ -78,7 +78,7 @@ def choose_files(
     judge = _Judge(validate)
     asked, every = candidates(requests, scales, evaluations, judge.checks), candidates(requests, scales)
     for request in asked[1:]:
-        _try(trajectory, request)
+        request.try_first(trajectory)
     if len(asked) < len(every):
         say(f"{len(asked)} of {len(every)} candidates are judged; not: {', '.join(map(label, every[len(asked) :]))}")
     with new_folder(out) as folder:
@@ -116,14 +116,6 @@ def choose_files(
     return config, best.changes
 
 
-def _try(trajectory: Trajectory, request: Request) -> None:
-    """Ask for the first piece of a prediction alone, so that a request that cannot be met is known at once."""
-    asked = {"known": request.known, "seed": request.seed, "scale": request.scale, "roles": dict(request.roles)}
-    answers = pieces(trajectory, request.method, request.depth, **asked, **request.checked_options())
-    with contextlib.closing(answers), contextlib.suppress(Overflow):
-        next(answers)
-
-
 def label(request: Request) -> str:
     """What a candidate is called in a line of text."""
     if request.scale == 0:
@@ -140,7 +132,8 @@ def _optimism(gain: float, check: float | None, judged: int, *, alike: bool) -> 
         return (
             f"its gain over theta_0 is {gain:+.4g} on both splits, to the last digit, so they seem to be the same data"
         )
-    doubt = "" if check > 0 else ", which does not confirm it: theta_0 is as good there"
+    theirs = "as good" if check == 0 else "better"
+    doubt = "" if check > 0 else f", which does not confirm it: theta_0 is {theirs} there"
     return (
         f"its gain over theta_0 is {gain:+.4g} on the split that chose it and {check:+.4g} on the other, which is the"
         f" one to report{doubt}; the difference, {gain - check:+.4g}, estimates what the choice cost in optimism, from"

@@ -103,13 +103,14 @@ def main_of(commands: typer.Typer, name: str) -> None:
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}; check that it exists, permission and free space")
+        _fail(f"{place}{error.strerror or error}; check the path, the permissions and the free space")
     except Exception as error:  # the command line's own errors, such as an unknown option
         if not hasattr(error, "format_message"):
             raise
         _fail(f"{error.format_message()} (see `{name} {' '.join(sys.argv[1:2])} --help`)")
     except KeyboardInterrupt:
-        print("know: interrupted; the same command goes on from what was kept", file=sys.stderr)
+        kept = name != "know" or sys.argv[1:2] in (["forget"], ["compare"])  # the others make all or nothing
+        print(f"know: interrupted{'; the same command goes on from what was kept' if kept else ''}", file=sys.stderr)
         sys.exit(130)
 
 

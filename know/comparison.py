@@ -123,6 +123,8 @@ def compare(
     }
     if out.exists():
         raise KnowError(f"{out} exists already; name a new folder")
+    for request in (each.request for each in candidates if each.request):
+        request.try_first(trajectory)  # before anything is made, so that a refused request leaves nothing behind
     with resumable_folder(out, digest(described)) as folder:
         results = _Results(folder / "results.jsonl")
         if results.known and unknown:
@@ -144,9 +146,11 @@ def compare(
         say(f"{', '.join(names)}: at most {most} fine-tunes, {len(results.known)} of them done")
         bar = tqdm(total=most, initial=len(results.known), desc="fine-tunes", disable=None, leave=False)
         with bar, _runner(task, function, jobs) as run:
-            work = functools.partial(_do, results=results, run=run, places=places, bar=bar, say=say, most=most)
+            work = functools.partial(
+                _do, results=results, run=run, places=places, bar=bar, say=say, most=most, jobs=jobs
+            )
             rows = _protocol(candidates, rates, range(pilots), range(pilots, pilots + seeds), work)
-        runs = sorted(results.known.values(), key=lambda run: tuple(str(run[key]).zfill(24) for key in COLUMNS[:4]))
+        runs = sorted(results.known.values(), key=lambda run: [run[key] for key in COLUMNS[:4]])
         write_csv(folder / "runs.csv", runs, COLUMNS)
         _write_pages(folder, rows, runs, trajectory, {**described, "overflowed": overflowed})
         if keep:
@@ -154,7 +158,8 @@ def compare(
             gains = [row for row in rows if row.policy == "tuned" and row.low > 0 and row.candidate in requests]
             if gains:
                 best = max(gains, key=lambda row: row.difference).candidate
-                predict_files(trajectory, requests[best], folder / "best")
+                if not (folder / "best").exists():  # an interrupted call may have made it
+                    predict_files(trajectory, requests[best], folder / "best")
             say(
                 f"kept: {best}"
                 if gains
@@ -229,14 +234,20 @@ def _given(beside: Mapping[str, Path | str] | None, taken: Container[str]) -> li
 
 
 def _weights(trajectory: Trajectory, candidate: Candidate, folder: Path) -> Path:
-    """The checkpoint of a candidate; a prediction is made in `folder`, unless it is there."""
-    if candidate.request is None:
+    """The checkpoint of a candidate; a prediction is made in `folder`, unless it is there.
+
+    Where prefixes are stripped from names theta_0 is written anew too, since the task has to find all of them alike.
+    """
+    request = candidate.request
+    if request is None and candidate.name == THETA_0 and trajectory.checkpoints[-1].stripped:
+        request = Request(scale=0.0)
+    if request is None:
         return candidate.checkpoint
     place = folder / candidate.name
     if not place.exists():
         predicted(trajectory)
         with new_folder(place) as fresh:
-            write_prediction(trajectory, candidate.request, fresh)
+            write_prediction(trajectory, request, fresh)
     return place if trajectory.checkpoints[-1].path.is_dir() else next(place.iterdir())
 
 
@@ -270,19 +281,21 @@ def _do(
     bar: tqdm,
     say: Callable[[str], None],
     most: int,
+    jobs: int,
 ) -> dict[tuple[str, float, int], dict[str, Any]]:
     """Results of these fine-tunes, of which those that are not known yet are done."""
     wanted = list(dict.fromkeys(asked))
-    left = [key for key in wanted if key not in results.known]
+    undone = [key for key in wanted if key not in results.known]
     begun = time.monotonic()
-    for (name, rate, seed), outcome in run([(key, places[key[0]]) for key in left]):
+    for (name, rate, seed), outcome in run([(key, places[key[0]]) for key in undone]):
         results.add({"stage": stage, "candidate": name, "learning_rate": rate, "seed": seed, **outcome})
         if outcome["error"]:
             tqdm.write(f"{name} at rate {rate:g}, seed {seed}: {outcome['error']}")
         bar.update(1)
         if results.added == 1:
             took = time.monotonic() - begun
-            say(f"the first took {took:.3g} s: about {took * (most - bar.n) / 60:.2g} minutes are left at that pace")
+            left = took * (most - bar.n) / (60 * jobs)
+            say(f"the first took {took:.3g} s: about {left:.2g} minutes are left at that pace")
     return {key: results.known[key] for key in wanted}
 
 
@@ -336,7 +349,8 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
     """What one fine-tune gave: status, validation and test score, and the error of a lost one."""
     lost, before, wrong = {"status": "failed", "validation": None, "test": None}, listing(place), ""
     try:
-        answer = function(place, rate, seed)
+        with contextlib.chdir(Path.cwd()):  # what the task enters it may not leave, and paths go on to mean the same
+            answer = function(place, rate, seed)
         values = [float(value) for value in (answer if isinstance(answer, tuple | list) else [answer])]
     except (Exception, SystemExit) as error:  # the user's own function: whatever it raises costs this run alone
         wrong = f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -409,11 +423,15 @@ def _beside(candidates: Sequence[Candidate]) -> Iterator[tuple[str, str]]:
     KNOWN to a control of its depth, which tells what of its gain is its own.
     """
     for one, other in itertools.product(candidates, candidates):
-        matched = one.request and other.request and one.request.depth == other.request.depth
-        if (one.kind, other.kind) == ("prediction", "yours") or (
-            matched and other.kind == "control" and get(one.request.method).group == "known"
-        ):
+        yours = (one.kind, other.kind) == ("prediction", "yours")
+        if yours or (one.kind == "prediction" and other.kind == "control" and _matched(one.request, other.request)):
             yield one.name, other.name
+
+
+def _matched(prediction: Request, control: Request) -> bool:
+    """Whether a control is made from the answer of that KNOWN at that depth."""
+    deep = bool(get(prediction.method).depths and get(control.method).depths)
+    return deep and prediction.depth == control.depth and control.checked_options().get("of") == prediction.method
 
 
 def _score(run: Mapping[str, Any]) -> float:

@@ -47,20 +47,16 @@ STYLE = {
 }
 
 
-def rows_of(table: Any) -> list[dict[str, Any]]:
-    """The rows of a table: one mapping of column to value each, as they are, or of a pandas DataFrame."""
-    return table.to_dict("records") if hasattr(table, "to_dict") else [dict(row) for row in table]
-
-
 def draw_steps(axis: Axes, table: Any) -> None:
     """One horizontal bar per label of `table`, from the top down: the mean step, split into its parts.
 
-    table: rows (see `rows_of`) with label, step (relative to |theta_0|), shrink, linear, neither (shares of it; None or
-    NaN counts as 0). Several rows of one label, such as trajectories, are averaged, and a dot each marks their steps. A
-    negative part lies left of 0, and the parts right of it are then longer than the step, so a line marks the step
-    itself. Bars far longer than the others are drawn shorter in proportion, with their step beside them.
+    table: rows, each a mapping, or a pandas DataFrame, with label, step (relative to |theta_0|), shrink, linear,
+    neither (shares of it; None or NaN counts as 0). Several rows of one label, such as trajectories, are averaged, and
+    a dot each marks their steps. A negative part lies left of 0, and the parts right of it are then longer than the
+    step, so a line marks the step itself. Bars far longer than the others are drawn shorter in proportion, with their
+    step beside them.
     """
-    rows = rows_of(table)
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else [dict(row) for row in table]
     labels = list(dict.fromkeys(row["label"] for row in rows))
     own = {label: np.array([_numbers(row) for row in rows if row["label"] == label]) for label in labels}
     steps = np.array([own[label][:, 0].mean() for label in labels])
@@ -118,7 +114,9 @@ def draw_inspection(folder: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    steps, movement, responses = (_read(folder / f"{name}.csv") for name in ("steps", "movement", "responses"))
+    steps, movement = (_read(folder / f"{name}.csv") for name in ("steps", "movement"))
+    asked = folder / "responses.csv"
+    responses = _read(asked) if asked.is_file() else []  # there are none where no network was asked
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, TOP + 0.8 + ROW * len(steps)), layout="constrained")
         _draw_panels(figure, steps, movement, responses)
@@ -172,9 +170,10 @@ def _draw_panels(figure: Figure, steps: list[dict], movement: list[dict], respon
         _draw_responses(axis, [row for row in responses if row["role"] == role])
         axis.set_title(f"answers of {responses[0]['model']}, {role},\nto histories made by hand", loc="left")
         axis.set_xlabel("θ₀")
-    axis = figure.axes[1]
-    axis.set_ylabel("step")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=5)
+    if roles:
+        axis = figure.axes[1]
+        axis.set_ylabel("step")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=5)
     axis = figure.add_subplot(grid[1, :])
     draw_steps(axis, [{**row, "label": _label(row)} for row in steps])
     axis.set_title("the step of every tensor (role, weights) and role, and what it is made of", loc="left")

@@ -22,14 +22,14 @@ import yaml
 from torch import Tensor
 
 import know
-from know.checkpoints import Checkpoint
+from know.checkpoints import Checkpoint, load_facts
 from know.errors import KnowError, as_path
 from know.files import PACKAGE, PRETRAINED, new_folder, refuse_links_out, sha256_file, write_text
 from know.formats import SINGLE, TRAINING, WEIGHTS, SafetensorsFile, TorchFile
 from know.known import Models
 from know.layout import SafetensorsWriter, TorchWriter, entries_beside
 from know.methods import get
-from know.prediction import Piece, check_asked, pieces, predicted
+from know.prediction import Overflow, Piece, check_asked, pieces, predicted
 from know.roles import PREDICTED, Role
 from know.trajectory import Trajectory
 
@@ -126,9 +126,22 @@ class Request:
         self.checked_options()
         check_asked(trajectory, get(self.method), self.depth)
 
+    def try_first(self, trajectory: Trajectory) -> None:
+        """Ask for the first piece of the prediction, so that a request that cannot be met is known at once: KnowError.
+
+        An answer that overflows is no error here.
+        """
+        asked = {"known": self.known, "seed": self.seed, "scale": self.scale, "roles": dict(self.roles)}
+        answers = pieces(trajectory, self.method, self.depth, **asked, **self.checked_options())
+        with contextlib.closing(answers), contextlib.suppress(Overflow):
+            next(answers)
+
 
 def plan(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> list[Planned]:
-    """What a prediction would do to every tensor, in the order of the file; reads values until one has moved."""
+    """What a prediction would do to every tensor, in the order of the file.
+
+    Of each tensor values are read until one has moved.
+    """
     tied = trajectory.checkpoints[-1].tied
     copied = {"norm": "normalisation", "buffer": "buffer", "skip": "skipped"}
     rows = []
@@ -152,10 +165,9 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
     said = list(trajectory.notes)
     for part in trajectory.checkpoints[-1].parts:
         if isinstance(part, TorchFile) and part.route:
-            left, kept = (", ".join(names) or "nothing" for names in entries_beside(part))
-            said.append(
-                f"beside the weights, {left} was left out as a state of the training, and {kept} carried over as is"
-            )
+            left, kept = (", ".join(names) for names in entries_beside(part))
+            said += [f"states of the training were left out: {left}"] if left else []
+            said += [f"what stands beside the weights was carried over as it is: {kept}"] if kept else []
     if get(request.method).group == "known":
         asked_for = Models(request.known)["known"].facts if request.method == "known" else {}
         drawn = asked_for.get("drawn", {}).get("ratio", RATIOS)
@@ -205,7 +217,7 @@ def _notes_on_movement(trajectory: Trajectory, asked: Mapping[str, Role]) -> Ite
         rows = [row for row in csv.DictReader(file) if (row["quantity"], row["of"]) == ("size", "meta-set")]
     sums: dict[Role, Tensor] = {}
     for name, role in asked.items():
-        before, now = (part.read(name, 0, SAMPLED).double() for part in trajectory.checkpoints[-2:])
+        before, now = (part.read(name, 0, SAMPLED, peek=True).double() for part in trajectory.checkpoints[-2:])
         squares = torch.stack([(now - before).square().sum(), now.square().sum()])
         if squares[0] > 0:
             sums[role] = sums.get(role, 0) + squares
@@ -237,28 +249,29 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
         if other in expected:
             followers.setdefault(other, []).append(name)
     following = {name for names in followers.values() for name in names}
-    with contextlib.ExitStack() as stack:
-        writers = {part: stack.enter_context(contextlib.closing(writer)) for part, writer in _writers(last, folder)}
+    writers = dict(_writers(last, folder))
 
-        def write(name: str, start: int, values: Tensor) -> None:
-            writers[last.place(name)].write(name, start, values)
+    def write(name: str, start: int, values: Tensor) -> None:
+        writers[last.place(name)].write(name, start, values)
 
-        piece, begun = None, False
-        for name, tensor in trajectory.meta.items():
-            done, numel, own = 0, tensor.numel(), (name, *followers.get(name, ()))
-            if name in expected and not begun:  # not before, so that what stands before it in the file is read once
-                piece, begun = next(answers), True
-            while piece is not None and piece.tensor == name:
-                for one in own:
-                    write(one, piece.start, piece.answer)
-                changes.add(piece)
-                done += len(piece.answer)
-                piece = next(answers, None)
-            while name not in following and name not in last.odd and done < numel:
-                values = last.read(name, done, done + _COPIED)
-                for one in own:
-                    write(one, done, values)
-                done += len(values)
+    piece, begun = None, False
+    for name, tensor in trajectory.meta.items():
+        done, numel, own = 0, tensor.numel(), (name, *followers.get(name, ()))
+        if name in expected and not begun:  # not before, so that what stands before it in the file is read once
+            piece, begun = next(answers), True
+        while piece is not None and piece.tensor == name:
+            for one in own:
+                write(one, piece.start, piece.answer)
+            changes.add(piece)
+            done += len(piece.answer)
+            piece = next(answers, None)
+        while name not in following and name not in last.odd and done < numel:
+            values = last.read(name, done, done + _COPIED)
+            for one in own:
+                write(one, done, values)
+            done += len(values)
+    for writer in writers.values():
+        writer.finish()
     if request.scale:
         next(answers, None)  # raises the error of a prediction of nothing
     trajectory.verify()
@@ -288,13 +301,13 @@ def _carried(last: Checkpoint) -> list[Path]:
     Subfolders come with their weights, which other parts of the model need; checkpoints of a training do not.
     KnowError for a link that leaves the folder.
     """
-    found = []
+    found, weights = [], {part.path for part in last.parts}
     for path in sorted(last.path.rglob("*")):
         inner = path.relative_to(last.path)
         hidden = any(part.startswith(".") for part in inner.parts)
         another = len(inner.parts) > 1 and inner.parts[0].startswith(("checkpoint-", "global_step"))
         ours = inner == Path("know_config.yml")
-        if path.is_file() and not (hidden or another or ours or _is_stale(inner)):
+        if path.is_file() and path not in weights and not (hidden or another or ours or _is_stale(inner)):
             refuse_links_out(path, last.path)
             found.append(path)
     return found
@@ -341,7 +354,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
     for path, checkpoint in zip(trajectory.paths, trajectory.checkpoints, strict=True):
         hashes = checkpoint.hashes
         inputs.append({"file": path.name, "sha256": hashes.get(path.name, hashes)})
-    shipped = request.known is None and any(PRETRAINED in files[0].parents for files in models.files.values())
+    shipped = [files[0] for files in models.files.values() if PRETRAINED in files[0].parents]
     reading = {"key": trajectory.key, "strip": trajectory.strip}
     return {
         "method": request.method,
@@ -353,7 +366,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
         "fractions": list(trajectory.fractions),
         "virtual_data": factor if has_depth and request.scale == 1 else None,
         "inputs": inputs,
-        "learnt_from": know.Known.pretrained().facts["data"] if shipped else None,
+        "learnt_from": load_facts(shipped[0])["data"] if shipped else None,
         "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},
         "know": know.__version__,
         "torch": str(torch.__version__),

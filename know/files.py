@@ -38,6 +38,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else None
+        others = isinstance(error, BrokenPipeError) or (named and not Path(named).is_relative_to(path.parent))
+        if others:  # of the block itself: another file that it reads, or the pipe that it tells the user by
+            raise
         raise _cannot_write(path, error) from error
     finally:
         if temporary.is_dir():
@@ -82,7 +86,7 @@ def resumable_folder(out: Path | str, fingerprint: str, *, replace: bool = False
 
     A kill leaves the working folder behind, and the next call with the same fingerprint (settings, data and code)
     continues in it. The folder carries a mark and a lock, so that nobody else's folder is touched and two processes
-    never work in one. KnowError if it is not ours, belongs to another fingerprint, or is in use.
+    never work in one. KnowError if it is not ours, was begun with another fingerprint, or is in use.
 
     replace: start anew where the fingerprint is another one, and replace what stands at `out`, which stays intact until
         the end. Otherwise unfinished work is never removed, and `out` must be empty or not there.
@@ -93,7 +97,10 @@ def resumable_folder(out: Path | str, fingerprint: str, *, replace: bool = False
         begun = mark.read().decode()
         if begun and begun != fingerprint:
             if not replace:
-                raise KnowError(f"{partial} holds unfinished work of other settings; remove it, or name another folder")
+                raise KnowError(
+                    f"{partial} holds unfinished work of other settings, or of another version of know; remove it, or"
+                    " name another folder"
+                )
             for path in partial.iterdir():
                 if path.name != MARK:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import hashlib
 import io
+import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from know.formats import oddness
 from know.identity import identity
 from know.models import inner, load_into, state_of
 from know.subsets import choose_fractions, nested_subsets
-from know.trajectory import Recorder, Trajectory
+from know.trajectory import OF_MANIFESTS, OF_SNAPSHOTS, Recorder, Trajectory, check_facts, check_state
 
 
 def forget(
@@ -46,17 +48,18 @@ def forget(
     model: is trained in place, and ends as the snapshot of the smallest subset.
     dataset: anything with a length and integer indexing; `fit` gets a torch `Subset` of it.
     fit: `fit(model, subset)`, your training function. If it has `state_dict()` and `load_state_dict()`, its state, such
-        as that of an optimiser, is kept too, so that a resumed run equals an uninterrupted one. If it has a text
-        `fingerprint`, that says whether it is the same; else its code, arguments, attributes and closure do.
+        as that of an optimiser, is kept too, so that a resumed run equals an uninterrupted one. (torch's global random
+        state, from which a loader that shuffles draws, is not kept: seed it in `fit` if this matters to you.) If it has
+        a text `fingerprint`, that says whether it is the same; else its code, arguments, attributes and closure do.
     ratio, length: S snapshots at 1, r, r^2, ... of the data; or `fractions`, smallest first, ending at 1.
-    out: the folder to make. An interrupted call is resumed if weights, size of the data, settings and `fit` are the
-        same. A finished folder of the same settings is returned as it is;
-        any other folder is an error. Two calls never write into one folder.
+    out: the folder to make. An interrupted call is resumed if weights, size of the data, settings, `fit` and the code
+        of this package are the same. A finished folder is returned as it is if the first four are; any other folder is
+        an error. Two calls never write into one folder.
     placebo: `placebo(model, subset)`, like `fit`, but it trains on all of the data, for as many steps as `fit` makes on
         that subset. Its snapshots, from the same theta_0, are kept beside the others (`Trajectory.placebo`): what
         happens to them too is no forgetting.
     describe: further facts about a snapshot, from (model, indices of the subset); the manifest keeps them with `facts`.
-    references: further weights to keep in the folder, by name.
+    references: further weights to keep in the folder, by name: modules or state_dicts.
 
     Returns the finished trajectory, smallest subset first.
     """
@@ -70,25 +73,26 @@ def forget(
     subsets = nested_subsets(len(dataset), seed=seed, fractions=fractions)
     at_hand = {"the model": model, "the plain model": inner(model), "the dataset": dataset}
     what, unknown = _what(fit, at_hand)
-    settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": what, **(facts or {})}
+    facts = check_facts("facts", facts, (*OF_MANIFESTS, "fit", "fractions", "images"))
+    settings = {"fractions": fractions, "seed": seed, "images": len(dataset), "fit": what, **facts}
     if placebo is not None:
         settings["placebo"], more = _what(placebo, at_hand)
         unknown = [*unknown, *more]
-    code = code_hash("know.forgetting:forget")
-    try:
-        fingerprint = digest({"settings": settings, "weights": _hash_weights(model), "code": code})
-    except TypeError as error:
-        raise KnowError(f"facts must be JSON-serialisable: {error}") from error
+    further = _check_references(references or {})
+    fingerprint = digest({"settings": settings, "weights": _hash_weights(model)})
     if (out / "manifest.json").is_file():
         trajectory = Trajectory.load(out)
         if trajectory.manifest.get("fingerprint") != fingerprint:
             raise KnowError(f"{out} holds a trajectory of other weights, data, settings or `fit`; name another folder")
+        if lacking := sorted(further.keys() - trajectory.manifest["references"].keys()):
+            raise KnowError(f"{out} is finished and keeps no reference weights {lacking[0]!r}; name another folder")
         _say_unknown(unknown, out)
         load_into(model, load_state(trajectory.paths[0]))
         return trajectory
     _refuse_other_content(out)
     theta_0 = copy.deepcopy(state_of(model))
-    with _restored(model, theta_0), resumable_folder(out, fingerprint) as folder:
+    begun = digest([fingerprint, code_hash("know.forgetting:forget")])
+    with _restored(model, theta_0), resumable_folder(out, begun) as folder:
         recorder, beside = Recorder(folder, fractions), Recorder(folder, fractions, "p")
         if fractions[-1] in recorder:
             _say_unknown(unknown, folder)
@@ -97,13 +101,13 @@ def forget(
             load_into(model, recorder.state(fractions[-1]))
             _walk(model, dataset, placebo, beside, subsets, describe)
             load_into(model, recorder.state(fractions[0]))
-        for name, state in (references or {}).items():
+        for name, state in further.items():
             save_state(folder / f"{name}.safetensors", state)
         for extra in folder.glob("fit-*.pt"):
             extra.unlink()
-        kept = {name: f"{name}.safetensors" for name in references or {}}
+        kept = {name: f"{name}.safetensors" for name in further}
         others = beside.files[:-1] if placebo is not None else []
-        recorder.finish(kept, others, fingerprint=fingerprint, seed=seed, **(facts or {}))
+        recorder.finish(kept, others, fingerprint=fingerprint, seed=seed, **facts)
     return Trajectory.load(out)
 
 
@@ -133,7 +137,22 @@ def _walk(
             torch.save(fit.state_dict(), buffer)
             with atomic(extra) as temporary:
                 temporary.write_bytes(buffer.getbuffer())
-        recorder.add(model, fraction, images=len(index), **(describe(model, index) if describe else {}))
+                _check_readable(temporary)
+        said = check_facts(
+            "what describe returns", describe(model, index) if describe else {}, (*OF_SNAPSHOTS, "images")
+        )
+        recorder.add(model, fraction, images=len(index), **said)
+
+
+def _check_readable(path: Path) -> None:
+    """KnowError if an interrupted run could not go on with a state of `fit`."""
+    try:
+        torch.load(path, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise KnowError(
+            f"fit.state_dict() holds something that cannot be loaded again safely: {str(error).splitlines()[0]} Let it"
+            " hold tensors, numbers, texts, lists and mappings alone"
+        ) from error
 
 
 def _what(fit: Any, at_hand: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -162,8 +181,21 @@ def _check_arguments(model: Any, dataset: Any, fit: Any, placebo: Any) -> None:
         raise KnowError(f"placebo must be a function placebo(model, subset), got a {type(placebo).__name__}")
 
 
+def _check_references(references: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
+    """Weights to keep under names that are file names, and none of the snapshots'."""
+    for name in references:
+        if not re.fullmatch(r"\w[\w.-]*", name) or re.fullmatch(r"[sp]\d+", name):
+            raise KnowError(f"references: {name!r} cannot name a file beside the snapshots; choose another name")
+    return {name: check_state(f"references[{name!r}] must be", state) for name, state in references.items()}
+
+
 def _check_step(before: Mapping[str, Tensor], model: nn.Module, fraction: float) -> None:
-    """KnowError if `fit` left every weight as it was, or made values that are not finite."""
+    """KnowError if `fit` renamed tensors, left every weight as it was, or made values that are not finite."""
+    if changed := sorted(before.keys() ^ state_of(model).keys()):
+        raise KnowError(
+            f"fit on fraction {fraction:g} changed the names of the model's tensors, such as {changed[0]!r}; let it"
+            " take off what it puts on, such as pruning or a parametrization"
+        )
     now = {name: tensor.cpu() for name, tensor in state_of(model).items() if tensor.is_floating_point()}
     for name, tensor in now.items():
         if before[name].isfinite().all() and not tensor.isfinite().all():

@@ -215,19 +215,23 @@ class SafetensorsFile:
         if not _can_be_tied(self.tied, self.meta):
             raise KnowError(f"{path} notes tied tensors that it does not hold, or not alike; it is corrupt")
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int, *, peek: bool = False) -> Tensor:
         values = torch.empty(stop - start, dtype=self.meta[name].dtype, device="cpu")
-        self.read_bytes(name, start, values.view(torch.uint8).numpy())
+        self.read_bytes(name, start, values.view(torch.uint8).numpy(), peek=peek)
         return values
 
-    def read_bytes(self, name: str, start: int, into: np.ndarray) -> None:
-        """Bytes of a tensor from its element `start` on, into an array of uint8."""
+    def read_bytes(self, name: str, start: int, into: np.ndarray, *, peek: bool = False) -> None:
+        """Bytes of a tensor from its element `start` on, into an array of uint8.
+
+        peek: do not read what lies before them for the hash, for reads that look here and there in a large file.
+        """
         begin = self.start + self.entries[name]["data_offsets"][0] + start * self.meta[name].dtype.itemsize
         view = memoryview(into)
         with self._lock, self._opened():
-            self._hash_to(begin)
+            if not peek:
+                self._hash_to(begin)
             self._read(begin, view)
-            if begin + len(view) > self._hashed:
+            if begin <= self._hashed < begin + len(view):
                 self._sha256.update(view[self._hashed - begin :])
                 self._hashed = begin + len(view)
 
@@ -297,10 +301,16 @@ class TorchFile:
         self.meta = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in self.tensors.items()
         }
+        self._flat: tuple[str, Tensor] | None = None
+        """The last tensor whose values do not lie in order, copied in order, since it is read piece by piece."""
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        # a copy, so that changes to it never reach the file
-        return self.tensors[name].detach().reshape(-1)[start:stop].clone()
+    def read(self, name: str, start: int, stop: int, *, peek: bool = False) -> Tensor:
+        flat, tensor = self._flat, self.tensors[name]
+        if not tensor.is_contiguous():
+            if flat is None or flat[0] != name:
+                flat = self._flat = name, tensor.reshape(-1)
+            tensor = flat[1]
+        return tensor.reshape(-1)[start:stop].clone()  # a copy, so that changes to it never reach the file
 
     def sha256(self) -> str:
         return sha256_file(self.path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dis
 import enum
 import functools
 import hashlib
+import itertools
 import sys
 import sysconfig
 import types
@@ -65,8 +67,9 @@ class _Walk:
         if isinstance(value, Tensor | np.ndarray):
             return self._array(value, place)
         if isinstance(value, list | tuple | dict) and len(value) > MANY:
-            text = repr(value)
-            return self._give_up(value, place) if " at 0x" in text else hashlib.sha256(text.encode()).hexdigest()
+            if not all(isinstance(each, PLAIN) for each in _flat(value)):
+                return self._give_up(value, place)  # the text of an array leaves values out
+            return hashlib.sha256(repr(value).encode()).hexdigest()
         if isinstance(value, Mapping) and type(value) in (dict, collections.OrderedDict, types.MappingProxyType):
             return sorted(([self.of(k, place), self.of(v, f"{place}[{k!r}]")] for k, v in value.items()), key=repr)
         if isinstance(value, Set):
@@ -117,8 +120,8 @@ class _Walk:
         for name, cell in cells.items():
             with contextlib.suppress(ValueError):  # a cell that is not filled yet
                 closure[name] = self.of(cell.cell_contents, f"{place}, {name}")
-        used = set(_names(function.__code__))
-        around = {name: function.__globals__[name] for name in sorted(used & function.__globals__.keys())}
+        used = set(_names(function.__code__))  # those of attributes included, which may be those of a module
+        around = {n: function.__globals__[n] for n in sorted(_globals(function.__code__) & function.__globals__.keys())}
         for name, module in list(around.items()):
             if isinstance(module, types.ModuleType) and not _is_file_installed(getattr(module, "__file__", None)):
                 around |= {f"{name}.{each}": vars(module)[each] for each in sorted(used & vars(module).keys())}
@@ -144,12 +147,24 @@ class _Walk:
         return ["unknown", kind]
 
 
+def _flat(value: list | tuple | dict) -> Iterator[Any]:
+    """The elements of a long list, or the keys and values of a mapping, those of tuples among them one by one."""
+    for each in itertools.chain.from_iterable(value.items()) if isinstance(value, dict) else value:
+        yield from _flat(each) if type(each) in (list, tuple) else [each]
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     """Names that a code object looks up outside itself, those of functions inside it included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """Those of the names that are looked up in the module."""
+    own = {each.argval for each in dis.get_instructions(code) if each.opname.endswith(("_GLOBAL", "_NAME"))}
+    return own.union(*(_globals(each) for each in code.co_consts if isinstance(each, types.CodeType)))
 
 
 def _wrapped(value: staticmethod | classmethod | property) -> list[Any]:

@@ -196,10 +196,10 @@ def histories(theta_0: Tensor, length: int = LENGTH) -> dict[str, Tensor]:
     return {**exact, "noisy": theta_0[:, None] * (1 + noise)}
 
 
-def responses(networks: dict[str, Known]) -> Iterator[dict[str, Any]]:
-    """What each network answers to `histories`: the step by theta_0, and its spread (standard deviation) over noise."""
+def responses(model: str, network: Known) -> Iterator[dict[str, Any]]:
+    """What a network answers to `histories`: the step by theta_0, and its spread (standard deviation) over noise."""
     theta_0 = torch.linspace(-REACH, REACH, AMPLITUDES)
-    for (model, network), role in ((pair, role) for pair in networks.items() for role in PREDICTED):
+    for role in PREDICTED:
         for history, window in histories(theta_0, network.length).items():
             answers = network.residual(window.reshape(-1, network.length), role).reshape(window.shape[:2])
             spread = answers.std(0) if len(answers) > 1 else torch.zeros(AMPLITUDES)
@@ -224,10 +224,11 @@ def inspect_trajectory(
     """Take the step of one prediction apart, tensor by tensor; arguments as `know.predict`.
 
     placebo: a trajectory from the same theta_0 with nothing removed (`placebo_of`).
-    out: folder for steps.csv, movement.csv, responses.csv (of the KNOWN that is asked) and, where there is a placebo,
-        placebo.csv; it must not exist.
+    out: folder for steps.csv, movement.csv, responses.csv (of the network that the method has asked, if it is one of
+        KNOWN's kind) and, where there is a placebo, placebo.csv; it must not exist.
     """
     models = Models(known)
+    models.asked = set()  # those of this prediction alone
     weights = predict(trajectory, method, depth, known=models, seed=seed, scale=scale, roles=roles, **options)
     with standard_torch():
         rows = steps(trajectory, weights, roles)
@@ -237,8 +238,10 @@ def inspect_trajectory(
                 write_table(folder / "movement.csv", movement(trajectory, roles), MOVEMENT)
                 if placebo:
                     write_table(folder / "placebo.csv", beside_placebo(trajectory, placebo, roles), PLACEBO)
-                model = method if method in ("released", "wnn") else "known"
-                write_table(folder / "responses.csv", responses({model: models[model]}), RESPONSES)
+                asked = {model: models[model] for model in sorted(models.asked)}
+                for model, network in asked.items():
+                    if isinstance(network, Known):
+                        write_table(folder / "responses.csv", responses(model, network), RESPONSES)
     return rows
 
 

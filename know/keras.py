@@ -81,5 +81,5 @@ def read(path: Path) -> dict[str, Any]:
 
 def unreadable(path: Path, error: Exception) -> KnowError:
     """The error of a file that is missing or holds something else than one of the authors' networks."""
-    reason = str(error).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return KnowError(f"{path} is missing or is not one of the authors' Keras files ({reason})")

@@ -106,7 +106,12 @@ class Known:
         numba takes to load. All others, and all windows with a given `chunk`, are computed by the module, in chunks
         that stay in the processor's cache or keep a GPU busy. Raises KnowError for a wrong S or role.
         """
-        if role not in self.nets or window.ndim != 2 or window.shape[1] != self.length:
+        if role in self.nets and window.ndim == 2 and window.shape[1] != self.length:
+            raise KnowError(
+                f"this network takes {self.length} snapshots, and was asked about {window.shape[1]}: make a trajectory"
+                f" of {self.length}, or choose a method that takes any number, such as linear"
+            )
+        if role not in self.nets or window.ndim != 2:
             roles = "/".join(self.nets)
             raise KnowError(f"KNOWN takes windows (N, {self.length}) of {roles}, got {tuple(window.shape)} of {role!r}")
         net, answers, cpu = self.nets[role], [], window.device.type == "cpu"
@@ -163,11 +168,7 @@ class Known:
     @classmethod
     def pretrained(cls, group: str = "general", length: int = 5) -> Known:
         """Networks that the package ships. know/pretrained/GROUP/LENGTH/README.md is the card of a group."""
-        path = PRETRAINED / group / str(length) / "known.safetensors"
-        if not path.is_file():
-            shipped = [f"{path.parent.parent.name}, {path.parent.name}" for path in PRETRAINED.glob("*/*/known.*")]
-            raise unknown("shipped networks", f"{group}, {length}", shipped)
-        return cls.load(path)
+        return cls.load(_shipped(group, str(length)))
 
 
 class Models:
@@ -187,10 +188,12 @@ class Models:
         self.models: dict[str, Any] = {}
         self.files: dict[str, list[Path]] = {}
         """Files that were read, by model."""
+        self.asked: set[str] = set()
+        """Models that somebody has asked for."""
         if isinstance(given, Known):
             self.models = {"known": given}
         elif isinstance(given, Models):
-            self.folder, self.models, self.files = given.folder, given.models, given.files
+            self.folder, self.models, self.files, self.asked = given.folder, given.models, given.files, given.asked
         elif isinstance(given, Mapping):
             self.models = dict(given)
         else:
@@ -203,6 +206,7 @@ class Models:
         """The model of that name; KnowError with the reason if it is unknown or cannot be had here."""
         if name not in self.models:
             self.models[name] = self._read(name)
+        self.asked.add(name)
         return self.models[name]
 
     def _read(self, name: str) -> Any:
@@ -214,8 +218,10 @@ class Models:
                 return WnnPlus.load(self.files[name][0])
             return Known.from_keras(self.files[name][0].parent, name)
         if name.startswith("shipped/"):
-            _, group, length = name.split("/")
-            return Known.pretrained(group, int(length))
+            group, _, length = name.removeprefix("shipped/").rpartition("/")
+            path = _shipped(group, length)
+            self.files[name] = [path]
+            return Known.load(path)
         if name not in ("known", "scaled", "meta_linear"):
             raise unknown("model", name, ("known", "scaled", "meta_linear", *keras.OUTSIDE))
         if self.folder is None:
@@ -228,6 +234,16 @@ class Models:
         model = load_state(path) if name == "meta_linear" else Known.load(path)
         self.files[name] = [path]
         return model
+
+
+def _shipped(group: str, length: str) -> Path:
+    """The file of networks that the package ships; KnowError if there are no such."""
+    files = {
+        f"{path.parent.parent.name}, {path.parent.name}": path for path in PRETRAINED.glob("*/*/known.safetensors")
+    }
+    if (name := f"{group}, {length}") not in files:
+        raise unknown("shipped networks", name, files)
+    return files[name]
 
 
 def _net(length: int, state: State) -> KnownNet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections import OrderedDict
@@ -48,12 +49,12 @@ class SafetensorsWriter:
             file.seek(self.start + offset)
             file.write(memoryview(plain.view(torch.uint8).numpy()))
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Nothing is left to do."""
 
 
 class TorchWriter:
-    """Writes one file of `torch.save` when closed; holds all of it in memory until then.
+    """Writes one file of `torch.save` when finished; holds all of it in memory until then.
 
     like: the file whose names, shapes, dtypes, and further entries are kept. names: the names to write, and the name of
     each in that file. Entries with states of the training, which do not belong to the new weights, are left out.
@@ -82,15 +83,18 @@ class TorchWriter:
         if name not in self.odd:
             self.state[name].view(-1)[start : start + len(values)] = values
 
-    def close(self) -> None:
+    def finish(self) -> None:
         content: Any = self.state | {name: self.state[other] for name, other in self.tied.items()} | self.like.extra
         if self.versions is not None:
             content = OrderedDict(content)
             content._metadata = self.versions  # where torch keeps it; some modules do not load without it
         for level, part in reversed(list(zip(_levels(self.like), self.like.route, strict=True))):
             content = {key: value for key, value in level.items() if not _is_state(key)} | {part: content}
-        with self.path.open("xb") as handle:  # given a path, torch writes its name into the file
-            torch.save(content, handle)
+        try:
+            with self.path.open("xb") as handle:  # given a path, torch writes its name into the file
+                torch.save(content, handle)
+        except RuntimeError as error:  # what torch raises where it cannot write, such as on a full disk
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
 
 STATES = re.compile(

@@ -21,7 +21,7 @@ from know.checkpoints import State
 from know.errors import KnowError, number
 from know.known import Known, Models
 from know.methods import Method, TensorInfo, differences_gram, get, recurse
-from know.roles import Role, only_predicted
+from know.roles import PREDICTED, Role, only_predicted
 from know.trajectory import LARGE, Trajectory, finite
 
 PIECE = LARGE
@@ -61,7 +61,9 @@ def predict(
     roles: Mapping[str, str] | None = None,
     **options: Any,
 ) -> State:
-    """Weights `depth` steps before theta_0: a full state_dict in the names, shapes and dtypes of theta_0.
+    """Weights `depth` steps from theta_0 against the direction of forgetting.
+
+    They are a full state_dict, in the names, shapes and dtypes of theta_0.
 
     method: a name from `know.methods.names()`; `predictor`, the keyword of earlier versions, is another name for it.
     options: keyword options of the method.
@@ -82,8 +84,7 @@ def predict(
         parts.setdefault(piece.tensor, []).append(piece.answer)
     last, answer = trajectory.checkpoints[-1], {}
     for name, tensor in trajectory.meta.items():
-        values = torch.cat(parts.pop(name)) if name in parts else last.read(name)
-        answer[name] = values.view(tensor.shape)
+        answer[name] = torch.cat(parts.pop(name)).view(tensor.shape) if name in parts else last.whole(name)
     trajectory.verify()
     return answer | {name: answer[other] for name, other in last.tied.items()}
 
@@ -134,10 +135,15 @@ def pieces(
 
 
 def predicted(trajectory: Trajectory, given: Mapping[str, str] | None = None) -> dict[str, Role]:
-    """Names and roles of the tensors that methods are asked about where they move; given: as `roles` of `predict`."""
-    tied, meta = trajectory.checkpoints[-1].tied, trajectory.meta
-    roles = only_predicted(trajectory.roles(given))
-    return {name: role for name, role in roles.items() if name not in tied and meta[name].numel()}
+    """Names and roles of the tensors that methods are asked about where they move; given: as `roles` of `predict`.
+
+    KnowError if one of two names for the same values is to be left alone, and the other one not.
+    """
+    tied, meta, roles = trajectory.checkpoints[-1].tied, trajectory.meta, trajectory.roles(given)
+    for one, other in tied.items() if given else ():
+        if (roles[one] in PREDICTED) != (roles[other] in PREDICTED):
+            raise KnowError(f"{one!r} and {other!r} are the same values under two names; give both the same role")
+    return {name: role for name, role in only_predicted(roles).items() if name not in tied and meta[name].numel()}
 
 
 def overflow(method: str, info: TensorInfo, window: Tensor) -> Overflow:

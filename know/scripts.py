@@ -36,7 +36,7 @@ def function_of(spec: str, option: str) -> Callable[..., Any]:
 def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any] | None]:
     """What the user's function for `know forget` returns: model, dataset, fit, and placebo or None.
 
-    KnowError if it returns no such.
+    KnowError if it returns anything else.
     """
     answer = call(function_of(spec, "SCRIPT"), spec, "SCRIPT")
     if not isinstance(answer, tuple | list) or len(answer) not in (3, 4):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,7 @@ class Trajectory:
         error. What is recorded is never replaced by other weights.
         """
         out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
-        try:
-            fingerprint = digest({"fractions": fractions, "settings": settings or {}})
-        except TypeError as error:
-            raise KnowError(f"settings must be JSON-serialisable: {error}") from error
+        fingerprint = digest({"fractions": fractions, "settings": check_facts("settings", settings)})
         if (out / "manifest.json").is_file():
             if cls.load(out).manifest.get("fingerprint") != fingerprint:
                 raise KnowError(f"{out} holds a trajectory of other settings; remove it or name another folder")
@@ -235,7 +233,7 @@ class Trajectory:
             if loaded := self.__dict__.get("states"):
                 one, *rest = (state[name].flatten()[start : start + LARGE] for state in loaded)
             else:
-                one, *rest = (checkpoint.read(name, start, start + LARGE) for checkpoint in (first, *others))
+                one, *rest = (each.read(name, start, start + LARGE, peek=True) for each in (first, *others))
             if not all(_same_bits(one, each) for each in rest):
                 return True
         return False
@@ -270,7 +268,7 @@ class Trajectory:
     def last(self, length: int) -> Trajectory:
         """The trajectory as one of `length` snapshots: those of the largest subsets. KnowError if it has fewer."""
         count = len(self.paths)
-        if number("length", length, whole=True, least=1) > count:
+        if number("length", length, whole=True, least=2) > count:
             raise KnowError(f"the trajectory has {count} snapshots, {length} are wanted")
         kept = dict(self.manifest)
         for key in kept.keys() & {"snapshots", "placebo"}:  # both lists begin with the smallest subset
@@ -357,8 +355,20 @@ class Recorder:
         return None
 
     def steps(self, n: int, seed: int = 0) -> Iterator[tuple[float, list[int]]]:
-        """The forgetting steps that are left to do, largest subset first: its fraction, and its indices of n items."""
-        subsets = nested_subsets(n, seed=seed, fractions=self.fractions)
+        """The forgetting steps that are left to do, largest subset first: its fraction, and its indices of n items.
+
+        KnowError if the recording was begun with another n or seed, whose subsets would not be nested in these.
+        """
+        subsets, asked = nested_subsets(n, seed=seed, fractions=self.fractions), {"items": n, "seed": seed}
+        begun = self.folder / "steps.json"
+        if begun.is_file():
+            if (known := read_json(begun)) != asked:
+                shown = "{items} items and seed {seed}".format
+                raise KnowError(
+                    f"{self.folder} was begun with {shown(**known)}, not with {shown(**asked)}; name a new folder"
+                )
+        elif not (self.folder / "manifest.json").is_file():  # nothing is added to a finished folder
+            write_json(begun, asked)
         for fraction, index in zip(reversed(self.fractions), reversed(subsets), strict=True):
             if fraction not in self:
                 yield fraction, index
@@ -372,13 +382,10 @@ class Recorder:
 
         KnowError if that fraction is recorded with other weights.
         """
-        path = self._path(number("fraction", fraction))
+        path, facts = self._path(number("fraction", fraction)), check_facts("facts", facts, OF_SNAPSHOTS)
         if isinstance(model, nn.Module):
             self._note_buffers(model)
-        state = state_of(model) if isinstance(model, nn.Module) else model
-        tensors = isinstance(state, Mapping) and all(isinstance(each, Tensor) for each in state.values())
-        if not tensors or not all(isinstance(name, str) for name in state):
-            raise KnowError(f"record.add takes a module or a state_dict of tensors, not a {type(model).__name__}")
+        state = check_state("record.add takes", model)
         if path.is_file():
             if not _equal(load_state(path), state):
                 raise KnowError(f"{path} records fraction {fraction:g} already, with other weights; name a new folder")
@@ -420,6 +427,33 @@ class Recorder:
         state, named = state_of(model), {name.replace("_orig_mod.", "") for name, _ in model.named_buffers()}
         role_of, buffers = roles(state), named & state.keys()
         self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
+
+
+OF_SNAPSHOTS = ("file", "fraction", "sha256")
+"""What a manifest says of every snapshot itself; no fact may have such a name."""
+OF_MANIFESTS = ("buffers", "fingerprint", "format", "placebo", "references", "seed", "settings", "snapshots", "torch")
+"""What a manifest says of the trajectory itself."""
+
+
+def check_facts(what: str, facts: Mapping[str, Any] | None, taken: Collection[str] = ()) -> dict[str, Any]:
+    """Facts for a manifest, as they are; KnowError if one has a name of the manifest's own, or JSON cannot hold it."""
+    facts = dict(facts or {})
+    if clash := sorted(set(taken) & facts.keys()):
+        raise KnowError(f"{what} has {clash[0]!r}, a name that the manifest uses itself; give it another name")
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise KnowError(f"{what} must be JSON-serialisable, with finite numbers: {error}") from error
+    return facts
+
+
+def check_state(what: str, model: Any) -> Mapping[str, Tensor]:
+    """The weights of a module, or a state_dict as it is; KnowError that begins with `what` if it is neither."""
+    state = state_of(model) if isinstance(model, nn.Module) else model
+    tensors = isinstance(state, Mapping) and all(isinstance(each, Tensor) for each in state.values())
+    if not tensors or not all(isinstance(name, str) for name in state):
+        raise KnowError(f"{what} a module or a state_dict of tensors, not a {type(model).__name__}")
+    return state
 
 
 def write_manifest(

@@ -44,12 +44,14 @@ def verdict(rows: Sequence[Row]) -> str:
     gives too only where the two intervals lie apart. With neither, the largest upper limit at tuned rates is what the
     runs are compatible with. Then come losses; whether a prediction scores more than its control and than the
     checkpoints beside theta_0; and what makes all of it doubtful: rates on an edge, lost runs, seeds that change
-    nothing.
+    nothing. Candidates of which nothing can be said are named before all of it.
     """
     today, tuned = ({r.candidate: r for r in rows if r.policy == p and r.candidate != THETA_0} for p in POLICIES)
     usable = [row for row in tuned.values() if math.isfinite(row.low)]
     if not usable:
         return "Nothing can be said: fewer than two seeds have a score of theta_0 and of a candidate."
+    silent = [name for name, row in tuned.items() if row not in usable]
+    left_out = [f"Nothing can be said of {', '.join(silent)}: fewer than two seeds have a score."] if silent else []
     edges = sorted({row.candidate for row in rows if row.on_edge})
     best_rate = "at the best of the rates tried" if edges else "where each has its own best rate"
     said, gains = [], [row for row in usable if row.low > 0]
@@ -70,7 +72,10 @@ def verdict(rows: Sequence[Row]) -> str:
     losses = [row for row in usable if row.high < 0]
     if len(losses) == len(usable):
         best = max(usable, key=lambda row: row.difference)
-        said.append(f"All candidates score less than theta_0 at tuned rates, the best of them by {_interval(best)}.")
+        every = "All other" if left_out else "All"
+        said.append(
+            f"{every} candidates score less than theta_0 at tuned rates, the best of them by {_interval(best)}."
+        )
     else:
         if not said:
             most = _rounded_up(max(row.high for row in usable))
@@ -78,7 +83,7 @@ def verdict(rows: Sequence[Row]) -> str:
         if losses:
             said.append(f"Less than theta_0: {_listed(losses)}.")
     said += _against_others(usable)
-    return " ".join([*said, *_doubts(rows, edges)])
+    return " ".join([*left_out, *said, *_doubts(rows, edges)])
 
 
 def _against_others(usable: Sequence[Row]) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from know.errors import number
+
 FLAT = 1e-3
 """A smaller share than this is no sign of a limit: in `rre` the share by which the movement gets shorter, in both
 vector methods the sum of the coefficients relative to their size. Rounding of float32 snapshots stays below it."""
@@ -24,5 +26,9 @@ def combine(window: Tensor, weights: Tensor) -> Tensor:
 
 
 def ridge(gram: Tensor, relative: float, size: int) -> Tensor:
-    """A multiple of the identity, float64 (size, size): `relative` times the mean square of a Gram matrix."""
-    return relative * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(size, dtype=torch.float64)
+    """A multiple of the identity, float64 (size, size): `relative` times the mean square of a Gram matrix.
+
+    At least 1e-12 times, so that snapshots that are alike leave no singular matrix. KnowError for less than 0.
+    """
+    share = max(number("regularisation", relative, least=0), 1e-12)
+    return share * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(size, dtype=torch.float64)

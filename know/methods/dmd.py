@@ -16,7 +16,7 @@ def dmd(window: Tensor, tensor: TensorInfo, *, scope: Scope = "model", regularis
     """
     gram = tensor.whole() if scope == "model" else differences_gram(window)
     inputs = gram[:-1, :-1]  # inner products of all differences but the last
-    inverse = torch.linalg.inv(inputs + ridge(gram, max(regularisation, 1e-12), len(inputs)))
+    inverse = torch.linalg.inv(inputs + ridge(gram, regularisation, len(inputs)))
     # a difference is its coefficients over the S - 1 known ones; the operator takes number j to number j + 1
     newest = gram.new_zeros(len(gram))
     newest[-1] = 1

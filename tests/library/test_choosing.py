@@ -205,7 +205,7 @@ def test_the_second_split_says_what_the_choice_cost(tmp_path, trajectory, script
     assert config["scale"] == 0.5
     assert facts["gain"] == pytest.approx(float(step[0::2].norm()), rel=1e-5)
     assert facts["gain_on_check"] == pytest.approx(-float(step[1::2].norm()), rel=1e-5)
-    assert "which does not confirm it: theta_0 is as good there" in facts["said"]
+    assert "which does not confirm it: theta_0 is better there" in facts["said"]
     assert asked(tmp_path) == "ckccck"  # theta_0 twice, the others once, and what was kept once more
     assert f"{facts['gain'] - facts['gain_on_check']:+.4g}, estimates" in facts["said"]
     assert facts["said"] in (tmp_path / "out/README.md").read_text(encoding="utf-8")

@@ -220,9 +220,14 @@ def test_the_shipped_known_is_named_and_where_it_comes_from(place, capsys):
     )
     config = yaml.safe_load(Path("shipped/know_config.yml").read_text(encoding="utf-8"))
     assert config["models"] == {"known.safetensors": sha256_file(PRETRAINED / "general" / "5" / "known.safetensors")}
-    for known in ("known.safetensors", PRETRAINED / "without_cifar" / "5"):
-        assert call("predict", "run", "--known", known, "--out", f"own {Path(known).name}") == 0
-        assert "meta-trained" not in capsys.readouterr().out  # that was said of the general one, and it is not asked
+    other = PRETRAINED / "without_cifar" / "5" / "known.safetensors"
+    for k, asked in enumerate([("--known", other.parent), ("--method", "shipped", "-o", "group=without_cifar")]):
+        assert call("predict", "run", *asked, "--out", f"other{k}") == 0
+        assert "meta-trained on fashion_mnist, mnist, notmnist_small, pacs\n" in capsys.readouterr().out
+        config = yaml.safe_load(Path(f"other{k}/know_config.yml").read_text(encoding="utf-8"))
+        assert config["models"] == {"known.safetensors": sha256_file(other)}
+    assert call("predict", "run", "--known", "known.safetensors", "--out", "own") == 0
+    assert "meta-trained" not in capsys.readouterr().out  # of the user's own network nothing is known
 
 
 def test_checkpoints_of_torch_do_as_well(place):

@@ -295,7 +295,8 @@ CONTROL = {"kind": "control"}
         ),
         (
             [("known_x2", GAIN, (math.nan,) * 3, {"failed": 4}), ("known_x8", NOTHING, NOTHING, {})],
-            "No gain of more than 0.5 is compatible with these runs at tuned rates. Fine-tunes without a score:"
+            "Nothing can be said of known_x2: fewer than two seeds have a score. No gain of more than 0.5 is compatible"
+            " with these runs at tuned rates. Fine-tunes without a score:"
             " known_x2 (0 in the search, 4 after it). In the search each takes its rate from the candidate; after it"
             " each is left out of a difference, which favours a candidate that fails where it would do badly.",
         ),
@@ -389,3 +390,58 @@ def test_wrong_arguments_are_refused_before_any_work(run, change, said):
     with pytest.raises(KnowError, match=said):
         compare(**{"trajectory": run, "task": "task.py:fine_tune", "rates": RATES, "out": "compared", **change})
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_refused_request_leaves_nothing_behind(run):
+    for asked in ("rre:3", "known:2 "):
+        with pytest.raises(KnowError):
+            compare(run, "task.py:fine_tune", RATES, out="compared", methods=[asked])
+    with pytest.raises(KnowError, match="takes 5 snapshots, and was asked about 4"):
+        compare(run.last(4), "task.py:fine_tune", RATES, out="compared")
+    assert not Path("compared.partial").exists()
+    compare(run, "task.py:fine_tune", RATES, out="compared")
+
+
+def test_all_candidates_have_the_same_names_where_prefixes_are_stripped(run):
+    paths = []
+    for path in run.paths:
+        paths.append(path.with_name(f"wrapped-{path.name}"))
+        save_file({f"module.{name}": tensor for name, tensor in load_file(path).items()}, paths[-1])
+    wrapped = know.Trajectory.from_checkpoints(paths, run.fractions, strip="module.")
+
+    def task(checkpoint, learning_rate, seed):
+        return learning_rate if load_file(checkpoint).keys() == run.theta_0.keys() else math.nan
+
+    assert not any(row.failed for row in compare(wrapped, task, RATES, out="compared"))
+
+
+def test_a_task_may_change_the_working_directory(run, tmp_path):
+    def task(checkpoint, learning_rate, seed):
+        size = len(load_file(checkpoint))
+        os.chdir("/")
+        return size + learning_rate
+
+    own = know.Trajectory.from_checkpoints([Path("run") / path.name for path in run.paths], run.fractions)
+    assert not any(row.failed for row in compare(own, task, RATES, out="compared"))
+    assert Path.cwd() == tmp_path
+
+
+def test_an_interruption_after_the_best_was_kept_costs_nothing(run, monkeypatch):
+    monkeypatch.setenv("EFFECT", "better")
+
+    def say(line):
+        if line.startswith("kept"):
+            raise KeyboardInterrupt
+
+    given = {"task": "task.py:fine_tune", "rates": RATES, "out": "compared", "keep": True}
+    with pytest.raises(KeyboardInterrupt):
+        compare(run, **given, say=say)
+    compare(run, **given)
+    assert Path("compared/best/model.safetensors").is_file()
+
+
+def test_predictions_are_held_against_their_own_controls_alone(run):
+    rows = compare(run, "task.py:fine_tune", RATES, out="compared", methods=["linear:3", "shrink_and_perturb"])
+    beside = {row.candidate: set(row.beside) for row in rows if row.policy == "tuned"}
+    assert beside["known_x8"] == {"shrink_x8"}
+    assert not any(others for name, others in beside.items() if name != "known_x8")

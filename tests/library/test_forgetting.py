@@ -1,10 +1,12 @@
 """Structured forgetting with anybody's model, data and training function, also where it is interrupted."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from fits import AdamCarried, Fit, interrupted, new_data, new_model
 from tiny import equal
 from torch.utils.data import TensorDataset
@@ -153,3 +155,77 @@ def test_one_changed_weight_is_another_run(tmp_path, data):
         model[0].weight[0, 0] += 1e-6
     with pytest.raises(KnowError, match="other weights"):
         know.forget(model, data, Fit(), out=tmp_path / "run")
+
+
+# what a manifest cannot hold is refused before any training
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"facts": {"seed": 0}}, "facts has 'seed', a name that the manifest uses itself"),
+        ({"facts": {"fit": "sgd"}}, "facts has 'fit'"),
+        ({"facts": {"loss": float("nan")}}, "facts must be JSON-serialisable, with finite numbers"),
+        ({"references": {"s0": {"w": torch.ones(1)}}}, "references: 's0' cannot name a file"),
+        ({"references": {"a/b": {"w": torch.ones(1)}}}, "references: 'a/b' cannot name a file"),
+        ({"references": {"mine": 5}}, r"references\['mine'\] must be a module or a state_dict"),
+    ],
+)
+def test_facts_and_references_that_cannot_be_kept_are_refused_before_training(tmp_path, data, asked, said):
+    fit = Fit()
+    with pytest.raises(KnowError, match=said):
+        know.forget(new_model(), data, fit, out=tmp_path / "run", **asked)
+    assert not fit.calls
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ({"loss": float("nan")}, "with finite numbers"),
+        ({"loss": torch.tensor(1.0)}, "JSON-serialisable"),
+        ({"images": 3}, "'images', a name"),
+        ({"sha256": "0"}, "'sha256', a name"),
+    ],
+)
+def test_a_snapshot_with_facts_that_cannot_be_kept_is_not_recorded(tmp_path, data, fact, said):
+    """So that the call goes on to a whole trajectory when `describe` is mended."""
+    with pytest.raises(KnowError, match=said):
+        know.forget(new_model(), data, Fit(), out=tmp_path / "run", describe=lambda model, index: fact)
+    made = know.forget(new_model(), data, Fit(), out=tmp_path / "run", describe=lambda model, index: {"loss": 1.0})
+    assert [snapshot["loss"] for snapshot in made.manifest["snapshots"]] == [1.0] * 5
+
+
+def test_a_finished_folder_without_a_reference_that_is_asked_for_is_not_taken(tmp_path, data):
+    know.forget(new_model(), data, Fit(), out=tmp_path / "run")
+    with pytest.raises(KnowError, match="is finished and keeps no reference weights 'mine'"):
+        know.forget(new_model(), data, Fit(), out=tmp_path / "run", references={"mine": new_model()})
+
+
+def test_a_finished_folder_is_taken_by_another_version_of_the_package(tmp_path, data, monkeypatch):
+    """What it holds does not depend on the code that reads it; only unfinished work has to be of the same code."""
+    made = know.forget(new_model(), data, Fit(), out=tmp_path / "run")
+    monkeypatch.setattr(know.forgetting, "code_hash", lambda entry: "another")
+    assert know.forget(new_model(), data, Fit(), out=tmp_path / "run") == made
+
+
+def test_a_state_of_fit_that_could_not_be_loaded_again_is_refused_before_training(tmp_path, data):
+    class Unsafe(Fit):
+        def state_dict(self):
+            return {"path": Path("here")}
+
+        def load_state_dict(self, state):
+            pass
+
+    fit = Unsafe()
+    with pytest.raises(KnowError, match=r"fit\.state_dict\(\) holds something that cannot be loaded again safely"):
+        know.forget(new_model(), data, fit, out=tmp_path / "run")
+    assert not fit.calls
+
+
+def test_a_fit_that_renames_tensors_is_told_so(tmp_path, data):
+    def prune(model, subset):
+        torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+
+    with pytest.raises(KnowError, match="changed the names of the model's tensors, such as '0"):
+        know.forget(new_model(), data, prune, out=tmp_path / "run")

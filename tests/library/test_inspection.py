@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+from know.drawing import draw_inspection
 from know.inspection import (
     MOVEMENT,
     PARTS,
@@ -226,7 +227,7 @@ def test_rising_is_even_saturating_halves_and_noise_has_its_size():
 
 
 def test_responses_are_complete_and_those_of_the_network(models):
-    rows = list(responses({"known": models["known"], "other": models["scaled"]}))
+    rows = [row for name in ("known", "scaled") for row in responses(name, models[name])]
     keys = {(row["model"], row["role"], row["history"], row["theta_0"]) for row in rows}
     assert len(keys) == len(rows) == 2 * 3 * 4 * 33
     assert all(list(row) == RESPONSES for row in rows)
@@ -235,8 +236,8 @@ def test_responses_are_complete_and_those_of_the_network(models):
     for row in rows[::97]:
         if row["history"] == "constant":
             window = torch.full((1, 5), row["theta_0"])
-            model = models["known" if row["model"] == "known" else "scaled"]
-            assert row["step"] == pytest.approx(float(model.residual(window, row["role"])), abs=1e-6)
+            answer = models[row["model"]].residual(window, row["role"])
+            assert row["step"] == pytest.approx(float(answer), abs=1e-6)
         assert (row["spread"] > 0) <= (row["history"] == "noisy")
 
 
@@ -265,3 +266,20 @@ def test_inspecting_a_trajectory_writes_its_four_tables(walk, models, write_traj
     assert [row["tensor"] for row in written["steps"]] == [row.tensor for row in rows]
     assert float(written["steps"][0]["step"]) == pytest.approx(rows[0].step, rel=1e-3)
     assert inspect_trajectory(walk, "shrink", 3, known=models, of="released") == rows
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "asked"),
+    [("scaled_known", {}, "scaled"), ("shrink", {"of": "released"}, "released")],
+)
+def test_the_answers_that_are_drawn_are_those_of_the_network_that_was_asked(
+    walk, models, tmp_path, method, options, asked
+):
+    inspect_trajectory(walk, method, known=models, out=tmp_path / "out", **options)
+    assert {row["model"] for row in table(tmp_path / "out/responses.csv")} == {asked}
+
+
+def test_no_answers_are_drawn_where_no_network_was_asked(walk, models, tmp_path):
+    inspect_trajectory(walk, "mean", known=models, out=tmp_path / "out")
+    assert not (tmp_path / "out/responses.csv").exists()
+    assert draw_inspection(tmp_path / "out")

@@ -247,7 +247,12 @@ def test_a_saved_known_is_the_same(models, model, scaling, windows, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "role", "said"),
-    [((3, 4), "conv", r"\(3, 4\)"), ((3, 6), "conv", r"\(3, 6\)"), ((5,), "conv", r"\(5,\)"), ((3, 5), "norm", "norm")],
+    [
+        ((3, 4), "conv", "takes 5 snapshots, and was asked about 4"),
+        ((3, 6), "conv", "about 6"),
+        ((5,), "conv", r"\(5,\)"),
+        ((3, 5), "norm", "norm"),
+    ],
 )
 def test_windows_of_another_length_or_role_are_refused(hyper, shape, role, said):
     with pytest.raises(KnowError, match=said):

@@ -1,10 +1,12 @@
 """Checkpoints and folders as people have them: nothing is lost silently, and every refusal names the cause."""
 
 import functools
+import hashlib
 import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import know
 from know.checkpoints import load_state
 from know.cli import app
 from know.errors import KnowError
-from know.export import Request, predict_files
+from know.export import Request, plan, predict_files
 from know.trajectory import Trajectory
 
 # containers
@@ -93,8 +95,10 @@ def test_entries_beside_the_weights_are_carried_over_but_states_of_the_training(
         return {"state_dict": base(k), **beside}
 
     trajectory = written(make, ".ckpt", key="state_dict")
-    (note,) = predict_to(trajectory, tmp_path / "out")
-    assert "optimizer_states was left out" in note
+    assert predict_to(trajectory, tmp_path / "out") == [
+        "states of the training were left out: optimizer_states",
+        "what stands beside the weights was carried over as it is: epoch, best, hyper_parameters",
+    ]
     with torch.serialization.safe_globals([np._core.multiarray.scalar, np.dtype, type(np.dtype("d"))]):
         found = torch.load(tmp_path / "out/model.ckpt")
     assert found.keys() == {"state_dict", "epoch", "best", "hyper_parameters"}
@@ -301,3 +305,83 @@ def test_of_roles_and_skips_the_later_wins(written, capsys, options, count):
     line = ["predict", *map(str, trajectory.paths), "--fractions", ",".join(map(str, FRACTIONS)), "--dry-run"]
     app([*line, *options], standalone_mode=False)
     assert f"{count} of 4 tensors would be predicted" in capsys.readouterr().out
+
+
+# values under two names, in another order, or none at all
+
+
+def tied(k):
+    table = torch.randn(6, 4, generator=torch.Generator().manual_seed(k))
+    return {"embed.weight": table, "head.weight": table, "other.weight": table + k}
+
+
+@pytest.mark.parametrize("pattern", ["head.*", "embed.*"])
+def test_of_two_names_for_the_same_values_none_is_left_alone_by_itself(written, tmp_path, pattern):
+    trajectory = written(tied, ".pt")
+    with pytest.raises(KnowError, match="the same values under two names; give both the same role"):
+        predict_files(trajectory, Request("linear", roles=((pattern, "skip"),)), tmp_path / "out")
+    predict_files(trajectory, Request("linear", roles=(("[eh]*", "skip"),)), tmp_path / "out")
+    found = load_state(tmp_path / "out/model.pt")
+    assert torch.equal(found["head.weight"], tied(0)["head.weight"])
+    assert not torch.equal(found["other.weight"], tied(0)["other.weight"])
+
+
+def test_a_folder_may_give_its_weights_any_name(written, tmp_path):
+    def save(state, path):
+        path.mkdir()
+        torch.save(state, path / "weights.pt")
+
+    trajectory = written(base, "", save)
+    predict_to(trajectory, tmp_path / "out")
+    found = load_state(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in know.predict(trajectory).items())
+
+
+def test_tensors_that_are_skipped_come_through_in_memory_as_in_files(written, tmp_path):
+    def make(k):
+        return {**base(k), "table": torch.eye(3).to_sparse()}
+
+    trajectory = written(make, ".pt")
+    with pytest.raises(KnowError, match="--skip 'table' leaves it alone"):
+        know.predict(trajectory)
+    answer = know.predict(trajectory, roles={"table": "skip"})
+    assert torch.equal(answer["table"].to_dense(), torch.eye(3))
+    assert torch.equal(trajectory.theta_0["table"].to_dense(), torch.eye(3))
+
+
+def test_values_in_another_order_are_read_piece_by_piece_as_they_are(written, monkeypatch):
+    def make(k):
+        return {"w": torch.arange(12.0).view(3, 4).mul(k + 1).T}
+
+    checkpoint = written(make, ".pt").checkpoints[-1]
+    whole = torch.cat([checkpoint.read("w", start, start + 5) for start in (0, 5, 10)])
+    assert torch.equal(whole.view(4, 3), make(0)["w"])
+    checkpoint.read("w")[0] = 5  # what is read is the reader's own
+    assert torch.equal(checkpoint.state()["w"], make(0)["w"])
+
+
+def test_a_plan_reads_no_more_of_a_large_file_than_it_needs(tmp_path):
+    large = {name: torch.zeros(1 << 20) for name in "ab"}
+    paths = [tmp_path / f"{k}.safetensors" for k in range(5)]
+    for k, path in enumerate(paths):
+        save_file({name: tensor + k for name, tensor in large.items()}, path)
+    trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)
+    assert [row.action for row in plan(trajectory)] == ["predicted as bias"] * 2
+    part = trajectory.checkpoints[0].parts[0]
+    assert part._hashed < 2 << 20  # of 8 MB
+    assert part.sha256() == hashlib.sha256(paths[0].read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_is_said_for_files_of_torch_too(written, tmp_path, monkeypatch):
+    real = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, mode="r", *a, **k: real(
+            Path("/dev/full") if mode == "xb" else path, *a, **{**k, "mode": mode.replace("x", "w")}
+        ),
+    )
+    with pytest.raises(KnowError, match="cannot write"):
+        predict_files(written(base, ".pt"), Request("linear"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

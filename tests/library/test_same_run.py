@@ -4,6 +4,7 @@ import functools
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 from others import FRACTIONS, base
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 import know
 from know.errors import KnowError
+from know.identity import identity
 from know.trajectory import Trajectory
 
 # our own snapshots
@@ -186,3 +188,30 @@ def test_an_extra_state_of_a_module_is_no_obstacle(tmp_path):
     model = Extra(4, 2)
     trajectory = know.forget(model, [0] * 64, lambda model, subset: step(model, subset, 0.1), out=tmp_path / "run")
     assert trajectory.theta_0.keys() == {"weight", "bias"}
+
+
+def test_a_long_list_is_compared_as_a_whole_or_named_as_unknown():
+    def task_of(value):
+        return lambda: value
+
+    def said(value):
+        return identity(task_of(value))
+
+    numbers = [(k, "a") for k in range(20_000)]
+    assert said(numbers) == said(list(numbers))
+    assert said(numbers) != said([*numbers[:-1], (1, "b")])
+    _, unknown = said([np.zeros(3)] * 20_000)
+    assert len(unknown) == 1
+
+
+def close():
+    return 1
+
+
+def test_the_name_of_an_attribute_is_not_that_of_a_function_of_the_module(monkeypatch):
+    def task(handle):
+        handle.close()
+
+    before = identity(task)
+    monkeypatch.setitem(globals(), "close", lambda: 2)
+    assert identity(task) == before

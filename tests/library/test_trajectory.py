@@ -396,3 +396,22 @@ def test_a_recording_that_lacks_a_snapshot_is_not_finished(tmp_path):
         record.add({"w": torch.ones(2)}, 0.25)  # any framework's weights, by name
         record.add({"w": torch.zeros(2)}, 1)
     assert Trajectory.load(tmp_path / "other").window("w").tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_recording_goes_on_with_the_same_subsets_or_not_at_all(tmp_path):
+    def begin(n, seed):
+        with Trajectory.record(tmp_path / "run") as record:
+            record.start(linear())
+            return list(record.steps(n, seed))  # and the block ends with nothing recorded
+
+    for _ in range(2):
+        with pytest.raises(KnowError, match="no snapshot of fraction"):
+            begin(64, 0)
+    for n, seed in ((32, 0), (64, 1)):
+        with pytest.raises(KnowError, match="was begun with 64 items and seed 0, not with"):
+            begin(n, seed)
+
+
+def test_a_trajectory_of_one_snapshot_is_refused(trajectory):
+    with pytest.raises(KnowError, match="length must be at least 2"):
+        trajectory.last(1)
