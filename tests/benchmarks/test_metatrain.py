@@ -10,7 +10,7 @@ from synthetic import meta_settings as settings
 from tiny import equal
 
 from benchmarks.metaset import windows
-from benchmarks.metatraining import COEFFICIENTS, HELD_OUT, _least_squares, fit_known
+from benchmarks.metatraining import COEFFICIENTS, HELD_OUT, _least_squares, _Windows, fit_known
 from know.checkpoints import load_state, save_state
 from know.errors import KnowError
 from know.files import read_json, write_json
@@ -280,3 +280,21 @@ def test_the_bias_penalty_keeps_biases_small(shards, tmp_path):
 def test_too_little_to_train_on_is_named(shards, tmp_path, trajectories, diverged, said):
     with pytest.raises(KnowError, match=said):
         fit_known(shards(trajectories, diverged=diverged), settings(), out=tmp_path / "known")
+
+
+def test_under_the_relative_loss_every_trajectory_counts_alike_whatever_its_size_and_scale():
+    """The loss of no change is then 1 on each, so it is 1 on all of them."""
+    dice = torch.Generator().manual_seed(0)
+    few, many = (torch.randn(count, 6, generator=dice) for count in (7, 300))
+    answers = torch.randn(307, generator=dice)
+
+    def loss(*trajectories, answers):
+        return float(_Windows(list(trajectories), "none", relative=True).loss(answers))
+
+    apart = [loss(few, answers=answers[:7]), loss(many, answers=answers[7:])]
+    assert loss(few, many, answers=answers) == pytest.approx(sum(apart) / 2)
+    scaled = torch.cat([1000 * answers[:7], answers[7:]])
+    assert loss(1000 * few, many, answers=scaled) == pytest.approx(sum(apart) / 2)
+    assert _Windows([few, many], "none", relative=True).plain()[0] == pytest.approx(1)
+    still = torch.ones(5, 6)
+    assert loss(still, many, answers=torch.cat([answers[:5], answers[7:]])) == pytest.approx(apart[1] / 2)

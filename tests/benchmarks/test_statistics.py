@@ -247,3 +247,10 @@ def test_a_cell_without_oracle_has_differences_and_no_shares():
     found = row(table(noisy(9), arms=ARMS[:2]), "known_x2")
     assert math.isfinite(found.low)
     assert math.isnan(found.share)
+
+
+def test_the_local_share_is_of_the_local_data_gap():
+    gain = {"naive": 0.0, "known_x2": 0.01, "oracle_steps": 0.04, "compute_matched": 0.03, "local_oracle": 0.05}
+    found = row(table(lambda arm, t, f: 0.5 + 0.1 * t + gain[arm], arms=tuple(gain)), "known_x2")
+    assert (found.share, found.local_share) == pytest.approx((0.25, 0.5))
+    assert (found.local_share_low, found.local_share_high) == pytest.approx((0.5, 0.5))

@@ -37,6 +37,7 @@ class Call:
     images: int
     recipe: Recipe
     start: dict
+    optimizer: dict | None = None
     states: list[dict] = field(default_factory=list)
 
 
@@ -45,7 +46,7 @@ def make(ids: list[str], folder, tracks=TRACKS, origin=ORIGIN, settings=FORGETTI
     calls, real = [], trajectories.train
 
     def spy(model, dataset, split, recipe, *, after_step=None, **more):
-        call = Call(len(split), recipe, copy.deepcopy(model.state_dict()))
+        call = Call(len(split), recipe, copy.deepcopy(model.state_dict()), copy.deepcopy(more.get("optimizer_state")))
         calls.append(call)
 
         def record(*steps):
@@ -315,3 +316,25 @@ def test_carrying_the_optimiser_is_an_option_that_changes_later_snapshots(made, 
     assert equal(runs["overflow"].theta_0, anew.theta_0)
     assert not equal(runs["overflow"].states[-2], anew.states[-2])
     assert read_json(out / "manifest.json")["forgetting"]["carry_optimizer"] is False
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_all_that_goes_on_from_theta_0_takes_over_the_same_state_of_the_optimiser(made, tmp_path, carry):
+    """Further training, its oracle, the first forgetting step and the placebo differ in their images alone."""
+    settings = FORGETTING.model_copy(update={"carry_optimizer": carry})
+    out, calls = made if carry else make(["p0"], tmp_path, settings=settings)
+    for track in TRACKS:
+        own = Trajectory.load(out / "p0" / track)
+        further = that_starts(calls, own.theta_0)
+        assert len(further) >= 4
+        if not carry:
+            assert not any(call.optimizer for call in further)
+            continue
+        first, *others = (moments(call.optimizer) for call in further)
+        assert first
+        assert all(equal(first, other) for other in others)
+
+
+def moments(state: dict) -> dict:
+    """The tensors of a state of Adam, by name."""
+    return {f"{k}.{name}": tensor for k, each in state["state"].items() for name, tensor in each.items()}

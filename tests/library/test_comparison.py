@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import know
 from know import comparison
 from know.comparison import compare
 from know.errors import KnowError
+from know.statistics import paired_t
 from know.verdict import Row, verdict
 
 RATES = [3e-4, 1e-4, 1e-3, 3e-3]
@@ -445,3 +447,29 @@ def test_predictions_are_held_against_their_own_controls_alone(run):
     beside = {row.candidate: set(row.beside) for row in rows if row.policy == "tuned"}
     assert beside["known_x8"] == {"shrink_x8"}
     assert not any(others for name, others in beside.items() if name != "known_x8")
+
+
+def test_rates_are_chosen_on_validation_and_differences_are_of_the_test_scores(run):
+    """Of the two scores one would choose the largest rate, and the other one the middle."""
+
+    def tested(checkpoint, learning_rate, seed):
+        name = "theta_0" if checkpoint.parent.name == "run" else checkpoint.parent.name
+        return zlib.crc32(repr((name, learning_rate, seed)).encode()) % 1000 + 5000 * learning_rate
+
+    def task(checkpoint, learning_rate, seed):
+        return -(math.log(learning_rate / 1e-3) ** 2), tested(checkpoint, learning_rate, seed)
+
+    rows = compare(run, task, RATES, out="compared", seeds=5, pilots=1)
+    for row in rows:
+        assert row.learning_rate == (RATES[0] if row.policy == "today" else pytest.approx(1e-3, rel=0.3))
+        rates = {row.candidate: row.learning_rate, "theta_0": rate_of(rows, "theta_0", row.policy)}
+        place = {name: Path("run/s0") if name == "theta_0" else Path(name, "model") for name in rates}
+        own, base = ([tested(place[n], rates[n], s) for s in range(1, 6)] for n in (row.candidate, "theta_0"))
+        # four differences are read together: of three candidates to theta_0, and of known_x8 to its control
+        expected = paired_t([a - b for a, b in zip(own, base, strict=True)], comparisons=4)
+        assert row.score == pytest.approx(sum(own) / 5)
+        assert (row.difference, row.low, row.high) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
+def rate_of(rows, candidate: str, policy: str) -> float:
+    return next(row.learning_rate for row in rows if (row.candidate, row.policy) == (candidate, policy))

@@ -1,6 +1,7 @@
 """No folder is taken for another's: our own snapshots, finished trajectories, and the user's training function."""
 
 import functools
+import importlib
 import json
 import threading
 
@@ -215,3 +216,86 @@ def test_the_name_of_an_attribute_is_not_that_of_a_function_of_the_module(monkey
     before = identity(task)
     monkeypatch.setitem(globals(), "close", lambda: 2)
     assert identity(task) == before
+
+
+def keyword_only(model, subset, *, size=0.01):
+    step(model, subset, size)
+
+
+class Slotted:
+    __slots__ = ("size",)
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, model, subset):
+        step(model, subset, self.size)
+
+
+class Wrapped:
+    def __init__(self, size):
+        self.kept = size
+
+    size = property(lambda self: self.kept)
+
+
+def with_defaults(size):
+    return lambda model, subset, size=size: step(model, subset, size)
+
+
+def with_keyword_only(size):
+    made = functools.partial(keyword_only)
+    made.keywords["size"] = size
+    return made
+
+
+def method_of(kind):
+    def make(size):
+        return type("Own", (), {"size": kind(lambda *_: size)})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        with_defaults,
+        with_keyword_only,
+        Slotted,
+        Wrapped,
+        method_of(staticmethod),
+        method_of(classmethod),
+        method_of(property),
+        lambda size: {size, "a"},
+        lambda size: {"a": {"b": (size,)}},
+        lambda size: np.array([1.0, size]),
+        lambda size: torch.Generator().manual_seed(int(1000 * size)),
+        lambda size: [0.0] * 20_000 + [size],
+        lambda size: {k: size for k in range(20_000)},
+    ],
+)
+def test_what_differs_somewhere_inside_a_function_is_another_one(make):
+    def task_of(size):
+        value = make(size)
+        return lambda: value
+
+    (one, unknown), (same, _), (other, _) = (identity(task_of(size)) for size in (0.01, 0.01, 0.5))
+    assert one == same
+    assert one != other
+    assert not unknown
+
+
+def test_a_changed_value_in_a_module_of_the_user_is_another_function(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sizes_of_the_user.py").write_text("SIZE, UNUSED = 0.01, 1")
+    module = importlib.import_module("sizes_of_the_user")
+    monkeypatch.setitem(globals(), "sizes", module)
+    before = identity(by_module)
+    monkeypatch.setattr(module, "UNUSED", 2)
+    assert identity(by_module) == before
+    monkeypatch.setattr(module, "SIZE", 0.5)
+    assert identity(by_module) != before
+
+
+def by_module(model, subset):
+    step(model, subset, sizes.SIZE)  # noqa: F821 - the test above puts it there
