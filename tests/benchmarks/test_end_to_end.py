@@ -111,7 +111,9 @@ def test_the_tables_are_complete_and_valid(finished):
     assert taken[["shrink", "linear", "neither"]].sum(axis=1).to_numpy() == pytest.approx(1, abs=2e-3)
     assert set(taken["predictor"]) >= {"known", "linear", "shrink", "meta_linear_theta0", "rre_global"}
     assert len(pd.read_csv(results / "movement.csv")) == 2 * 3 * 4  # trajectories, roles with `all`, differences
-    assert set(pd.read_csv(results / "landscape.csv")["kind"]) >= {"snapshot", "known", "oracle", "grid"}
+    plane = pd.read_csv(results / "landscape.csv")
+    assert set(plane["kind"]) >= {"snapshot", "known", "oracle", "grid"}
+    assert plane.loc[plane["label"] == "theta_0", ["x", "y"]].to_numpy().tolist() == [[0, 0]]
 
 
 def test_the_metrics_are_the_means_of_the_records(finished):

@@ -20,6 +20,7 @@ from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_resu
 from benchmarks.arms import lines
 from benchmarks.references import REFERENCES
 from benchmarks.report.folders import GROUPS
+from benchmarks.report.statistics import summarise
 from benchmarks.settings import Arms
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")})
@@ -133,11 +134,43 @@ def test_a_picture_has_the_same_bytes_in_a_second_process(draw, drawn, one_cell,
     assert b"tIME" not in png
 
 
-def test_a_figure_follows_its_records(draw, drawn, tmp_path):
-    more = records(gains={**GAINS, "known_x2": (2, 3, 2, 2, 2)}, trajectories=2)
-    other = write_results(tmp_path / "results" / "one", more, with_page=False)
-    draw(other, PICTURE)
-    assert (other / "figures" / f"{PICTURE}.svg").read_bytes() != (drawn / f"{PICTURE}.svg").read_bytes()
+def points(axis, colour: str, marker: str) -> dict[str, float]:
+    """Where the marks of that look lie along the axis, by the label of their row."""
+    labels = dict(zip(axis.get_yticks().round(), (text.get_text() for text in axis.get_yticklabels()), strict=True))
+    marks = [line for line in axis.lines if (line.get_color(), line.get_marker()) == (colour, marker)]
+    return {labels[round(float(mark.get_ydata()[0]))]: float(mark.get_xdata()[0]) for mark in marks}
+
+
+def test_every_arm_is_drawn_at_its_own_difference_and_interval_by_rate_policy(module, several_cells):
+    style, summary = module("_style"), summarise(module("_style").load_runs(several_cells))
+    arms = style.arms_of(several_cells)
+    axes = [axis for axis in module("accuracy_by_arm").draw(several_cells).axes if axis.lines]
+    assert len(axes) == 2
+    for axis, cell in zip(axes, style.cells_of(style.load_runs(several_cells)), strict=True):
+        axis.set_yticklabels(axes[0].get_yticklabels())  # the left neighbour has the labels of both
+        lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]
+        ends = {tuple(segment[:, 0].round(6)) for segment in lines}
+        for policy in ("short", "tuned"):
+            own = summary[(summary["cell"] == cell) & (summary["policy"] == policy) & (summary["arm"] != "naive")]
+            drawn = points(axis, *style.RATES[policy][1:])
+            assert len(drawn) == len(own)
+            for row in own.itertuples():
+                assert drawn[arms["label"][row.arm]] == pytest.approx(row.difference)
+                assert (round(row.low, 6), round(row.high, 6)) in ends
+
+
+def test_the_search_is_drawn_as_the_mean_of_the_pilots_with_the_rate_that_was_chosen(module, one_cell):
+    style, pilots = module("_style"), pd.read_csv(one_cell / "pilots.csv")
+    arms, runs = style.arms_of(one_cell), style.load_runs(one_cell)
+    drawn = [line for axis in module("accuracy_by_rate").draw(one_cell).axes for line in axis.lines]
+    for arm in ("naive", "known_x2", "linear_x2"):
+        means = 100 * pilots[pilots["arm"] == arm].groupby("learning_rate")["validation_accuracy"].mean()
+        own = [line for line in drawn if line.get_color() == arms["colour"][arm]]
+        assert any(
+            np.array_equal(line.get_ydata(), means) and list(line.get_xdata()) == list(means.index) for line in own
+        )
+        tuned = runs.loc[(runs["arm"] == arm) & (runs["policy"] == "tuned"), "learning_rate"].iloc[0]
+        assert any(list(line.get_xdata()) == [tuned] and line.get_marker() == arms["marker"][arm] for line in own)
 
 
 @pytest.mark.parametrize("script", ["accuracy_by_arm", "", "nonsense"])

@@ -9,7 +9,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from know.drawing import STYLE, draw_inspection, draw_steps, save_figure
+from know.drawing import STYLE, draw_comparison, draw_inspection, draw_steps, save_figure
+from know.verdict import Row
 
 
 def test_a_bar_has_the_length_of_the_step_and_its_negative_part_lies_left_of_zero():
@@ -89,3 +90,22 @@ def test_without_matplotlib_an_inspection_has_no_figure(inspected, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert not draw_inspection(inspected)
     assert not list(inspected.glob("inspection.*"))
+
+
+def test_a_comparison_is_drawn_at_its_differences_with_their_intervals_by_rate(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("know.drawing.save_figure", lambda figure, stem: drawn.append(figure))
+    rows = [Row("theta_0", policy, 1e-3, False, 60.0, 0, 0, 0, 4, 0, "theta_0") for policy in ("today", "tuned")]
+    for k, name in enumerate(("known_x2", "shrink_x8")):
+        rows += [Row(name, p, 1e-3, False, 60, d, d - 2, d + 2, 4, 0) for p, d in (("today", k + 1), ("tuned", -k - 1))]
+    draw_comparison(tmp_path, rows)
+    (axis,) = drawn[0].axes
+    for place, (label, sign) in enumerate((("at the rate of today", 1), ("each at its own best rate", -1))):
+        (mark, _, (bar,)) = axis.containers[place]
+        assert axis.containers[place].get_label() == label
+        assert list(mark.get_xdata()) == [sign * 1, sign * 2]
+        assert [tuple(segment[:, 0]) for segment in bar.get_segments()] == [
+            (sign * d - 2, sign * d + 2) for d in (1, 2)
+        ]
+        assert [round(y) for y in mark.get_ydata()] == [0, 1]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["known_x2", "shrink_x8"]
