@@ -17,7 +17,6 @@ from benchmarks.settings import Arms, Cell, LineOfArms
 from know import methods
 from know.errors import KnowError
 from know.known import Models
-from know.methods import Method
 from know.prediction import Overflow, predict
 from know.roles import only_predicted, roles
 
@@ -46,6 +45,7 @@ def test_arms_are_references_and_every_method_at_its_depths():
     arms = arms_of(settings, CELL)
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
+    assert not set(ARMS) & set(methods.names())
     count = len(settings.references)
     assert names[:count] == settings.references
     outside = {"released", "wnn", "wnn_plus", "shipped"}
@@ -142,18 +142,6 @@ def test_an_unknown_name_and_option_are_named():
             ARMS[name].check_options({"stepp": 1.0})
     with pytest.raises(KnowError, match=r"option of of arm mixture: .*did you mean 'released'"):
         ARMS["mixture"].check_options({"of": "releasd"})
-
-
-@pytest.mark.parametrize("name", ARMS)
-def test_an_arm_says_what_it_is(name):
-    arm = find(name)
-    assert arm.name == name
-    assert 20 < len(arm.summary) < 120
-    assert arm.summary.endswith((".", ":"))
-    assert arm.reference
-    assert all(depth >= 1 for depth in arm.depths)
-    assert not isinstance(arm, Method)
-    assert name not in methods.names()
 
 
 def test_the_names_need_no_torch():

@@ -22,7 +22,6 @@ from benchmarks.references import REFERENCES
 from benchmarks.report.folders import GROUPS
 from benchmarks.report.publish import check
 from benchmarks.suite import load_suite
-from know.files import sha256_file
 
 REPOSITORY = Path(__file__).parents[2]
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
@@ -287,26 +286,11 @@ def test_one_changed_byte_is_found(finished, verify, file):
     with kept(finished / file) as before:
         (finished / file).write_bytes(before[:-7] + bytes([before[-7] ^ 1]) + before[-6:])
         code, _, error = verify()
-    assert code == 2
-    assert error == f"know: error: {file} has changed since it was made; restore it or run the suite again\n"
-
-
-def test_a_lost_file_is_found(finished, verify):
-    file = "work/tiny/metaset/0/00003.safetensors"
-    with kept(finished / file):
+        assert code == 2
+        assert error == f"know: error: {file} has changed since it was made; restore it or run the suite again\n"
         (finished / file).unlink()
         code, _, error = verify()
-    assert (code, f"{file} is missing" in error) == (2, True)
-
-
-def test_other_records_than_the_committed_ones_are_found(finished, verify):
-    runs, published = finished / "results/tiny/runs.csv", finished / "work/tiny/published.json"
-    recorded = sha256_file(runs)
-    with replaced(runs, ",ok,0.", ",ok,0.1"), replaced(published, recorded, "0" * 64):
-        published.write_text(published.read_text(encoding="utf-8").replace("0" * 64, sha256_file(runs)))
-        code, _, error = verify()
-    assert code == 2
-    assert "results/tiny/runs.csv differs from HEAD" in error
+        assert (code, f"{file} is missing" in error) == (2, True)
 
 
 # a part of it, again from nothing

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.inspection import inspect_suite
-from benchmarks.settings import Arms, Cell, LineOfArms
+from benchmarks.settings import Arms, Cell
 from benchmarks.steps import INSPECTED
 from know.checkpoints import save_state
 from know.known import Known, KnownNet
@@ -64,18 +64,3 @@ def test_short_histories_leave_out_what_needs_more(work):
     arms = Arms(references=["naive"], methods={"known": None, "rre": None, "dmd": None})
     inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=2)], ["t0"], arms, *folder)
     assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == {"known"}
-
-
-@pytest.mark.parametrize(
-    "entry", [LineOfArms(method="released"), LineOfArms(method="shrink", options={"of": "released"})]
-)
-def test_released_networks_are_left_out_at_other_lengths(work, entry, monkeypatch, models, tmp_path):
-    monkeypatch.setenv("KNOW_REFERENCE", str(tmp_path))
-    for role in ("Conv", "FC", "Bias"):
-        (tmp_path / f"KNOWN_{role}.h5").touch()
-    monkeypatch.setattr(Known, "from_keras", lambda folder, model: models[model])
-    arms = Arms(references=["naive"], methods={"linear": None, "mine": entry})
-    for length, expected in ((3, {"linear"}), (5, {"linear", "mine"})):
-        folder = work(length)
-        inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=length)], ["t0"], arms, *folder)
-        assert {row["predictor"] for row in table(folder[0] / "inspection" / "steps.csv")} == expected

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import kernels
 from benchmarks.kernels import PINNED, departures, effective, pin
-from benchmarks.report.publish import provenance
 from benchmarks.store import computing
 from benchmarks.workers import workers
 
@@ -78,12 +77,6 @@ def test_a_key_of_the_store_names_the_variables_only_where_they_are_not_the_pinn
     assert pinned.keys() == {"code", "torch", "threads", "device"}
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert computing("c0de", "cpu") == pinned | {"kernels": {"MKL_CBWR": "COMPATIBLE"}}
-
-
-def test_provenance_records_what_is_effective(avx2, monkeypatch):
-    pin()
-    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert provenance()["environment"]["kernels"] == PINNED | {"MKL_CBWR": "COMPATIBLE"}
 
 
 def seen(_: int) -> dict[str, str]:

@@ -63,10 +63,6 @@ def test_normcnn_is_the_smallest_network_with_kernels_and_normalisation(shape):
     assert head_and_normalisation(model) == {f"{n}.{k}" for n in ("norm1", "norm2", "head") for k in ("weight", "bias")}
 
 
-def test_resnet8_is_small():
-    assert size(build("resnet8", RGB, 10)) == pytest.approx(78_000, rel=0.01)
-
-
 def test_resnet18_cifar_is_the_released_network():
     model = build("resnet18_cifar", RGB, 100).eval()
     assert size(model) == pytest.approx(11.2e6, rel=0.005)

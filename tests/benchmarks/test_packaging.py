@@ -115,11 +115,6 @@ def test_what_the_benchmark_imports_is_declared(folder):
     assert {name for _, name, _ in imports(folder)} <= declared | speed
 
 
-def test_torch_brings_jinja2_which_the_model_card_needs():
-    required = [Requirement(line) for line in importlib.metadata.requires("torch")]
-    assert "jinja2" in {each.name.lower() for each in required if each.marker is None or each.marker.evaluate()}
-
-
 def test_no_text_advises_to_install_what_the_package_index_calls_know():
     """That is another project; the texts name the package itself, or an extra of this checkout."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -132,13 +132,6 @@ def test_a_last_batch_of_one_image_does_not_break_batch_normalisation(digits):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_factors_of_1_are_no_factors(digits, optimizer):
-    plain, _ = fit(digits, optimizer=optimizer)
-    factors = dict.fromkeys(dict(plain.named_parameters()), 1.0)
-    assert not changed(plain, fit(digits, optimizer=optimizer, rate_factors=factors)[0])
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("name", ["second.weight", "head.bias"])
 def test_a_factor_of_0_freezes_that_tensor_alone(digits, optimizer, name):
     before = build("mlp", digits.shape, 5, seed=5)

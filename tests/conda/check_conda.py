@@ -185,27 +185,3 @@ def test_the_bytes_are_those_of_a_run_without_conda(walk):
 def test_nothing_is_left_to_do_and_without_conda_everything_is_as_the_manual_says(walk):
     assert "Nothing to be done" in walk.conda.snakemake(walk.walked, "--dry-run", "--use-conda")
     assert "Software environment definition has changed" in walk.conda.snakemake(walk.walked, "--dry-run")
-
-
-# the stand-in
-
-
-@pytest.mark.parametrize(
-    ("line", "answer"),
-    [
-        ("conda env create --file a.yaml --prefix b", "does not know: conda env create --file a.yaml --prefix b"),
-        ("conda list --explicit --prefix b", "does not know: conda list --explicit --prefix b"),
-        ("conda env create -f other.yml", "has no package numpy"),
-        ("conda env create -f old.yml", "asks for python<3"),
-        ("source base/bin/activate nowhere", "does not know: activate nowhere"),
-    ],
-)
-def test_the_stand_in_refuses_what_it_does_not_know(tmp_path, line, answer):
-    conda = Conda(tmp_path / "base")
-    for name, package in (("other", "numpy"), ("old", "python<3")):
-        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump({"name": name, "dependencies": [package]}))
-    done = conda.shell(line, tmp_path, python=Path(sys.executable).parent)
-    assert done.returncode != 0
-    assert answer in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "other.yml", "old.yml"}
-    assert not (conda.base / "envs").exists()

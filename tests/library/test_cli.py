@@ -21,7 +21,7 @@ from tiny import GIVEN, call
 
 import know
 from know import cli, inspection, methods
-from know.checkpoints import load_state, save_state
+from know.checkpoints import save_state
 from know.files import PRETRAINED, sha256_file
 
 COMMANDS = typer.main.get_command(cli.app).commands
@@ -55,7 +55,6 @@ def test_help_names_every_option(command, capsys, monkeypatch):
     shown = capsys.readouterr().out
     options = [name for parameter in COMMANDS[command].params for name in parameter.opts if name.startswith("-")]
     assert [name for name in options if not re.search(rf"(?<![\w-]){name}(?![\w-])", shown)] == []
-    assert shown.strip()
 
 
 def test_help_names_every_command(capsys):
@@ -119,48 +118,6 @@ def test_a_setup_that_returns_something_else_is_an_error_of_one_line(place, fail
     error = fails("forget", "mine.py:setup", "--out", "better")
     assert "mine.py:setup" in error or "items are too few" in error
     assert said in error
-    intact()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "Missing argument 'script'"),
-        ([SETUP], "--out"),
-        (["mine.py:setup", "--out", "better"], "'mine.py:setup': write it as SCRIPT.py:function"),
-        ([SETUP.removesuffix(":setup"), "--out", "better"], "write it as SCRIPT.py:function"),
-        ([f"{SETUP}s", "--out", "better"], "no function 'setups'"),
-        ([SETUP, "--ratio", "1.5", "--out", "better"], "ratio must lie between 0 and 1"),
-        ([SETUP, "--length", "1", "--out", "better"], "at least 2"),
-        ([SETUP, "--length", "20", "--out", "better"], "640 items are too few"),
-        ([SETUP, "--fractions", "a", "--out", "better"], "--fractions 'a'"),
-        ([SETUP, "--fractions", "", "--out", "better"], "--fractions ''"),
-        ([SETUP, "--dataset", "digits", "--out", "better"], "--dataset"),
-    ],
-)
-def test_wrong_arguments_of_forget(place, fails, intact, arguments, said):
-    intact()
-    assert said in fails("forget", *arguments)
-    intact()
-
-
-# compare
-
-
-@pytest.mark.parametrize(
-    ("beside", "said"),
-    [
-        (["further"], "--beside 'further': write it as NAME=CHECKPOINT"),
-        (["=further.pt"], "write it as NAME=CHECKPOINT"),
-        (["a=one.pt", "a=two.pt"], "the name a was given before"),
-        (["a=one.pt"], "one.pt does not exist"),
-    ],
-)
-def test_a_checkpoint_that_takes_part_has_a_name_and_exists(place, fails, intact, beside, said):
-    given = [text for each in beside for text in ("--beside", each)]
-    arguments = ["--task", "mine.py:fine_tune", "--rates", "1e-3,1e-2", "--out", "better"]
-    intact()
-    assert said in fails("compare", "run", *arguments, *given)
     intact()
 
 
@@ -230,17 +187,6 @@ def test_the_shipped_known_is_named_and_where_it_comes_from(place, capsys):
     assert "meta-trained" not in capsys.readouterr().out  # of the user's own network nothing is known
 
 
-def test_checkpoints_of_torch_do_as_well(place):
-    for path in snapshots():
-        torch.save(load_file(path), path.with_suffix(".pt"))
-    files = [path.with_suffix(".pt") for path in snapshots()]
-    assert call("predict", *files, "--fractions", GIVEN, "--method", "linear", "--out", "a") == 0
-    assert call("predict", "run", "--method", "linear", "--out", "b") == 0
-    found, expected = load_state("a/model.pt"), load_file("b/model.safetensors")  # torch in, torch out
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
 # predictors, inspect, import-keras
 
 
@@ -256,10 +202,6 @@ def test_every_method_is_listed_and_described(capsys):
         assert method.documentation in shown
         assert method.reference in shown
         assert all(f"-o {option}={default}" in shown for option, default in method.options.items())
-
-
-def test_an_unknown_method_is_named(fails):
-    assert "'lineer': did you mean 'linear'" in fails("predictors", "lineer")
 
 
 def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
@@ -280,33 +222,6 @@ def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
     assert Path("inspected/inspection.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "give a trajectory folder"),
-        (["nowhere"], "nowhere"),
-        (["run", "--method", "knwon"], "'knwon': did you mean 'known'"),
-        (["run", "--out", "earlier"], "earlier exists already"),
-        (["run", "--method", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),
-        (["run", "--method", "linear", "-o", "scale=3"], "option of method linear 'scale'"),
-        (["run", "-o", "out=elsewhere"], "option of method known 'out'"),
-    ],
-)
-def test_wrong_arguments_of_inspect(place, fails, intact, arguments, said):
-    intact()
-    assert said in fails("inspect", *arguments)
-    intact()
-
-
-def test_import_keras_refuses_what_is_no_keras_file(place, fails, intact):
-    intact()
-    assert "KNOWN_Conv.h5" in fails("import-keras", "earlier", "better")
-    assert "exists already" in fails("import-keras", "earlier", "run")
-    assert "'wnm': did you mean 'wnn'" in fails("import-keras", "earlier", "better", "--model", "wnm")
-    assert "'papper': did you mean 'paper'" in fails("import-keras", "earlier", "better", "--roles", "papper")
-    intact()
-
-
 @pytest.mark.skipif("KNOW_REFERENCE" not in os.environ, reason="KNOW_REFERENCE names no folder with released weights")
 def test_imported_weights_answer_as_the_released_ones(place):
     assert call("import-keras", os.environ["KNOW_REFERENCE"], "released.safetensors") == 0
@@ -318,59 +233,56 @@ def test_imported_weights_answer_as_the_released_ones(place):
 # wrong arguments
 
 
-@pytest.mark.parametrize(
-    ("fractions", "said"),
-    [
-        ("1,0.5,0.25,0.125,0.0625", "1, 0.5, 0.25, 0.125, 0.0625"),
-        ("0.125,0.0625,0.25,0.5,1", "0.125, 0.0625"),
-        ("0.25,0.5,1", "3 fractions .* 5 snapshots"),
-        ("0.0625,0.125,0.25,0.5,0.9", "0.9"),
-        ("0.0625,0.125,0.25,1,2", "2"),
-        ("0,0.125,0.25,0.5,1", "above 0"),
-        ("-0.1,0.125,0.25,0.5,1", "-0.1"),
-        ("nan,0.125,0.25,0.5,1", "nan"),
-        ("0.5,0.5,0.5,0.5,1", "0.5"),
-        ("a,b,c,d,e", "a,b,c,d,e"),
-        ("", "--fractions"),
-        (None, "--fractions"),
-    ],
-)
-def test_wrong_fractions(place, fails, intact, fractions, said):
-    intact()
-    given = [] if fractions is None else [f"--fractions={fractions}"]
-    assert re.search(said, fails("predict", *snapshots(), *given, "--method", "linear", "--out", "better"))
-    intact()
+GIVE_UP = ["--out", "better"]
+TWO = ["run/s1.safetensors", "run/s0.safetensors", "--fractions", "0.5,1"]
+COMPARED = ["run", "--task", "mine.py:fine_tune", "--rates", "1e-3,1e-2", *GIVE_UP]
+WRONG = [
+    ("forget", [], "Missing argument 'script'"),
+    ("forget", [SETUP], "--out"),
+    ("forget", ["mine.py:setup", *GIVE_UP], "'mine.py:setup': write it as SCRIPT.py:function"),
+    ("forget", [SETUP.removesuffix(":setup"), *GIVE_UP], "write it as SCRIPT.py:function"),
+    ("forget", [f"{SETUP}s", *GIVE_UP], "no function 'setups'"),
+    ("forget", [SETUP, "--ratio", "1.5", *GIVE_UP], "ratio must lie between 0 and 1"),
+    ("forget", [SETUP, "--length", "20", *GIVE_UP], "640 items are too few"),
+    ("forget", [SETUP, "--fractions", "a", *GIVE_UP], "--fractions 'a'"),
+    ("forget", [SETUP, "--fractions", "", *GIVE_UP], "--fractions ''"),
+    ("forget", [SETUP, "--dataset", "digits", *GIVE_UP], "--dataset"),
+    ("compare", [*COMPARED, "--beside", "further"], "--beside 'further': write it as NAME=CHECKPOINT"),
+    ("compare", [*COMPARED, "--beside", "=further.pt"], "write it as NAME=CHECKPOINT"),
+    ("compare", [*COMPARED, "--beside", "a=one.pt", "--beside", "a=two.pt"], "the name a was given before"),
+    ("compare", [*COMPARED, "--beside", "a=one.pt"], "one.pt does not exist"),
+    ("predict", ["run", "--method", "linear", "-o", "step", *GIVE_UP], "'step'"),
+    ("predict", ["run", "--method", "linear", "-o", "step=long", *GIVE_UP], "step .*'long'"),
+    ("predict", ["run", "--method", "linear", "--depth", "0", *GIVE_UP], "depth .* 0"),
+    ("predict", ["run", "--method", "linear", "--depth", "deep", *GIVE_UP], "--depth"),
+    ("predict", ["run", "--method", "linear", "--dept", "2", *GIVE_UP], "--dept"),
+    ("predict", ["run", "--method", "linear", "--threads", "-1", *GIVE_UP], "--threads"),
+    ("predict", ["run", "--fractions", "0.5,1", *GIVE_UP], "--fractions"),
+    ("predict", [*TWO[:2], "--fractions=a,b", *GIVE_UP], "a,b"),
+    ("predict", [*TWO[:2], *GIVE_UP], "--fractions"),
+    ("predict", ["nowhere", *GIVE_UP], "nowhere"),
+    ("predict", ["run/s0.safetensors", *GIVE_UP], "run/s0.safetensors"),
+    ("predict", ["run", "--known", "run/s0.safetensors", *GIVE_UP], "run/s0.safetensors"),
+    ("predict", ["run", "--known", "nowhere.safetensors", *GIVE_UP], "nowhere.safetensors"),
+    ("predict", ["run/s1.safetensors", "nowhere.pt", *TWO[2:], *GIVE_UP], "nowhere.pt"),
+    ("predict", ["run/s1.safetensors", "run", *TWO[2:], *GIVE_UP], "run"),
+    ("predict", [*TWO, "--known", "known.safetensors", *GIVE_UP], "takes 5 snapshots, and was asked about 2"),
+    ("predictors", ["lineer"], "'lineer': did you mean 'linear'"),
+    ("inspect", [], "give a trajectory folder"),
+    ("inspect", ["nowhere"], "nowhere"),
+    ("inspect", ["run", "--method", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),
+    ("inspect", ["run", "-o", "out=elsewhere"], "option of method known 'out'"),
+    ("import-keras", ["earlier", "better"], "KNOWN_Conv.h5"),
+    ("import-keras", ["earlier", "run"], "exists already"),
+    ("import-keras", ["earlier", "better", "--model", "wnm"], "'wnm': did you mean 'wnn'"),
+    ("import-keras", ["earlier", "better", "--roles", "papper"], "'papper': did you mean 'paper'"),
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["run", "--method", "linaer"], "'linaer': did you mean 'linear'"),
-        (["run", "--method", "linear", "-o", "stpe=1"], "'stpe': did you mean 'step'"),
-        (["run", "--method", "linear", "-o", "step"], "'step'"),
-        (["run", "--method", "linear", "-o", "step=long"], "step .*'long'"),
-        (["run", "--method", "shrink", "-o", "step=1"], "'step'"),
-        (["run", "--method", "linear", "--depth", "0"], "depth .* 0"),
-        (["run", "--method", "linear", "--depth", "-1"], "depth .* -1"),
-        (["run", "--method", "linear", "--depth", "deep"], "--depth"),
-        (["run", "--method", "linear", "--dept", "2"], "--dept"),
-        (["run", "--method", "linear", "--threads", "-1"], "--threads"),
-        (["run", "--fractions", "0.5,1"], "--fractions"),
-        (["nowhere"], "nowhere"),
-        (["run/s0.safetensors"], "run/s0.safetensors"),
-        (["run", "--known", "run/s0.safetensors"], "run/s0.safetensors"),
-        (["run", "--known", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["run/s1.safetensors", "nowhere.pt", "--fractions", "0.5,1"], "nowhere.pt"),
-        (["run/s1.safetensors", "run", "--fractions", "0.5,1"], "run"),
-        (
-            ["run/s1.safetensors", "run/s0.safetensors", "--fractions", "0.5,1", "--known", "known.safetensors"],
-            r"\b2\b",
-        ),
-    ],
-)
-def test_wrong_arguments_of_predict(place, fails, intact, arguments, said):
+@pytest.mark.parametrize(("command", "arguments", "said"), WRONG)
+def test_wrong_arguments_are_named_and_change_nothing(place, fails, intact, command, arguments, said):
     intact()
-    assert re.search(said, fails("predict", *arguments, "--out", "better"))
+    assert re.search(said, fails(command, *arguments))
     intact()
 
 
@@ -383,28 +295,9 @@ def _without_a_tensor(path: Path) -> None:
     save_state(path, state)
 
 
-def _reshaped(path: Path) -> None:
-    save_state(path, {**load_file(path), "head.bias": torch.zeros(7)})
-
-
-def _not_finite(value: float):
-    def damage(path: Path) -> None:
-        state = load_file(path)
-        state["second.weight"][3, 4] = value
-        save_state(path, state)
-
-    return damage
-
-
 DAMAGE = {
     "missing tensor": (_without_a_tensor, "'head.bias'"),
-    "mis-shaped tensor": (_reshaped, "'head.bias'"),
-    "nan": (_not_finite(float("nan")), "'second.weight'"),
-    "infinite": (_not_finite(float("inf")), "'second.weight'"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "corrupt or truncated"),
-    "corrupt": (lambda path: path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:]), "corrupt or truncated"),
-    "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "of another kind": (lambda path: path.write_text("not weights"), "is a text and not a checkpoint"),
 }
 
 
@@ -419,14 +312,6 @@ def test_a_damaged_snapshot_is_named(place, fails, intact, damage, said, by):
     error = fails("predict", *inputs, "--method", "linear", "--out", "better")
     assert "run/s2.safetensors" in error
     assert ("hash in its manifest" if by == "folder" else said) in error
-    intact()
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"snapshots": [{"file": "s0.safetensors"}]}', "\x00"])
-def test_a_damaged_manifest_is_named(place, fails, intact, content):
-    Path("run/manifest.json").write_text(content, encoding="utf-8")
-    intact()
-    assert "run/manifest.json" in fails("predict", "run", "--method", "linear", "--out", "better")
     intact()
 
 
@@ -466,15 +351,20 @@ def file_size_limit(size: int):
 
 
 @pytest.mark.parametrize("size", [0, 100, 20_000])
-def test_a_disk_that_fills_while_predicting(place, fails, intact, size):
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_a_disk_that_fills_while_predicting(place, fails, intact, size, ending):
+    files = [path.with_suffix(ending) for path in snapshots()]
+    for path in snapshots() if ending == ".pt" else ():
+        torch.save(load_file(path), path.with_suffix(ending))
+    asked = ["predict", *files, "--fractions", GIVEN, "--method", "linear"]
     intact()
     with file_size_limit(size):
-        error = fails("predict", "run", "--method", "linear", "--out", "better")
+        error = fails(*asked, "--out", "better")
     assert "better" in error
     intact()
-    assert call("predict", "run", "--method", "linear", "--out", "better") == 0
-    assert call("predict", "run", "--method", "linear", "--out", "again") == 0
-    assert Path("better/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+    assert call(*asked, "--out", "better") == 0
+    assert call(*asked, "--out", "again") == 0
+    assert Path(f"better/model{ending}").read_bytes() == Path(f"again/model{ending}").read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, 100, 20_000])  # a snapshot has 38 kB

@@ -27,7 +27,6 @@ from tiny import GIVEN, call
 
 import know
 from know.checkpoints import Checkpoint, load_state, save_state
-from know.files import MARK
 
 INDEX = "model.safetensors.index.json"
 SHAPES = {"conv.weight": (3, 2, 3, 3), "conv.bias": (3,), "norm.weight": (3,), "norm.bias": (3,), "fc.weight": (4, 3)}
@@ -478,20 +477,6 @@ def test_a_script_that_validates_may_hold_classes(fresh, originals):
         "    return pickle.loads(pickle.dumps(Score())).value\n"
     )
     assert place.predict("--method", "linear", "--validate", f"{check}:score") == 0
-
-
-def test_what_other_processes_left_behind_does_not_disturb(fresh, originals):
-    """In containers a process often has the number of the one that was killed before it."""
-    place = fresh(originals["files"])
-    stale = [place.folder / f".out.{number}.1.tmp" for number in (os.getpid(), "9" * 30)]
-    for folder in stale:
-        folder.mkdir()
-        (folder / MARK).touch()
-        (folder / "model.safetensors").write_bytes(b"half of it")
-    before = {path for path in place.folder.iterdir() if path.suffix == ".safetensors"}
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert call("predict", *place.inputs, "--fractions", GIVEN, "--method", "linear", "--out", place.out) == 0
-    assert set(place.folder.iterdir()) == {*before, place.out}
 
 
 @pytest.mark.parametrize("more", [["--dry-run"], ["--out", "é"]])

@@ -67,19 +67,6 @@ def test_it_is_deterministic_and_changes_neither_its_input_nor_the_random_state(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_it_is_and_what_it_takes(name):
-    found = methods.get(name)
-    assert found.name == name
-    assert 20 < len(found.summary) < 120
-    assert found.summary.endswith((".", ":"))
-    assert found.reference
-    assert all(depth >= 1 for depth in found.depths)
-    assert all(isinstance(value, bool | int | float | str) for value in found.options.values())
-    assert found.least >= 2
-    assert found.check_options({}) == found.options
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_and_a_wrong_value_are_named(name, walk, models):
     with pytest.raises(KnowError, match=f"option of method {name} 'stepp'"):
         predict(walk, name, known=models, stepp=1.0)
@@ -220,11 +207,6 @@ def test_where_all_but_one_weight_stand_still_the_answer_is_finite_and_zeros_sta
 
 
 # wrong input
-
-
-def test_an_unknown_method_is_named_with_the_nearest(walk):
-    with pytest.raises(KnowError, match="unknown method 'lineer': did you mean 'linear'"):
-        predict(walk, "lineer")
 
 
 # dropped in

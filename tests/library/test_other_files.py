@@ -6,7 +6,6 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -370,18 +369,3 @@ def test_a_plan_reads_no_more_of_a_large_file_than_it_needs(tmp_path):
     part = trajectory.checkpoints[0].parts[0]
     assert part._hashed < 2 << 20  # of 8 MB
     assert part.sha256() == hashlib.sha256(paths[0].read_bytes()).hexdigest()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
-def test_a_full_disk_is_said_for_files_of_torch_too(written, tmp_path, monkeypatch):
-    real = Path.open
-    monkeypatch.setattr(
-        Path,
-        "open",
-        lambda path, mode="r", *a, **k: real(
-            Path("/dev/full") if mode == "xb" else path, *a, **{**k, "mode": mode.replace("x", "w")}
-        ),
-    )
-    with pytest.raises(KnowError, match="cannot write"):
-        predict_files(written(base, ".pt"), Request("linear"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()

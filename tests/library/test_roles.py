@@ -11,6 +11,13 @@ from know.roles import reasons, roles
 # roles by meaning
 
 ROLES = {
+    "weight": ((3, 8), "fc"),
+    "bias": ((3,), "bias"),
+    "stem.weight": ((8, 3, 7, 7), "fc"),
+    "mix.weight": ((8, 8, 1, 1), "fc"),
+    "row.weight": ((8, 8, 1, 3), "fc"),
+    "attention.in_proj_weight": ((24, 8), "fc"),
+    "attention.in_proj_bias": ((24,), "bias"),
     "LayerNorm.gamma": ((8,), "norm"),
     "LayerNorm.beta": ((8,), "norm"),
     "ln.g": ((8,), "norm"),
@@ -79,7 +86,9 @@ ROLES = {
 
 def test_roles_go_by_what_a_tensor_is():
     state = {name: torch.empty(shape) for name, (shape, _) in ROLES.items()}
-    assert roles(state) == {name: role for name, (_, role) in ROLES.items()}
+    expected = {name: role for name, (_, role) in ROLES.items()}
+    assert roles(state) == expected
+    assert roles({**state, "index": torch.arange(9).view(3, 3)}) == {**expected, "index": "buffer"}
     assert all(reason for _, reason in reasons(state).values())
 
 

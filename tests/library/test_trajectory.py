@@ -15,7 +15,6 @@ from know.errors import KnowError
 from know.files import sha256_file
 from know.forgetting import forget
 from know.prediction import predict
-from know.roles import roles
 from know.trajectory import Trajectory, check_fractions
 
 
@@ -232,6 +231,7 @@ def test_one_changed_bit_is_seen_by_the_manifests_hash(folder):
 @pytest.mark.parametrize(
     "change",
     [
+        lambda m: m.clear(),
         lambda m: m.pop("snapshots"),
         lambda m: m["snapshots"][0].pop("file"),
         lambda m: m["snapshots"][1].pop("fraction"),
@@ -239,7 +239,7 @@ def test_one_changed_bit_is_seen_by_the_manifests_hash(folder):
         lambda m: m["snapshots"][1].update(fraction="half"),
         lambda m: m["snapshots"].reverse(),
     ],
-    ids=["no snapshots", "no file", "no fraction", "no hash", "a word for a number", "wrong order"],
+    ids=["empty", "no snapshots", "no file", "no fraction", "no hash", "a word for a number", "wrong order"],
 )
 def test_a_wrong_manifest_is_refused(folder, change):
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -260,67 +260,6 @@ def test_an_unfinished_folder_is_told_from_none(tmp_path):
 def test_an_unknown_reference_is_named(trajectory):
     with pytest.raises(KnowError, match="'oracle'"):
         trajectory.reference("oracle")
-
-
-# roles
-
-
-class Block(nn.Module):
-    """Layers of every kind, normalised and not, with a residual path and attention."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, bias=False))
-        self.depthwise, self.norm = nn.Conv2d(4, 4, 3, groups=4), nn.LayerNorm(4)
-        self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
-        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.Embedding(5, 4)])
-
-
-@pytest.mark.parametrize("network", [Block, lambda: nn.TransformerEncoderLayer(8, 2, 16)])
-def test_the_role_of_a_parameter_follows_from_its_layer(network):
-    with torch.device("meta"):
-        model = network()
-    found = roles(model.state_dict())
-    assert found.keys() == model.state_dict().keys()
-    parameters, seen = dict(model.named_parameters()), set()
-    for name, module in model.named_modules():
-        own = {kind: f"{name}.{kind}".removeprefix(".") for kind, _ in module.named_parameters(recurse=False)}
-        if isinstance(module, nn.Conv2d):
-            assert found[own["weight"]] == ("conv" if module.kernel_size == (3, 3) else "fc")
-        elif isinstance(module, nn.Linear):
-            assert found[own["weight"]] == "fc"
-        elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
-            assert {found[n] for n in own.values()} == {"norm"}
-        if isinstance(module, nn.Conv2d | nn.Linear) and "bias" in own:
-            assert found[own["bias"]] == "bias"
-        seen |= set(own.values())
-    assert seen == set(parameters)
-    assert {name for name, role in found.items() if role == "buffer"} == set(found) - set(parameters)
-    assert all(found[name] == "fc" for name, p in parameters.items() if p.ndim >= 2 and tuple(p.shape[2:]) != (3, 3))
-
-
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        (nn.Linear(3, 2), {"weight": "fc", "bias": "bias"}),
-        (nn.LayerNorm(4), {"weight": "norm", "bias": "norm"}),
-        (nn.Conv2d(2, 2, 3, groups=2), {"weight": "conv", "bias": "bias"}),
-        (nn.Conv2d(2, 2, (1, 3)), {"weight": "fc", "bias": "bias"}),
-        (nn.Embedding(5, 3), {"weight": "fc"}),
-    ],
-)
-def test_roles_of_single_layers_inside_a_model_and_alone(module, expected):
-    assert roles(nn.Sequential(module).state_dict()) == {f"0.{name}": role for name, role in expected.items()}
-    assert roles(module.state_dict()) == expected
-
-
-def test_single_numbers_and_integers_are_buffers():
-    state = {
-        "scale": torch.tensor(0.5),
-        "index": torch.arange(9).reshape(3, 3),
-        "n.num_batches_tracked": torch.tensor(3),
-    }
-    assert set(roles(state).values()) == {"buffer"}
 
 
 # recording from one's own loop
