@@ -8,7 +8,7 @@ import benchmarks  # noqa: F401  before torch, since it chooses kernels that tor
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from tiny import Mlp, placebo, random_known, random_wnn_plus, saved, setup
+from small_model import Mlp, placebo, random_known, random_wnn_plus, saved, setup
 
 import know
 from know.known import Known, Models

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
-from synthetic import CNN, records, write_results
+from planted_results import CNN, records, write_results
 from torch import nn
 
 import know

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import equal
+from small_model import equal
 
 from benchmarks.arms import ARMS, Asked, arms_of, find, lines
 from benchmarks.references import REFERENCES

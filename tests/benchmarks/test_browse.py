@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from synthetic import records, write_results
+from planted_results import records, write_results
 
 from benchmarks.report import browse
 from benchmarks.report.folders import load_all

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import TINY, run
+from planted_results import TINY, run
 
 CELL = "overflow.digits_0-4.digits_5-9.mlp.100"
 COMMAND = run

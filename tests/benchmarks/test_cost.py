@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
-from synthetic import TINY
+from planted_results import TINY
 
 from benchmarks.cost import COLUMNS, _growth, images, measure
 from benchmarks.report.folders import COST

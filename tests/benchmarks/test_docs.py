@@ -15,7 +15,7 @@ import pytest
 import torch
 import typer
 import yaml
-from tiny import call
+from small_model import call
 
 from benchmarks.__main__ import app
 from know import cli

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from checkout import content, copy, fine_tunes, processes_in
-from synthetic import run
+from planted_results import run
 
 from benchmarks.arms import arms_of
 from benchmarks.records import PilotRecord, RunRecord, read_records

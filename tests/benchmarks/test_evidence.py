@@ -5,7 +5,7 @@ import math
 import shutil
 
 import pytest
-from synthetic import records, write_results
+from planted_results import records, write_results
 
 from benchmarks.report import claim_tables, render, tables
 from benchmarks.report.claims import CLAIMS, Contrast, Least

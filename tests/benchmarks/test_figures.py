@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from synthetic import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
+from planted_results import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
 
 from benchmarks.arms import lines
 from benchmarks.references import REFERENCES

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import meta_settings as settings
+from planted_results import meta_settings as settings
 
 from benchmarks import metaset as making
 from benchmarks.data import load

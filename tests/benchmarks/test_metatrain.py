@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from synthetic import meta_settings as settings
-from tiny import equal
+from planted_results import meta_settings as settings
+from small_model import equal
 
 from benchmarks.metaset import windows
 from benchmarks.metatraining import COEFFICIENTS, HELD_OUT, _least_squares, _Windows, fit_known

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import equal
+from small_model import equal
 from torch import nn
 
 from benchmarks.networks import (

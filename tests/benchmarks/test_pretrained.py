@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import meta_settings, records, write_results
+from planted_results import meta_settings, records, write_results
 
 from benchmarks.metaset import make_metaset
 from benchmarks.metatraining import fit_known, fit_variant

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import CNN, GAINS, MLP, change_csv, described_as, record, records, run, table_row, write_results
+from planted_results import CNN, GAINS, MLP, change_csv, described_as, record, records, run, table_row, write_results
 
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
 from benchmarks.report import publish as report

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from synthetic import SUITES, TINY, run
+from planted_results import SUITES, TINY, run
 
 from benchmarks import steps as listed
 from benchmarks.report import publish as publishing

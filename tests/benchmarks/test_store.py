@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import TINY
+from planted_results import TINY
 
 from benchmarks import trajectories
 from benchmarks.store import Results, Store, computing, link_folder

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from synthetic import SUITES
+from planted_results import SUITES
 
 from benchmarks.arms import arms_of, lines
 from benchmarks.report.claims import CLAIMS

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import equal
+from small_model import equal
 
 from benchmarks import trajectories
 from benchmarks.data import load

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import records, write_results
+from planted_results import records, write_results
 
 from benchmarks.report.publish import provenance
 from benchmarks.report.verify import _compare_with_git

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from others import FRACTIONS
+from random_walk import history
 from safetensors.torch import save_file
-from tiny import saved
-from walk import history
+from small_model import saved
+from snapshot_files import FRACTIONS
 
 from know.trajectory import Trajectory
 

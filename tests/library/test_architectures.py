@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from small_model import FRACTIONS
 from timm.models import byobnet
-from tiny import FRACTIONS
 from torch import nn
 from torchvision import models
 

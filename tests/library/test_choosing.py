@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import FRACTIONS, GIVEN, call, equal
+from small_model import FRACTIONS, GIVEN, call, equal
 
 import know
 from know.choosing import candidates, choose_files

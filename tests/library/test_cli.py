@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+import small_model
 import torch
 import typer
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import GIVEN, call
+from small_model import GIVEN, call
 
 import know
 from know import cli, inspection, methods
@@ -25,7 +25,7 @@ from know.checkpoints import save_state
 from know.files import PRETRAINED, sha256_file
 
 COMMANDS = typer.main.get_command(cli.app).commands
-SETUP = f"{tiny.__file__}:setup"
+SETUP = f"{small_model.__file__}:setup"
 COMMAND = call
 
 
@@ -93,8 +93,8 @@ def test_forget_passes_its_settings_on(place):
     assert call("forget", SETUP, "--fractions", "0.25,1", "--seed", 3, "--out", "b") == 0
     for made in map(know.Trajectory.load, "ab"):
         assert made.fractions == (0.25, 1)
-        expected = know.forget(*tiny.setup(), ratio=0.25, length=2, seed=3, out="c")
-        assert tiny.equal(made.states[0], expected.states[0])
+        expected = know.forget(*small_model.setup(), ratio=0.25, length=2, seed=3, out="c")
+        assert small_model.equal(made.states[0], expected.states[0])
 
 
 @pytest.mark.parametrize(

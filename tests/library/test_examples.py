@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import call, equal
+from small_model import call, equal
 
 import know
 

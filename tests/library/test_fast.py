@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_known
+from small_model import random_known
 
 from know import known
 from know.files import PRETRAINED

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
-from fits import AdamCarried, Fit, interrupted, new_data, new_model
-from tiny import equal
+from small_model import equal
 from torch.utils.data import TensorDataset
+from training_functions import AdamCarried, Fit, interrupted, new_data, new_model
 
 import know
 from know.errors import KnowError

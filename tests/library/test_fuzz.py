@@ -23,7 +23,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny import GIVEN, call
+from small_model import GIVEN, call
 
 import know
 from know.checkpoints import Checkpoint, load_state, save_state

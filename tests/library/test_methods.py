@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FRACTIONS, equal
-from walk import HIDDEN, history, network, predicted_names
+from random_walk import HIDDEN, history, network, predicted_names
+from small_model import FRACTIONS, equal
 
 from know import methods
 from know.errors import KnowError

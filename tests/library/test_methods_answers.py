@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from tiny import FRACTIONS, equal, with_scratch
-from walk import history, predicted_names
+from random_walk import history, predicted_names
+from small_model import FRACTIONS, equal, with_scratch
 
 from know import methods
 from know.errors import KnowError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import random_wnn_plus
+from small_model import random_wnn_plus
 
 from know import keras
 from know.errors import KnowError

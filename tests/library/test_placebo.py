@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from fits import AdamCarried, Fit, interrupted, new_data, new_model
+from small_model import equal
 from test_inspection import moved, random_state
-from tiny import equal
 from torch.utils.data import Subset
+from training_functions import AdamCarried, Fit, interrupted, new_data, new_model
 
 import know
 from know.errors import KnowError

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FRACTIONS, GIVEN, call, equal, initial, with_scratch
+from small_model import FRACTIONS, GIVEN, call, equal, initial, with_scratch
 
 import know
 from know import methods, prediction

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from others import base, normal, predict_to
+from snapshot_files import base, normal, predict_to
 
 import know
 from know.errors import KnowError

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from others import FRACTIONS, base
 from safetensors.torch import save_file
+from snapshot_files import FRACTIONS, base
 
 import know
 from know.errors import KnowError

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from tiny import ITEMS
+from small_model import ITEMS
 from torch import nn
 
 from know.checkpoints import load_facts, load_state, save_state

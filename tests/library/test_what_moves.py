@@ -5,8 +5,8 @@ import io
 
 import pytest
 import torch
-from others import FRACTIONS, base, normal, predict_to
 from safetensors.torch import load_file
+from snapshot_files import FRACTIONS, base, normal, predict_to
 
 import know
 from know.cli import app

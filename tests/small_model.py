@@ -66,7 +66,7 @@ def placebo(model: nn.Module, subset) -> None:
 
 
 def setup() -> tuple:
-    """What `know forget tests/tiny.py:setup` takes."""
+    """What `know forget tests/small_model.py:setup` takes."""
     model = Mlp()
     fit(model, data())
     return model, data(), fit

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from others import FRACTIONS, base, folder_of, normal, predict_to
 from safetensors import safe_open
 from safetensors.torch import save_file
+from snapshot_files import FRACTIONS, base, folder_of, normal, predict_to
 
 import know
 from know.checkpoints import load_state
