@@ -124,13 +124,16 @@ def test_an_eighth_of_the_source_has_oracles_of_its_multiples_on_nested_subsets(
     settings = FORGETTING.model_copy(update={"d0": 0.125, "length": 2})
     total, splits, real = len(load("digits:0-4").train), [], trajectories.train
     monkeypatch.setattr(trajectories, "train", lambda *a, **k: splits.append(a[2]) or real(*a, **k))
-    out, _ = make(["t0"], tmp_path, ["overflow"], settings=settings)
+    out, calls = make(["t0"], tmp_path, ["overflow"], settings=settings)
     pretrained = sorted({len(split): split for split in splits if len(split) >= total // 8}.items())
     assert [count for count, _ in pretrained] == [round(total * share) for share in (0.125, 0.25, 0.5, 1)]
     rows = [{tuple(image.flatten().tolist()) for image in split.images} for _, split in pretrained]
     assert all(small <= large for small, large in pairwise(rows))
-    references = Trajectory.load(out / "t0" / "overflow").manifest["references"]
-    assert {"oracle", "oracle_x4", "oracle_x8"} <= references.keys()
+    made = Trajectory.load(out / "t0" / "overflow")
+    for name, factor in (("oracle", 2), ("oracle_x4", 4), ("oracle_x8", 8)):
+        (call,) = [call for call in calls if call.states and equal(call.states[-1], made.reference(name))]
+        assert (call.images, call.recipe.steps) == (round(total * factor / 8), None)  # for as many epochs
+        assert equal(call.start, made.reference("scratch"))
 
 
 # references

@@ -28,10 +28,13 @@ from know.trajectory import Trajectory
 def test_folders_are_read_and_what_else_they_hold_is_carried_over(written, tmp_path, name):
     files = {"README.md": "license: mit", "LICENSE": "MIT", "1_Pooling/config.json": "{}", "optimizer.pt": "x"}
     files |= {"vocab.bin": "a b", "checkpoint-notes.txt": "tried twice"}
+    left = {"optimizer.pt", "checkpoint-100/trainer_state.json", "global_step3/notes.txt", ".cache/etag", ".hidden"}
+    left |= {"tf_model.h5", "flax_model.msgpack", "onnx/model.onnx"}  # theta_0's weights in other formats
+    files |= dict.fromkeys(left, "x")
     trajectory = written(base, "", functools.partial(folder_of, name=name, **files))
     predict_to(trajectory, tmp_path / "out")
     made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    carried = {*files, "config.json"} - {"optimizer.pt"}
+    carried = {*files, "config.json"} - left
     assert made == {name, *carried, "README_know.md", "know_config.yml"}
     assert (tmp_path / "out/README.md").read_text() == "license: mit"
     assert load_state(tmp_path / "out").keys() == base(0).keys()

@@ -222,6 +222,22 @@ def test_inspect_prints_and_writes_what_the_library_finds(place, capsys):
     assert Path("inspected/inspection.png").stat().st_size > 10_000
 
 
+def test_inspect_holds_the_movement_against_a_placebo(place, capsys):
+    script = "from small_model import placebo, setup as three\n\ndef setup():\n    return (*three(), placebo)\n"
+    Path("mine.py").write_text(script)
+    assert call("forget", "mine.py:setup", "--out", "with") == 0
+    trajectory = know.Trajectory.load("with")
+    expected = [row for row in inspection.beside_placebo(trajectory, trajectory.placebo) if row["role"] == "all"]
+    assert call("inspect", "with", "--method", "linear", "--out", "inspected") == 0
+    lines = capsys.readouterr().out.splitlines()
+    begin = next(k for k, line in enumerate(lines) if line.startswith("theta_k beside the placebo")) + 2
+    shown = [[float(number) for number in line.split()] for line in lines[begin : begin + len(expected)]]
+    columns = ("snapshot", "moved", "placebo_moved", "apart", "cosine")
+    assert shown == [pytest.approx([row[column] for column in columns], abs=6e-3) for row in expected]
+    assert call("inspect", "run", "--method", "linear") == 0
+    assert "placebo" not in capsys.readouterr().out
+
+
 @pytest.mark.skipif("KNOW_REFERENCE" not in os.environ, reason="KNOW_REFERENCE names no folder with released weights")
 def test_imported_weights_answer_as_the_released_ones(place):
     assert call("import-keras", os.environ["KNOW_REFERENCE"], "released.safetensors") == 0
