@@ -35,13 +35,15 @@ def atomic(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        named = error.filename if isinstance(error.filename, str) else None
-        others = isinstance(error, BrokenPipeError) or (named and not Path(named).is_relative_to(path.parent))
-        if others:  # of the block itself: another file that it reads, or the pipe that it tells the user by
-            raise
+        named = Path(error.filename) if isinstance(error.filename, str) else temporary
+        if isinstance(error, BrokenPipeError) or not named.is_relative_to(temporary):
+            raise  # of the block itself: another file that it reads, or the pipe that it tells the user by
         raise _cannot_write(path, error) from error
     finally:
         if temporary.is_dir():

@@ -235,3 +235,16 @@ def test_the_package_has_no_relative_imports_which_the_fingerprint_would_miss():
     for path in files.PACKAGE.rglob("*.py"):
         imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
         assert not any(node.level for node in imports), path
+
+
+def test_the_error_of_another_file_is_not_that_of_the_one_that_is_written(tmp_path):
+    def write(path, read):
+        with atomic(path) as temporary:
+            temporary.write_bytes(read.read_bytes())
+
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        write(tmp_path / "out", tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(KnowError, match=r"cannot write .*out"):
+        write(tmp_path / "file/deeper/out", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
