@@ -7,7 +7,7 @@ from theta_0, from predictions, and from theta_0 trained on for as many steps as
 does the same with the functions `setup` and `fine_tune`, and with `--beside further=FILE` for the last:
 
     know forget examples/compare_digits.py:setup --out digits_0_to_4/
-    know compare digits_0_to_4/ --task examples/compare_digits.py:fine_tune --rates 1e-2,3e-2,1e-1 --out compared_digits/
+    know compare digits_0_to_4/ --task examples/compare_digits.py:fine_tune --rates 1e-2,3e-2,1e-1 --out compared/
 
 Needs scikit-learn, scipy and matplotlib.
 """
