@@ -21,14 +21,14 @@ sys.path.insert(0, workflow.basedir)
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
 from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, TOLD, steps
-from benchmarks.suite import load_suite
+from benchmarks.suite import load_suite, suite_name
 from know.files import digest
 from know.fingerprint import code_hash, syntax
 
 NAME = config.get("suite", "smoke")
 SUITE = load_suite(NAME)
-WORK = f"work/{NAME}"
-RESULTS = f"results/{NAME}"
+WORK = f"work/{suite_name(NAME)}"
+RESULTS = f"results/{suite_name(NAME)}"
 # What trains networks asks a cluster for a GPU where the suite computes on one; all other requests are the profile's.
 ON_GPU = {"gres": config.get("gpu", "gpu:1")} if SUITE.device.startswith("cuda") else {}
 

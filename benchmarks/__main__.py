@@ -256,7 +256,7 @@ def landscape(suite: SuiteName, device: Device = None) -> None:
     from benchmarks.landscape import make_landscape
 
     settings, work = load_suite(suite), _work(suite)
-    cell = settings.cells[0]
+    cell = settings.pictured
     folder = work / "trajectories" / cell.origin.slug / f"t{settings.first_trajectory}" / cell.track
     known = settings.known_folder(work, cell.length)
     device = _start(device, settings)
@@ -369,7 +369,7 @@ def verify(
 def recheck(
     suite: SuiteName,
     trajectory: Annotated[str | None, typer.Option(help="Its name in runs.csv; default: the first.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="May be repeated; default: naive and known_x2.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="May be repeated; default: naive and the first KNOWN.")] = None,
     cell: Annotated[str | None, typer.Option(help="Name of a cell, as in runs.csv; default: the first.")] = None,
     device: Device = None,
     results: Results = RESULTS,
@@ -386,8 +386,7 @@ def recheck(
     asked = trajectory or f"t{settings.first_trajectory}"
     device = _start(device, settings)
     known = settings.known_folder(work, chosen.length)
-    arms = list(dict.fromkeys(arm or ["naive", "known_x2"]))
-    for line in rechecked(settings, results / name, chosen, asked, arms, known=known, device=device):
+    for line in rechecked(settings, results / name, chosen, asked, arm or (), known=known, device=device):
         print(line)
 
 

@@ -23,7 +23,7 @@ from benchmarks.networks import build
 from benchmarks.references import REFERENCES
 from benchmarks.settings import Cell
 from benchmarks.suite import Suite
-from benchmarks.training import train
+from benchmarks.training import number_of_steps, steps_per_epoch, train
 from know.checkpoints import save_state
 from know.files import read_json, write_csv
 from know.known import Models
@@ -93,12 +93,13 @@ class _Counted:
     def __init__(self, settings: Suite, cell: Cell, size: int):
         self.settings, self.cell, self.size = settings, cell, size
         own = settings.pretraining.epochs * size
+        self.step = settings.forgetting.step
         # on the retrodiction track a forgetting step makes theta_0 from theta_{-1}, the oracle
         self.theta_0 = own if cell.track == "overflow" else 2 * own + self._step(size)
 
     def _step(self, shown: float) -> float:
-        step = self.settings.forgetting.step
-        return step.steps * step.batch_size if step.steps else step.epochs * shown
+        """Of one forgetting step on `shown` images."""
+        return self.step.steps * self.step.batch_size if self.step.steps else self.step.epochs * shown
 
     def pretrain(self, factor: int, *, steps: int | None = None) -> float:
         return (steps or factor) * self.settings.pretraining.epochs * self.size
@@ -109,11 +110,15 @@ class _Counted:
     def train_on(self, factor: int = 1, **how: bool) -> float:
         # cells that differ in S alone share trajectories, and these references are made for the longest of them
         longest = max(each.length for each in (self.cell, *self.settings.cells) if each.origin == self.cell.origin)
-        return self.theta_0 + self.forgetting(longest)
+        # it makes as many updates as the forgetting steps, each on a whole batch of D0; their last batches are smaller
+        sizes = [round(self.size * self.cell.ratio**k) for k in range(1, longest)]
+        updates = sum(number_of_steps(self.step, size) for size in sizes)
+        epochs, rest = divmod(updates, steps_per_epoch(self.size, self.step.batch_size))
+        return self.theta_0 + epochs * self.size + min(rest * self.step.batch_size, self.size)
 
     def forgetting(self, length: int) -> float:
         """Of the steps that lead from theta_0 to the last of `length` snapshots."""
-        return sum(self._step(self.size * self.cell.ratio**k) for k in range(1, length))
+        return sum(self._step(round(self.size * self.cell.ratio**k)) for k in range(1, length))
 
 
 def _random(cell: Cell, shape: tuple[int, int, int], classes: int, folder: Path, seed: int) -> Trajectory:

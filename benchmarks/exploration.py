@@ -58,7 +58,7 @@ FILE, GROUP = "weights.safetensors", "without_cifar"
 HELD_OUT, CALIBRATION, CHOICE = 1000, 2048, 12_000
 """Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics; about how many
 images a choice of coefficients shows: it has shown 8,000 to 13,000. No other attempt has images outside D0:
-`further, more` is the control."""
+`further, more` is the control, with as many images as the combinations show."""
 
 
 class Budget:
@@ -337,7 +337,8 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "oracle, rates of theta_0": (oracle, {"rates_of_theta_0": True}),
 }
 """Every attempt: its function and settings. `further, more` is the control of those that choose coefficients on
-held-out images, and the last three are what twice the data give."""
+held-out images (of soup and jackknife with more images than they show), and the last three are what twice the data
+give."""
 OF_FORGETTING = ("combination", "KNOWN")
 OF_PRETRAINING = ("oracle",)
 """Beginnings of the attempts that exist at one budget: those that need the forgetting trajectory itself, and those that

@@ -21,5 +21,6 @@ for suite in "$@"; do
   "$PYTHON" -m benchmarks run --suite "$suite" --device "$DEVICE" --results work/published
   mkdir -p "$OUT/$suite"
   cp "work/published/$suite"/*.csv "work/published/$suite"/*.json "$OUT/$suite/"
+  if [ -d "work/published/$suite/known" ]; then cp -r "work/published/$suite/known" "$OUT/$suite/"; fi
 done
 echo "records: $OUT; elsewhere, in a checkout of the same commit: python -m benchmarks merge FOLDER"

@@ -166,12 +166,15 @@ def _in_order(good: Mapping[Path, dict], paths: Iterable[Path]) -> list[Path]:
 def _split(runs: Mapping[Path, dict], settings: MetaTraining) -> tuple[dict[Path, dict], dict[str, list[Path]]]:
     """The trajectories that did not diverge, and which of them are for training, for selection and held out. The last
     two are taken evenly from every network and from the range of r; a plain stride over the runs might miss a network,
-    since networks alternate from run to run.
+    since networks alternate from run to run. Runs that were trained at once have the same r, data and number of updates
+    and stay together, so that none of them tells of another.
     """
     good = {path: facts for path, facts in runs.items() if facts["status"] == "ok"}
-    in_order = _in_order(good, good)
-    stride = max(3, round(1 / settings.held_out))
-    selection, held_out = in_order[stride - 1 :: stride], in_order[stride - 2 :: stride]
+    siblings: dict[int, list[Path]] = {}
+    for path in _in_order(good, good):
+        siblings.setdefault(good[path]["run"] // settings.together, []).append(path)
+    groups, stride = list(siblings.values()), max(3, round(1 / settings.held_out))
+    selection, held_out = ([path for group in groups[stride - back :: stride] for path in group] for back in (1, 2))
     training = [path for path in good if path not in {*selection, *held_out}]
     parts = {"training": training, "selection": selection, "held_out": held_out}
     if not all(parts.values()):
@@ -204,6 +207,7 @@ def _errors(
     weights and the size of the step.
     """
     for role, rows in cut.items():
+        rows = rows.cpu()  # the trained networks are there
         window, truth = rows[:, :-1], rows[:, -1]
         theta_0, linear = window[:, -1], 2 * window[:, -1] - window[:, -2]
         plain = {"no_change_loss": theta_0 - truth, "linear_loss": linear - truth}

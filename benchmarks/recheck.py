@@ -28,7 +28,7 @@ from know.fingerprint import code_hash
 
 COMPARED = ("status", "accuracy", "step", "weight_error", "source_accuracy", "source_accuracy_recalibrated")
 """Columns of `RunRecord` that must be the same."""
-DECIDES = ("processor", "gpu", "cuda", "system", "kernels", "python", "torch", "torchvision", "numpy")
+DECIDES = ("processor", "gpu", "cuda", "system", "kernels", "python", "torch", "torchvision", "timm", "numba", "numpy")
 """Entries of a recorded environment on which the bytes of a run may depend."""
 
 
@@ -38,6 +38,7 @@ def recheck(
     """Yield one line for each fine-tune of the arms on the trajectory, then one that says how many are the same.
 
     results: folder with runs.csv and provenance.json of the suite. known: folder of the networks that methods use.
+    arms: by default naive and the first step back of KNOWN.
     KnowError if there are no such rows, if an arm needs what is not here, if data differ, and at the end if rows differ
     although code, processor and library versions are the recorded ones.
     """
@@ -48,6 +49,8 @@ def recheck(
     rows = rows[(rows["cell"] == cell.slug) & (rows["trajectory"] == trajectory)]
     if rows.empty:
         raise KnowError(f"{results / 'runs.csv'} has no trajectory {trajectory} of the cell {cell.slug}")
+    back = rows[rows["predictor"] == "known"].sort_values("depth")["arm"].unique()[:1]
+    arms = list(dict.fromkeys(arms)) or ["naive", *back]
     for name in arms:
         if name not in set(rows["arm"]) & set(every):
             raise unknown("arm", name, sorted(set(rows["arm"]) & set(every)))
@@ -83,6 +86,7 @@ def recheck(
         shown = f"{100 * row['accuracy']:.2f} % recorded, {100 * result.accuracy:.2f} % now"
         yield f"{place}: {shown}; " + (f"different: {', '.join(other)}" if other else "the same")
     recorded, here = read_json(results / "provenance.json")["environment"], provenance(device)["environment"]
+    recorded = {"numba": here["numba"], **recorded}  # records of small networks, which it does not touch, lack it
     apart = [name for name in DECIDES if recorded.get(name) != here.get(name)]
     apart += ["code"] if set(rows["code"]) != {code_hash(ENTRY)} else []
     said = f"{len(rows) - differing} of {len(rows)} fine-tunes are exactly the recorded ones"

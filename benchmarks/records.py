@@ -53,7 +53,8 @@ class RunRecord(BaseModel):
     accuracy: Fraction
     """Target test accuracy after the last epoch."""
     source_accuracy: Fraction
-    """Source test accuracy of the weights before fine-tuning, with the running statistics of theta_0."""
+    """Source test accuracy of the weights before fine-tuning, with the running statistics that the arm hands on: for a
+    prediction those of theta_0 or, by `normalisation`, its own; 0 where the weights are not finite."""
     source_accuracy_recalibrated: Fraction
     """The same with running statistics measured anew on source training images; equal where there are none."""
     step: Annotated[float, Field(ge=0)] | None

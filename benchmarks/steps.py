@@ -135,12 +135,13 @@ def steps(suite: Suite, work: Path) -> list[Step]:
         settings += [suite.arms.references]
         made.append(Step(f"forget/{origin.slug}", work, ("data",), settings, ("--origin", origin.slug), processes))
     for cell in suite.cells:
-        needs = (f"forget/{cell.origin.slug}", *networks[cell.length])
+        needs = ("data", f"forget/{cell.origin.slug}", *networks[cell.length])
         settings = [*plain(suite.transfer), arms, every, authors, shipped[cell.length]]
         made.append(Step(f"transfer/{cell.slug}", work, needs, settings, ("--cell", cell.slug), processes))
-    first, learnt = suite.cells[0], tuple(name for names in networks.values() for name in names)
+    first, learnt = suite.pictured, tuple(name for names in networks.values() for name in names)
     origins = tuple(f"forget/{origin.slug}" for origin in suite.origins)
-    costs = [*plain(suite.pretraining, suite.forgetting), arms, authors, shipped]
+    measured = [[cell.source, cell.network, cell.track, cell.ratio, cell.length] for cell in suite.cells]
+    costs = [*plain(suite.pretraining, suite.forgetting), arms, authors, shipped, measured]
     return [
         *made,
         Step("landscape", work, (f"forget/{first.origin.slug}", *networks[first.length]), shipped[first.length]),

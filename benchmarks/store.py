@@ -8,8 +8,8 @@
     work/store/steps/KEY/*.jsonl          steps of a suite that were run without Snakemake
 
 All suites and processes share it, since no suite's name decides a trajectory or a fine-tune. A key is the hash of the
-settings, the data, the code (`know.fingerprint`), torch's version, the number of threads and the device, so that what
-another device or other code has made is never taken. `about.json` in each folder says what the hash was made of.
+settings, the data, the code (`know.fingerprint`), versions of libraries, the number of threads and the device, so that
+what another device or other code has made is never taken. `about.json` in each folder says what the hash was made of.
 
 Nothing here can be half-written: folders appear by one rename while a lock is held, and each process appends to a file
 of its own, where a last line that a kill has cut short is ignored. With KNOW_FORCE in the environment nothing is taken
@@ -18,6 +18,7 @@ that another process has made.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -76,7 +77,7 @@ class Results:
     def __init__(self, folder: Path, about: dict[str, Any], *, forced: bool):
         self.folder, self.about = folder, about
         self.known: dict[str, dict[str, Any]] = {}
-        for path in [] if forced else sorted(folder.glob("*.jsonl")):
+        for path in [] if forced else sorted(folder.glob("*.jsonl"), key=_begun):  # so that the latest counts
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 if line.endswith("\n"):  # else its process was killed while it wrote
                     entry = json.loads(line)
@@ -109,6 +110,11 @@ class Results:
             handle.write("".join(json.dumps({"key": key, **result}) + "\n" for key, result in results.items()))
 
 
+def _begun(path: Path) -> tuple[int, str]:
+    """When a process began to write a file of results, and its name."""
+    return int(path.stem.rpartition(".")[2]), path.name
+
+
 def link_folder(source: Path, out: Path) -> None:
     """Make `out` a folder of the same files as `source`."""
     shutil.rmtree(out, ignore_errors=True)
@@ -126,7 +132,7 @@ def link_files(source: Path, out: Path, names: Iterable[str]) -> None:
 
 
 def computing(code: str, device: str) -> dict[str, Any]:
-    """What decides the bits of a computation besides its inputs: code, torch, threads, device and kernels.
+    """What decides the bits of a computation besides its inputs: code, libraries, threads, device and kernels.
 
     code: fingerprint of the code. device: a torch device; of a GPU the kind is named too. Variables that choose kernels
     are named only where they are not those of `benchmarks.kernels.PINNED`.
@@ -136,4 +142,6 @@ def computing(code: str, device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     named = f"cuda: {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
     other = {"kernels": chosen} if (chosen := departures()) else {}
-    return {"code": code, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": named, **other}
+    networks = {package: importlib.metadata.version(package) for package in ("torchvision", "timm")}
+    made = {"code": code, "torch": torch.__version__, **networks}
+    return {**made, "threads": torch.get_num_threads(), "device": named, **other}

@@ -14,6 +14,8 @@ from pydantic import Field
 from benchmarks.arms import ARMS
 from benchmarks.references import REFERENCES
 from benchmarks.settings import (
+    LENGTH,
+    RATIO,
     Arms,
     Cell,
     Forgetting,
@@ -104,6 +106,12 @@ class Suite(Settings):
             )
         }
         return sorted(cells)
+
+    @property
+    def pictured(self) -> Cell:
+        """The cell of which the landscape is drawn: the first with the paper's r and S, or the first of all."""
+        usual = (cell for cell in self.cells if (cell.ratio, cell.length) == (RATIO, LENGTH))
+        return next(usual, self.cells[0])
 
     @property
     def datasets(self) -> list[str]:

@@ -246,6 +246,11 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return len(_batches(torch.arange(images), batch_size))
 
 
+def number_of_steps(recipe: Recipe, images: int) -> int:
+    """Number of steps of a run on that many images."""
+    return recipe.steps or recipe.epochs * steps_per_epoch(images, recipe.batch_size)
+
+
 def _batches(order: Tensor, size: int) -> list[Tensor]:
     """Consecutive pieces of `order`; a last piece of one image joins the piece before (BatchNorm needs two)."""
     pieces = list(order.split(size))

@@ -29,7 +29,7 @@ from benchmarks.progress import progress
 from benchmarks.references import REFERENCES, Average, Reference, kept
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
 from benchmarks.store import Store, computing, link_files, link_folder
-from benchmarks.training import Outcome, accuracy, evaluated, logits, recalibrate, right, steps_per_epoch, train
+from benchmarks.training import Outcome, accuracy, evaluated, logits, number_of_steps, recalibrate, right, train
 from benchmarks.workers import workers
 from know.checkpoints import State, load_state, save_state
 from know.errors import KnowError
@@ -66,7 +66,7 @@ class _Fit:
 
     def __call__(self, model: nn.Module, subset: Subset) -> None:
         if self.everything:
-            self.train(model, subset.dataset, steps=_steps(self.settings.step, len(subset.indices)))
+            self.train(model, subset.dataset, steps=number_of_steps(self.settings.step, len(subset.indices)))
         else:
             self.train(model, subset.dataset.take(subset.indices))
 
@@ -287,7 +287,7 @@ class _Pretraining:
         """
         recipe = self.recipe
         if steps:
-            recipe = recipe.model_copy(update={"steps": steps * _steps(recipe, len(self.subset(1)))})
+            recipe = recipe.model_copy(update={"steps": steps * number_of_steps(recipe, len(self.subset(1)))})
         about = {**self.place, "data": self.dataset.sha256, "recipe": recipe.model_dump(mode="json")}
         about |= {"fraction": factor * self.settings.d0, **computing(code_hash(PRETRAINING), self.device)}
         make = functools.partial(
@@ -321,11 +321,6 @@ def _pretrain(
     with atomic(out / "optimizer.pt") as temporary:
         torch.save(outcome.optimizer, temporary)
     save_state(out / _KEPT[-1], _copy(model))
-
-
-def _steps(recipe: Recipe, images: int) -> int:
-    """Number of steps of a run on that many images."""
-    return recipe.steps or recipe.epochs * steps_per_epoch(images, recipe.batch_size)
 
 
 class SourceRun:
@@ -365,7 +360,7 @@ class SourceRun:
         """How many updates all forgetting steps make together."""
         settings = self.settings
         sizes = [round(len(self.d0) * settings.ratio**k) for k in range(1, settings.length)]
-        return sum(_steps(settings.step, size) for size in sizes)
+        return sum(number_of_steps(settings.step, size) for size in sizes)
 
     @property
     def forgetting_images(self) -> int:

@@ -271,6 +271,8 @@ class _Worker:
         settings = self.bench.settings.at(policy)
         unique = {digest(key): (request, key) for request, key in portion}
         requests, keys = (list(part) for part in zip(*unique.values(), strict=True))
+        if stacked:  # what a fine-tune gives may depend on its neighbours
+            keys = [[*key, sorted(unique)] for key in keys]
 
         def compute() -> list[dict[str, Any]]:
             if stacked:

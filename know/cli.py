@@ -35,13 +35,13 @@ Inputs = Annotated[
     list[Path] | None,
     typer.Argument(help="A trajectory folder, or checkpoints (files or folders), smallest subset first."),
 ]
-Method = Annotated[str, typer.Option("--method", "--predictor", help="Name of a method (see `know predictors`).")]
+Method = Annotated[str, typer.Option("--method", "--predictor", help="Name of a method (see `know methods`).")]
 Depth = Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")]
 Fractions = Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")]
 KnownFile = Annotated[
     Path | None,
     typer.Option(
-        help="KNOWN's file, the folder of a meta-training or of the authors' .h5; default: the one that ships."
+        help="KNOWN's file, the folder of a meta-training or of the authors' .h5; default: that of group general."
     ),
 ]
 Options = Annotated[list[str] | None, typer.Option("-o", help="Option of the method, as step=0.5.")]
@@ -175,7 +175,7 @@ def predict(
         typer.Option(
             "--method",
             "--predictor",
-            help="Name of a method (see `know predictors`), or NAME:depth in place of --depth. With --validate it may"
+            help="Name of a method (see `know methods`), or NAME:depth in place of --depth. With --validate it may"
             " be repeated.",
             show_default="known",
         ),
@@ -334,9 +334,9 @@ def compare(
     print(f"table and figure: {out / 'README.md'}")
 
 
-@app.command()
-@app.command(name="methods", help="The same as `predictors`.")
-def predictors(
+@app.command(name="methods")
+@app.command(name="predictors", help="The earlier name of `methods`.")
+def methods_(
     name: Annotated[str | None, typer.Argument(help="Name of a method; none: list them all.")] = None,
 ) -> None:
     """List the methods that predict weights, or say what one is, with its options for -o, and its reference."""

@@ -121,6 +121,7 @@ rule page:
     output:
         update(expand("know/pretrained/{file}", file=PAGES)),
     params:
+        code=code_hash("benchmarks.report.pretrained:publish"),
         settings=SHIPPED.model_dump(mode="json"),
     log:
         f"{WORK}/logs/page.log",

@@ -173,10 +173,12 @@ def said(finding: Finding) -> str:
 
 
 def primary(evidence: Evidence, family: Sequence[Contrast]) -> dict[str, pd.DataFrame]:
-    """Contrasts of one family by heading: pooled, then in each place, with p values after Holm's correction in each."""
+    """Contrasts of one family by heading: pooled, then in each core cell, with p values after Holm's correction there.
+    Other cells have no verdict (rules 16 and 31); their differences stand on the pages of their suites.
+    """
     policy = CLAIMS.primary.policy
     tables = {"Pooled": {contrast: evidence.judge(contrast, policy) for contrast in family}}
-    for place in evidence.places:
+    for place in (place for place in evidence.places if place.core):
         tables[title_of(place)] = {c: evidence.by_place(c, policy).get(place) for c in family}
     made = {}
     for heading, found in tables.items():

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from benchmarks.records import RunRecord
 from benchmarks.report.claims import CLAIMS, Claim, Contrast, Finalist, Side
 from benchmarks.report.folders import Published
 from benchmarks.report.statistics import (
@@ -255,7 +256,8 @@ class Evidence:
                     passed = self.gates[one.name, cell, policy] = gates(one, cell, policy)
                     if informative(passed):
                         kept.append(own.assign(suite=one.name, sees=sees_small_steps(passed)))
-        self.runs = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
+        none = pd.DataFrame(columns=[*RunRecord.model_fields, "suite", "sees"])
+        self.runs = pd.concat(kept, ignore_index=True) if kept else none
         self.judge, self.by_place, self.differences = map(cache, (self._judge, self._by_place, self._differences))
 
     def contrasts(self, claim: Claim) -> tuple[Contrast, ...]:

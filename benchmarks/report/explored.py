@@ -49,6 +49,8 @@ def gains(targets: pd.DataFrame) -> pd.DataFrame:
 CHOOSING = ("combination", "KNOWN", "soup", "jackknife")
 """Beginnings of the attempts that choose coefficients on held-out images; their control has these images too."""
 CONTROL = "further, more"
+AS_MANY = 0.02
+"""Up to this share two attempts have shown equally many images; beyond it the page says how many more or fewer."""
 
 
 def on_sources(sources: pd.DataFrame, beside: str = "further") -> pd.DataFrame:
@@ -63,10 +65,17 @@ def on_sources(sources: pd.DataFrame, beside: str = "further") -> pd.DataFrame:
         differences = table.drop(columns=beside).sub(table[beside], axis=0)
         if beside == CONTROL:
             differences = differences[[name for name in differences if name.startswith(CHOOSING)]]
+        images = own.groupby("attempt")["images"].mean()
         columns[f"{network}, {budget}, n = {len(table)}"] = {
-            name: signed(paired_t(values.to_numpy())) for name, values in differences.items()
+            name: signed(paired_t(values.to_numpy())) + _images(images[name] / images[beside])
+            for name, values in differences.items()
         }
     return _table(columns)
+
+
+def _images(share: float) -> str:
+    """What a table says of an attempt that has shown other than as many images as the one beside it."""
+    return f"; images x {share:.2f}" if abs(share - 1) > AS_MANY else ""
 
 
 def on_targets(targets: pd.DataFrame) -> pd.DataFrame:

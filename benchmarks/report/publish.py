@@ -172,6 +172,8 @@ def merge(source: Path, results: Path) -> list[str]:
     """
     if not source.is_dir():
         raise KnowError(f"{source} is no folder; give the one that holds the suites that were published elsewhere")
+    if source.resolve() == results.resolve():
+        raise KnowError(f"{source} is where the results of this checkout are; give the folder of another machine's")
     names = [folder.relative_to(source).as_posix() for folder in suites(source)]
     here = provenance()
     for name in names:
@@ -185,8 +187,7 @@ def merge(source: Path, results: Path) -> list[str]:
         if read_json(folder / "metrics.json") != metrics(runs):
             raise KnowError(f"{folder / 'metrics.json'} does not fit its records; copy it again")
     for name in names:
-        (results / name / "failed.csv").unlink(missing_ok=True)
-        shutil.rmtree(results / name / "known", ignore_errors=True)
+        shutil.rmtree(results / name, ignore_errors=True)
         for pattern in (*(f"{table}.csv" for table in ("runs", "pilots", "landscape", *TABLES)), "*.json", "known/*/*"):
             for path in sorted((source / name).glob(pattern)):
                 _copy(path, results / name / path.relative_to(source / name))
@@ -212,7 +213,8 @@ def provenance(device: str = "cpu") -> dict:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     outputs = (":!results", ":!dvc.lock")  # what a run itself rewrites is no change of the code
-    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "matplotlib", "safetensors", "scikit-learn")
+    packages = ["torch", "torchvision", "timm", "numba", "numpy", "scipy", "pandas", "matplotlib", "safetensors"]
+    packages += ["scikit-learn"]
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs)),
@@ -222,9 +224,17 @@ def provenance(device: str = "cpu") -> dict:
             "system": f"{platform.system()} {platform.machine()}",
             "kernels": effective(),
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
+            **{package: _version(package) for package in packages},
         },
     }
+
+
+def _version(package: str) -> str:
+    """The version of a package; "none" where it is not installed, as numba need not be."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _gpu(device: str) -> dict[str, str]:

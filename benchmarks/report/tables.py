@@ -142,9 +142,11 @@ def every_cell(results: Sequence[Published], policy: Policy = "tuned") -> pd.Dat
                 entries = [found[heading][label] for heading in shown for label in shown[heading]]
                 place = f"{row['source']} to {row['target']}, {row['network']}{axes_of(row)}"
                 place += f", {100 * row['share']:g} % of the target" if row["share"] < 1 else ""
+                place += f", {row['track']}" if row["track"] != "overflow" else ""
                 passed = passed_in_words(gates(one, cell, policy))
-                rows.append([f"[{place}]({one.name}/README.md)", *(str(each or "") for each in entries), passed])
-    return pd.DataFrame(rows, columns=["source, target, network", *heads, "gates"])
+                link = f"[{one.name}]({one.name}/README.md)"
+                rows.append([link, place, *(str(each or "") for each in entries), passed])
+    return pd.DataFrame(rows, columns=["suite", "source, target, network", *heads, "gates"])
 
 
 # the page of a suite

@@ -45,10 +45,10 @@ def verify_suite(settings: Suite, name: str, work: Path, results: Path, against:
     yield f"files: {count} have their recorded hashes"
 
     every, runs = steps(settings, work), pd.read_csv(results / name / "runs.csv")
-    recorded = codes(every)
+    recorded = [(place, *made) for place, made in codes(every).items()]
     transfer = next(step.code for step in every if step.rule == "transfer")
-    recorded |= {f"{results / name / 'runs.csv'}": (code, transfer) for code in runs["code"].unique()}
-    for place, (code, entry) in recorded.items():
+    recorded += [(str(results / name / "runs.csv"), code, transfer) for code in runs["code"].unique()]
+    for place, code, entry in recorded:
         if code != code_hash(entry):
             raise KnowError(f"{place} was made by other code than {entry} is now; run the suite again")
     yield f"code: {len(recorded)} results were made by the code that is here"

@@ -129,7 +129,8 @@ def method(
     recursive: whether it answers one step back and is asked again for more (see the module's docstring).
     depths: recursions in a suite that takes all methods; () if the method has no depth, such as a limit.
     least: the fewest snapshots that it takes.
-    needs: the model from outside the project that it asks ("released", "wnn", "wnn_plus"), which may not be there.
+    needs: the model that it asks beside that of the prediction: one from outside the project ("released", "wnn",
+        "wnn_plus"), which may not be there, or one that ships ("shipped").
     elementwise: whether its answer to a weight depends on that weight's history alone. A large tensor is then asked
         about in pieces, in memory that does not grow with the model; otherwise the whole tensor is one window.
     """

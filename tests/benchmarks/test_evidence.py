@@ -357,6 +357,7 @@ def test_once_all_core_suites_are_there_what_has_no_record_cannot_be_told(core, 
     assert nowhere.runs.empty
     of_the_core = [claim for claim in CLAIMS.claims if not claim.suites]
     assert {nowhere.claim(claim).verdict for claim in of_the_core} == {"not testable here"}
+    assert claim_tables.found(nowhere)[0].startswith("At tuned rates 0 of the ")
 
 
 def test_a_suite_of_which_a_part_is_missing_has_not_been_run(core, tmp_path):
@@ -541,8 +542,10 @@ def test_the_correction_is_within_a_place(core):
 
 
 def test_the_rule_is_not_corrected_at_other_rates_or_in_other_suites(core, publish):
-    (outside,) = publish({"cells/mine": {MLP: {**GOOD, "known_x8": WEAK, **OTHERS}}}).by_place(X8, "tuned").values()
+    others = publish({"cells/mine": {MLP: {**GOOD, "known_x8": WEAK, **OTHERS}}})
+    (outside,) = others.by_place(X8, "tuned").values()
     assert math.isnan(outside.corrected)
+    assert not any(claim_tables.primary(others, family) for family in CLAIMS.families)  # and so no verdict is printed
     evidence = core({MLP: {**GOOD, "known_x8": WEAK, **OTHERS}})
     for judged in (pooled(evidence, policy="short"), pooled(evidence, scope=CLAIMS.core[:1])):
         assert math.isnan(judged.corrected)

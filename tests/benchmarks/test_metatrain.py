@@ -187,6 +187,21 @@ def test_every_network_is_among_the_held_out(shards, tmp_path):
         assert known.facts["held_out"].keys() == set(PREDICTED)
 
 
+def test_runs_that_were_trained_at_once_are_held_out_at_once(shards, tmp_path):
+    """They have one r and one number of updates: to train on one of them tells of the others."""
+    runs = shards([straight(i) for i in range(12)])
+    fit_known(runs, settings(updates=5, evaluations=1, together=3), out=tmp_path / "known")
+    held_out = pd.read_csv(tmp_path / "known" / "held_out.csv")["run"]
+    assert set(held_out) == {6, 7, 8}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_windows_on_a_gpu_train_networks_that_the_host_asks(shards, tmp_path):
+    runs = shards([straight(i) for i in range(4)])
+    known = fit_known(runs, settings(updates=5, evaluations=1), out=tmp_path / "known", device="cuda")
+    assert {parameter.device.type for parameter in known.nets["conv"].parameters()} == {"cpu"}
+
+
 def test_trajectories_that_diverged_are_used_for_nothing(shards, tmp_path):
     made = [straight(i) for i in range(4)]
     broken = {role: torch.full((10, 7), float("nan")) for role in PREDICTED}

@@ -233,8 +233,8 @@ def test_the_library_works_from_a_wheel_beside_what_it_requires_and_nothing_else
         "know predict run --dry-run",
         "know predict run --out better",
         "know inspect run --depth 3 --out inspected",
-        "know predictors",
-        "know predictors shrink",
+        "know methods",
+        "know methods shrink",
         "know import-keras . released.safetensors",
         "know compare run --task training.py:setup --rates 1,2 --out compared",
     ]

@@ -206,9 +206,13 @@ def test_few_trajectories_are_called_preliminary(page, trajectories):
 def test_the_front_page_has_one_row_for_every_cell_that_is_evidence_with_the_numbers_of_its_suite(results):
     write_results(results / "three", [*records(MLP, trajectories=5), *records(CNN, trajectories=5)], evidence=True)
     table = every_cell(load_all(results))
-    assert list(table["source, target, network"]) == [
-        f"[digits:0-4 to digits:5-9, {cell}]({suite}/README.md)"
-        for suite, cell in (("three", "mlp"), ("three", "plaincnn, 50 % of the target"), ("two", "mlp"))
+    assert list(zip(table["suite"], table["source, target, network"], strict=True)) == [
+        (f"[{suite}]({suite}/README.md)", f"digits:0-4 to digits:5-9, {cell}")
+        for suite, cell in (
+            ("three", "mlp"),
+            ("three", "plaincnn, 50 % of the target, retrodiction"),
+            ("two", "mlp"),
+        )
     ]
     own = (results / "two" / "README.md").read_text(encoding="utf-8")
     *_, shown = list(table["KNOWN, ours \N{MULTIPLICATION SIGN}2"])

@@ -359,6 +359,15 @@ def test_records_of_another_machine_are_taken_over_with_its_provenance(there, he
     assert publishing.check(Path("results"))
 
 
+def test_what_is_there_already_of_a_suite_goes(there, here):
+    shutil.copytree(there / "results" / "tiny", here / "results" / "tiny")
+    (there / "results" / "tiny" / "landscape.csv").unlink()
+    assert run("merge", str(there / "results")) == 0
+    assert not (here / "results" / "tiny" / "landscape.csv").exists()
+    assert run("merge", "results") == 2  # the results that are here, onto themselves
+    assert (here / "results" / "tiny" / "runs.csv").is_file()
+
+
 @pytest.mark.parametrize("damage", ["code", "metrics", "row", "nothing"])
 def test_what_does_not_fit_is_refused_before_anything_is_written(there, here, capsys, damage):
     theirs = there / "results" / "tiny"
@@ -390,7 +399,7 @@ def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(the
         assert done.stdout.count("done before") == (8 if again else 0)
         assert "known_x2" in done.stdout
     assert run("merge", "back") == 0
-    same = ("runs.csv", "pilots.csv", "metrics.json")
+    same = ("runs.csv", "pilots.csv", "metrics.json", "known/5/README.md")
     assert all(
         (there / "results" / "tiny" / f).read_bytes() == (there / "back" / "tiny" / f).read_bytes() for f in same
     )

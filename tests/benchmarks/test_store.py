@@ -72,6 +72,13 @@ def test_a_line_that_a_kill_cut_short_is_computed_again(tmp_path, cut):
     assert [again.get(key, work)["accuracy"] for key in "abc"] == [1.25, 2.25, 4.25]
 
 
+def test_what_was_put_last_counts_whatever_the_numbers_of_processes(tmp_path, monkeypatch):
+    for process, value in ((9, 1), (10, 2)):
+        monkeypatch.setattr("benchmarks.store.os.getpid", lambda process=process: process)
+        Store(tmp_path).results("some", {}).put("key", {"value": value})
+    assert Store(tmp_path).results("some", {}).find("key") == {"value": 2}
+
+
 def test_an_unfinished_computation_leaves_nothing(tmp_path):
     def fails():
         raise KeyboardInterrupt
