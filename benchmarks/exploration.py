@@ -2,12 +2,13 @@
 
     KNOW_DATA=... python -m benchmarks.exploration --network resnet8       adds to the tables in results/explored/
 
-Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the settings of core/plaincnn) and may show
-networks as many source images as its budget has: those of the four forgetting steps, or a multiple of those that made
-theta_0. Labels and choices on held-out images are counted like images in training. Each attempt is judged by source
-test accuracy with running statistics measured anew, and then, with --transfer, by fine-tuning on the target at tuned
-rates, where validation images alone are read. At most three go into the suites. Intervals are not corrected for the
-number of attempts, so these tables prove nothing; they say what is worth a confirmation.
+Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the settings of core/plaincnn, or of another
+suite, whose tables lie in results/explored/SUITE/) and may show networks as many source images as its budget has: those
+of the four forgetting steps, or a multiple of those that made theta_0. Labels and choices on held-out images are
+counted like images in training. Each attempt is judged by source test accuracy with running statistics measured anew,
+and then, with --transfer, by fine-tuning on the target at tuned rates, where validation images alone are read. At most
+three go into the suites. Intervals are not corrected for the number of attempts, so these tables prove nothing; they
+say what is worth a confirmation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from benchmarks.data import Split, load
 from benchmarks.finetune import FineTune, FineTuner, Start
 from benchmarks.networks import has_running_statistics
 from benchmarks.progress import progress
-from benchmarks.report.explored import BUDGETS
+from benchmarks.report.explored import BUDGETS, SUITE
 from benchmarks.settings import Origin
 from benchmarks.store import STORE, Store, computing
 from benchmarks.suite import RESULTS, WORK, load_suite
@@ -49,7 +50,7 @@ from know.roles import only_predicted, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
 
-SUITE, SOURCE, TARGET, TRAJECTORIES, FINE_TUNES = "core/plaincnn", "cifar100", "cifar10_15k", 6, 2
+TRAJECTORIES, FINE_TUNES = 6, 2
 EXPLORED = RESULTS / "explored"
 KEYS = ["network", "budget", "attempt", "trajectory", "theta_0"]
 COLUMNS = [*KEYS, "images", "source_accuracy", "source_loss"]
@@ -297,6 +298,35 @@ def known_scaled(b: Budget) -> State:
     return chosen(b, [predict(b.trajectory, "known", 1, known=PRETRAINED / GROUP / "5")], layers=False)
 
 
+def shrunk(b: Budget) -> State:
+    """theta_0 times a number for each role, chosen by loss on held-out images: weights that were trained for too long
+    are too sure of themselves, and smaller ones are less so.
+    """
+    return chosen(b, [{name: torch.zeros_like(tensor) for name, tensor in b.theta_0.items()}], layers=False)
+
+
+def shrunk_and_further(b: Budget) -> State:
+    """The same, trained on with crops and mirror images for the rest of the budget."""
+    start = shrunk(b), b.run.optimizer
+    return b.calibrated(b.run_on(b.images - b.shown, "further", start=start, augment="shift")[0])
+
+
+def shrunk_and_perturbed(b: Budget) -> State:
+    """0.6 theta_0 and noise (Ash & Adams, NeurIPS 2020), fixed in advance."""
+    seed = stream(b.run.seed, "exploration", "noise")
+    return b.calibrated(predict(b.trajectory, "shrink_and_perturb", seed=seed))
+
+
+def shorter(b: Budget, share: float) -> State:
+    """Not theta_0, but its training made anew on D0 for a share of its epochs."""
+    origin = b.run.pretraining
+    recipe = origin.recipe.model_copy(update={"epochs": max(1, round(share * origin.recipe.epochs))})
+    model = b.model(origin.initial)
+    train(model, b.run.dataset, b.d0, recipe, seed=stream(origin.seed, "pretraining"))
+    b.shown += recipe.epochs * len(b.d0)
+    return b.calibrated(_copy(model))
+
+
 def _copy(model: nn.Module) -> State:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -331,6 +361,11 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "combination, by role": (combination, {"layers": False}),
     "combination, by layer": (combination, {"layers": True}),
     "KNOWN, scaled by role": (known_scaled, {}),
+    "shrunk, by role": (shrunk, {}),
+    "shrunk, by role, further, augmented": (shrunk_and_further, {}),
+    "shrunk and perturbed": (shrunk_and_perturbed, {}),
+    "further, decayed": (further, {"weight_decay": 0.01}),
+    "shorter training": (shorter, {"share": 0.25}),
     "further, more": (further_on_more, {}),
     "local oracle": (local_oracle, {}),
     "oracle": (oracle, {}),
@@ -340,7 +375,7 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
 held-out images (of soup and jackknife with more images than they show), and the last three are what twice the data
 give."""
 OF_FORGETTING = ("combination", "KNOWN")
-OF_PRETRAINING = ("oracle",)
+OF_PRETRAINING = ("oracle", "shorter")
 """Beginnings of the attempts that exist at one budget: those that need the forgetting trajectory itself, and those that
 take the place of theta_0's training."""
 
@@ -353,8 +388,9 @@ def exists(attempt: str, budget: str) -> bool:
 
 @dataclass(frozen=True)
 class Exploration:
-    """Attempts on one network, on trajectories with the settings of `SUITE`. budgets: names in `BUDGETS`."""
+    """Attempts on one network, on trajectories with the settings of a suite. budgets: names in `BUDGETS`."""
 
+    suite: str
     network: str
     budgets: tuple[str, ...]
     attempts: tuple[str, ...]
@@ -366,7 +402,9 @@ class Exploration:
 
     def rows(self, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of both tables (`COLUMNS`, `TRANSFERRED`) for one trajectory; what was made before is in the store."""
-        suite, origin = load_suite(SUITE), Origin(SOURCE, self.network)
+        suite = load_suite(self.suite)
+        (pair,) = suite.pairs
+        origin = Origin(pair.source, self.network)
         settings, recipe = suite.forgetting_of(suite.cells[0].origin), suite.pretraining
         asked = {"references": [], "store": self.store, "out": self.work / origin.slug, "device": self.device}
         make_origin(origin, [name], ["overflow"], recipe, settings, **asked)
@@ -378,7 +416,7 @@ class Exploration:
             function, options = ATTEMPTS[attempt]
             images = run.forgetting_images if budget == "forgetting" else round(BUDGETS[budget] * run.images)
             place = {"network": self.network, "trajectory": name, "attempt": attempt, "budget": budget}
-            about = {**place, "source": SOURCE, "options": options, "images": images, "data": run.dataset.sha256}
+            about = {**place, "source": pair.source, "options": options, "images": images, "data": run.dataset.sha256}
             about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}
             if attempt.startswith(OF_FORGETTING):
                 about["snapshots"] = [each["sha256"] for each in trajectory.manifest["snapshots"]]
@@ -390,19 +428,19 @@ class Exploration:
             place["theta_0"] = Start(run.theta_0).fingerprint()[:8]
             sources.append({**place, **load_facts(file)})
             if self.transfer:
-                targets += [{**place, **row} for row in self._transfer(load_state(file), run.seed)]
+                targets += [{**place, **row} for row in self._transfer(load_state(file), pair.target, run.seed)]
         return sources, targets
 
-    def _transfer(self, weights: State, seed: int) -> Iterator[dict[str, Any]]:
+    def _transfer(self, weights: State, target: str, seed: int) -> Iterator[dict[str, Any]]:
         """Fine-tunes of weights at every rate of the search, each judged by validation images of the target."""
-        tuner, start = _tuner(self.network, self.device), Start(weights)
+        tuner, start = _tuner(self.suite, self.network, target, self.device), Start(weights)
         settings = tuner.settings
         made = {"network": self.network, **computing(code_hash("benchmarks.finetune"), self.device)}
         kept = self.store.results("explored-fine-tunes", {**made, "target": tuner.target.sha256})
         how = settings.model_dump(include={"recipe", "images", "validation"})
         rates = [*settings.grid, *(settings.grid[-1] * 2**k for k in range(1, settings.extensions + 1))]
         for rate, repeat in itertools.product(rates, range(FINE_TUNES)):
-            request = FineTune(start, 1.0, rate, stream(seed, "target", TARGET, repeat), False)
+            request = FineTune(start, 1.0, rate, stream(seed, "target", target, repeat), False)
             key = [start.fingerprint(), how, rate, request.seed]
             result = kept.get(key, lambda request=request: vars(tuner(request)))
             accuracy = result["validation_accuracy"]
@@ -410,8 +448,8 @@ class Exploration:
 
 
 @functools.lru_cache(maxsize=1)
-def _tuner(network: str, device: str) -> FineTuner:
-    return FineTuner(network, load(TARGET, device=device), load_suite(SUITE).transfer)
+def _tuner(suite: str, network: str, target: str, device: str) -> FineTuner:
+    return FineTuner(network, load(target, device=device), load_suite(suite).transfer)
 
 
 def _attempt(
@@ -446,6 +484,7 @@ def add(folder: Path, sources: list[dict[str, Any]], targets: list[dict[str, Any
 def main() -> None:
     how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exploration", **how)
+    parser.add_argument("--suite", default=SUITE, help="a suite with one pair of datasets, whose settings are used")
     parser.add_argument("--network", nargs="+", required=True)
     parser.add_argument("--trajectories", type=int, default=TRAJECTORIES)
     parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
@@ -458,11 +497,11 @@ def main() -> None:
     deterministic(1)
     for network in asked.network:
         names, how = [f"e{k}" for k in range(asked.trajectories)], (tuple(asked.budget), tuple(asked.attempt))
-        places = Store(WORK / STORE), WORK / "exploration"
-        exploration = Exploration(network, *how, *places, asked.transfer, asked.device)
+        places = Store(WORK / STORE), WORK / "exploration" / asked.suite
+        exploration = Exploration(asked.suite, network, *how, *places, asked.transfer, asked.device)
         with workers(asked.processes) as each:
             for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
-                add(EXPLORED, sources, targets)
+                add(EXPLORED / (asked.suite if asked.suite != SUITE else ""), sources, targets)
 
 
 if __name__ == "__main__":

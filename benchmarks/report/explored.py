@@ -10,11 +10,14 @@ import pandas as pd
 from benchmarks.report.statistics import paired_t
 from benchmarks.report.tables import signed
 from benchmarks.report.template import fill
+from benchmarks.suite import load_suite
 from know.errors import KnowError
 
+SUITE = "core/plaincnn"
+"""The suite whose settings the attempts have; those with the settings of another lie in a folder of its name."""
 BUDGETS = {"forgetting": 0.284, "x1": 1.0, "x3": 3.0}
 """How many images of the source an attempt may show, beside those that made theta_0. The first is what the forgetting
-steps show.
+steps of `SUITE` show.
 """
 
 
@@ -75,7 +78,9 @@ def on_sources(sources: pd.DataFrame, beside: str = "further") -> pd.DataFrame:
 
 def _images(share: float) -> str:
     """What a table says of an attempt that has shown other than as many images as the one beside it."""
-    return f"; images x {share:.2f}" if abs(share - 1) > AS_MANY else ""
+    if abs(share - 1) <= AS_MANY:
+        return ""
+    return f"; images x {share:.2f}" if share else "; no images"
 
 
 def on_targets(targets: pd.DataFrame) -> pd.DataFrame:
@@ -99,17 +104,32 @@ def _table(columns: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     return pd.DataFrame({"attempt": rows, **made})
 
 
-def page(folder: Path) -> str:
-    """README.md of the exploration, from sources.csv and targets.csv in its folder."""
+def pages(explored: Path) -> dict[str, str]:
+    """README.md of the exploration, and that of every suite in it, by path below the folder `explored`."""
+    found = {path.parent: path.parent.relative_to(explored).as_posix() for path in explored.rglob("sources.csv")}
+    return {f"{name}/README.md".removeprefix("./"): page(folder, name) for folder, name in sorted(found.items())}
+
+
+def page(folder: Path, suite: str = ".") -> str:
+    """README.md of the exploration, from sources.csv and targets.csv in its folder. suite: its name, by default
+    `SUITE`.
+    """
     sources, targets = (pd.read_csv(folder / f"{name}.csv", dtype={"theta_0": str}) for name in ("sources", "targets"))
     for table in (sources, targets):
         starts = table.fillna({"theta_0": ""}).groupby(["network", "trajectory"])["theta_0"].nunique()
         if (starts > 1).any():
             network, trajectory = starts.idxmax()
             raise KnowError(f"{folder}: rows of {network}, {trajectory} begin at different theta_0; make them anew")
+    usual, settings = suite == ".", load_suite(SUITE if suite == "." else suite)
+    d0 = sum(settings.forgetting.ratio**k for k in range(1, settings.forgetting.length))
+    share = BUDGETS["forgetting"] if usual else d0 * settings.forgetting.step.epochs / settings.pretraining.epochs
     return fill(
         "explored.md.j2",
-        budgets=BUDGETS,
+        suite=SUITE if usual else suite,
+        usual=usual,
+        pair=settings.pairs[0],
+        images=settings.transfer.images,
+        budgets=BUDGETS | {"forgetting": float(f"{share:.3g}")},
         sources=on_sources(sources),
         beside_more=on_sources(sources, CONTROL),
         targets=on_targets(targets),

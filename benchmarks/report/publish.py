@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks.kernels import effective
 from benchmarks.records import PilotRecord, RunRecord, read_records
-from benchmarks.report.explored import page as explored_page
+from benchmarks.report.explored import pages as explored_pages
 from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Published, load, load_all, suites
 from benchmarks.report.render import front_pages, suite_pages
 from benchmarks.report.statistics import trajectory_means
@@ -139,8 +139,8 @@ def _compare_settings(published: Published) -> None:
 
 def _shared_pages(results: Path, published: list[Published]) -> dict[str, str]:
     """The pages that are of no suite, by the name of their file in `results`."""
-    tried = results / EXPLORED
-    return front_pages(published) | ({f"{EXPLORED}/README.md": explored_page(tried)} if tried.is_dir() else {})
+    explored = {f"{EXPLORED}/{name}": text for name, text in explored_pages(results / EXPLORED).items()}
+    return front_pages(published) | explored
 
 
 def _write_shared_pages(results: Path, published: list[Published]) -> None:

@@ -58,6 +58,10 @@ def test_a_way_in_turns_goes_on_where_it_was(budget):
     assert same(last, budget.run_on(160, "two", start=(first, optimizer), **way)[0])
 
 
+CHEAP = ("theta_0", "shrunk, by role", "shrunk and perturbed", "shorter training")
+"""Attempts that ask for less than a budget holds."""
+
+
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, place, attempt):
     function, options = ATTEMPTS[attempt]
@@ -69,7 +73,7 @@ def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, plac
     # what needs the forgetting trajectory makes its choices on top of it; nobody goes over by more than rounding
     extra = 12 * 20 if attempt.startswith((*OF_FORGETTING, "further, more")) else 0
     assert budget.shown <= budget.images + extra + 4 * FORGETTING.step.batch_size
-    assert attempt == "theta_0" or budget.shown >= 0.9 * budget.images
+    assert attempt in CHEAP or budget.shown >= 0.9 * budget.images
     assert attempt == "theta_0" or not same(made, budget.calibrated(budget.theta_0))
 
 
@@ -173,6 +177,21 @@ def test_what_is_chosen_has_no_higher_loss_than_theta_0_and_keeps_it_where_nothi
     by_role, by_layer = loss(found(layers=False)), loss(found(layers=True))
     assert by_role <= loss(budget.theta_0) + 1e-6
     assert by_layer <= loss(budget.theta_0) + 1e-6
+
+
+def test_shrinking_multiplies_all_weights_of_a_role_by_one_number(budget):
+    start, names = budget.theta_0, exploration.only_predicted(exploration.roles(budget.theta_0))
+    found, factors = exploration.shrunk(budget), {}
+    for name, role in names.items():
+        moved = start[name] != 0
+        factors.setdefault(role, []).append(found[name][moved] / start[name][moved])
+    for role, each in factors.items():
+        every = torch.cat([part.flatten() for part in each])
+        torch.testing.assert_close(every, every[:1].expand_as(every), msg=role)
+
+
+def test_a_shorter_training_of_full_length_is_that_of_theta_0(budget):
+    assert same(exploration.shorter(budget, 1.0), budget.calibrated(budget.theta_0))
 
 
 def test_a_jackknife_of_weights_that_are_linear_in_one_over_n_is_exact():
