@@ -101,7 +101,7 @@ class _Counted:
         """Of one forgetting step on `shown` images."""
         return self.step.steps * self.step.batch_size if self.step.steps else self.step.epochs * shown
 
-    def pretrain(self, factor: int, *, steps: int | None = None) -> float:
+    def pretrain(self, factor: int, *, steps: float | None = None) -> float:
         return (steps or factor) * self.settings.pretraining.epochs * self.size
 
     def average(self, kind: str) -> float:

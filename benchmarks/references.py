@@ -28,7 +28,7 @@ class SourceRun(Protocol):
     """The network's random initialisation."""
     theta_0: State
 
-    def pretrain(self, factor: int, *, steps: int | None = None) -> State:
+    def pretrain(self, factor: int, *, steps: float | None = None) -> State:
         """The initialisation trained on `factor` times D0, for as many epochs as theta_0 or `steps` times its steps."""
 
     def average(self, kind: Average) -> State:
@@ -116,6 +116,12 @@ def oracle_steps(run: SourceRun) -> State:
 def double_steps(run: SourceRun) -> State:
     """Really trained on D0 alone with twice the steps of theta_0, which tells the oracle's steps from its data."""
     return run.pretrain(1, steps=2)
+
+
+@reference("control, this project", group="control", overflow_only=True)
+def shorter(run: SourceRun) -> State:
+    """Really trained on D0 for a quarter of the steps of theta_0, as if it had been stopped in time."""
+    return run.pretrain(1, steps=0.25)
 
 
 @reference("reference", overflow_only=True, factor=4)

@@ -279,7 +279,7 @@ class _Pretraining:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(stream(self.seed, "outside")))
         return self.dataset.train.take(order[others[order]][:images])
 
-    def run(self, factor: int, steps: int | None = None) -> Path:
+    def run(self, factor: int, steps: float | None = None) -> Path:
         """The folder of a finished run: weights, averages and the optimiser's state (`_KEPT`).
 
         factor: how many times D0 it is trained on. steps: how many times the steps of theta_0 it makes; by default it
@@ -287,7 +287,7 @@ class _Pretraining:
         """
         recipe = self.recipe
         if steps:
-            recipe = recipe.model_copy(update={"steps": steps * number_of_steps(recipe, len(self.subset(1)))})
+            recipe = recipe.model_copy(update={"steps": round(steps * number_of_steps(recipe, len(self.subset(1))))})
         about = {**self.place, "data": self.dataset.sha256, "recipe": recipe.model_dump(mode="json")}
         about |= {"fraction": factor * self.settings.d0, **computing(code_hash(PRETRAINING), self.device)}
         make = functools.partial(
@@ -367,7 +367,7 @@ class SourceRun:
         """How many images they show, counted in whole batches."""
         return self.forgetting_steps * self.settings.step.batch_size
 
-    def pretrain(self, factor: int, *, steps: int | None = None) -> State:
+    def pretrain(self, factor: int, *, steps: float | None = None) -> State:
         return load_state(self.pretraining.run(factor, steps) / _KEPT[-1])
 
     def average(self, kind: Average) -> State:
