@@ -310,16 +310,20 @@ def _among(rate: float, grid: Iterable[float]) -> bool:
 
 
 def ablations(evidence: Evidence) -> pd.DataFrame:
-    """The deepest KNOWN minus naive in every informative place that is not pooled. It has no verdict (rules 16, 29)."""
+    """The deepest KNOWN and shrinking by as much, each minus naive, in every informative place that is not pooled. They
+    have no verdict (rules 16, 29).
+    """
+    shrinking = next(control.arms for control in CLAIMS.controls if "shrinking" in control.text)
     rows = []
-    for line, place in itertools.product(CLAIMS.lines.values(), evidence.places):
+    for (key, line), place in itertools.product(CLAIMS.lines.items(), evidence.places):
         # the names of arms have the factor on the data, which is another one at another r
         run = (arm for arm in evidence.arms_of(place) if arm.startswith(f"{line.arm}_x"))
         deepest = max(run, key=lambda arm: float(arm.rpartition("_x")[2]), default=line.deepest)
-        at = {policy: evidence.by_place(Contrast(better=deepest, worse="naive"), policy) for policy in POLICIES}
-        if not place.core and place in at["tuned"]:
-            said = [interval_text(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
-            rows.append([deepest, title_of(place), *said])
+        for arm in (deepest, "_x".join((shrinking[key].rpartition("_x")[0], deepest.rpartition("_x")[2]))):
+            at = {policy: evidence.by_place(Contrast(better=arm, worse="naive"), policy) for policy in POLICIES}
+            if not place.core and place in at["tuned"]:
+                said = [interval_text(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
+                rows.append([arm, title_of(place), *said])
     return _without_empty(pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values()]).astype(str))
 
 

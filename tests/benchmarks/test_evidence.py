@@ -441,10 +441,11 @@ def test_a_primary_contrast_has_one_verdict_wherever_it_is_printed(core, tmp_pat
 
 def test_other_settings_show_the_deepest_known_by_the_name_that_it_has_at_that_ratio(core):
     gains = {**STEADY, "known_x1.43": (1, 1.2, 0.8, 1, 1), "known_x2.92": (2, 2.2, 1.8, 2, 2)}
+    gains["shrink_x2.92"] = (3, 3.2, 2.8, 3, 3)
     table = claim_tables.ablations(core({MLP: GOOD, dataclasses.replace(MLP, ratio=0.7): gains}))
-    assert table["arm"].tolist() == ["known_x2.92"]
+    assert table["arm"].tolist() == ["known_x2.92", "shrink_x2.92"]  # beside what is no prediction
     assert table["place"].str.endswith("r = 0.7").all()
-    assert table["tuned rate"].str.startswith("+2.00 [").all()
+    assert [entry[:7] for entry in table["tuned rate"]] == ["+2.00 [", "+3.00 ["]
 
 
 FURTHER = {
