@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -107,12 +107,15 @@ def _table(columns: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 def pages(explored: Path) -> dict[str, str]:
     """README.md of the exploration, and that of every suite in it, by path below the folder `explored`."""
     found = {path.parent: path.parent.relative_to(explored).as_posix() for path in explored.rglob("sources.csv")}
-    return {f"{name}/README.md".removeprefix("./"): page(folder, name) for folder, name in sorted(found.items())}
+    others = sorted({*found.values()} - {"."})
+    return {
+        f"{name}/README.md".removeprefix("./"): page(folder, name, others) for folder, name in sorted(found.items())
+    }
 
 
-def page(folder: Path, suite: str = ".") -> str:
+def page(folder: Path, suite: str = ".", others: Sequence[str] = ()) -> str:
     """README.md of the exploration, from sources.csv and targets.csv in its folder. suite: its name, by default
-    `SUITE`.
+    `SUITE`. others: the other suites, to which the page of `SUITE` links.
     """
     sources, targets = (pd.read_csv(folder / f"{name}.csv", dtype={"theta_0": str}) for name in ("sources", "targets"))
     for table in (sources, targets):
@@ -127,6 +130,7 @@ def page(folder: Path, suite: str = ".") -> str:
         "explored.md.j2",
         suite=SUITE if usual else suite,
         usual=usual,
+        others=others,
         pair=settings.pairs[0],
         images=settings.transfer.images,
         budgets=BUDGETS | {"forgetting": float(f"{share:.3g}")},
