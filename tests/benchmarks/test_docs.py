@@ -18,7 +18,7 @@ import yaml
 from small_model import call
 
 from benchmarks.__main__ import app
-from know import cli
+from know import Trajectory, cli, predict
 from know.checkpoints import load_state
 from know.methods import method
 
@@ -164,12 +164,18 @@ def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, mon
         know(line)
     better = load_state(tmp_path / "better" / "model.safetensors")
     manual = REPOSITORY / "docs" / "manual.md"
-    (check,) = blocks(manual, "python")
+    check, smaller = blocks(manual, "python")
     (tmp_path / "check.py").write_text(check, encoding="utf-8")
     for k in range(5):  # as a training script that wraps its model would have saved them
         state = load_state(tmp_path / "run" / f"s{k}.safetensors")
         wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
         torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / f"s{k}.pt")
+    theta_0 = load_state(tmp_path / "run" / "s0.safetensors")
+    torch.save(theta_0, tmp_path / "theta_0.pt")
+    exec(compile(smaller, "manual.md", "exec"), {})
+    by_hand = torch.load(tmp_path / "smaller.pt", weights_only=True)
+    by_method = predict(Trajectory.load("run"), "shrink_and_perturb", noise=0.0)
+    assert all(torch.equal(by_hand[name], by_method[name]) for name in theta_0)
     (tmp_path / "my_task.py").write_text(TASK, encoding="utf-8")
     for line in [line for block in blocks(manual, "sh") for line in block.strip().splitlines()]:
         if line.partition("#")[0].strip() not in lines:
