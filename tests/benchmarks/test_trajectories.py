@@ -98,14 +98,17 @@ def test_pretraining_starts_anew_each_time_and_the_oracles_have_twice_the_update
     images = len(load("digits:0-4").train)
     calls = that_starts(made[1], runs["overflow"].reference("scratch"))
     (theta_0,) = [call for call in calls if call.images == round(images / 2) and call.recipe.steps is None]
-    (double_steps,) = [call for call in calls if call.images == round(images / 2) and call.recipe.steps]
+    again = [call for call in calls if call.images == round(images / 2) and call.recipe.steps]
+    shorter, double_steps = sorted(again, key=lambda call: len(call.states))
     (oracle,) = [call for call in calls if call.images == images and call.recipe.steps is None]
     (oracle_steps,) = [call for call in calls if call.images == images and call.recipe.steps]
-    assert len(calls) == 4
+    assert len(calls) == 5
     assert theta_0.images % BATCH == 1
     assert len(oracle_steps.states) == len(theta_0.states)
     assert len(double_steps.states) == 2 * len(theta_0.states)
     assert equal(double_steps.states[-1], runs["overflow"].reference("double_steps"))
+    assert len(shorter.states) == round(len(theta_0.states) / 4)
+    assert equal(shorter.states[-1], runs["overflow"].reference("shorter"))
     assert len(oracle.states) == pytest.approx(2 * len(theta_0.states), rel=0.05)
     assert equal(oracle.states[-1], runs["overflow"].reference("oracle"))
     assert equal(oracle_steps.states[-1], runs["overflow"].reference("oracle_steps"))
@@ -142,7 +145,7 @@ def test_an_eighth_of_the_source_has_oracles_of_its_multiples_on_nested_subsets(
 def test_all_references_exist_on_both_tracks_and_differ(runs):
     both = {"scratch", "oracle", "tail_average", "ema", "decay_average", "compute_matched"}
     both |= {"compute_averaged", "compute_augmented", "compute_augmented_averaged"}
-    alone = {"oracle_steps", "double_steps", "local_oracle"}
+    alone = {"oracle_steps", "double_steps", "shorter", "local_oracle"}
     for track, expected in (("overflow", both | alone), ("retrodiction", both)):
         own = runs[track]
         assert own.manifest["references"].keys() == expected
