@@ -55,14 +55,14 @@ rule figures:
             for kind in ("svg", "png")
         ],
     params:
-        results=RESULTS,
+        suite=suite_name(NAME),
         code=DRAWING,
     log:
         f"{WORK}/logs/figures.log",
     conda:
         "../environment.yml"
     shell:
-        "python -m paper_figures {params.results} > {log} 2>&1"
+        "python -m paper_figures results/{params.suite} > {log} 2>&1"
 
 
 # Parts of the chain by name, for `dvc.yaml` and for people.
