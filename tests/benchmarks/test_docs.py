@@ -176,6 +176,11 @@ def test_readme_and_manual_do_what_they_say_to_a_model_of_ones_own(tmp_path, mon
     by_hand = torch.load(tmp_path / "smaller.pt", weights_only=True)
     by_method = predict(Trajectory.load("run"), "shrink_and_perturb", noise=0.0)
     assert all(torch.equal(by_hand[name], by_method[name]) for name in theta_0)
+    shared = torch.ones(4, 3)
+    torch.save({"embed.weight": shared, "head.weight": shared}, tmp_path / "theta_0.pt")
+    exec(compile(smaller, "manual.md", "exec"), {})
+    tied = torch.load(tmp_path / "smaller.pt", weights_only=True)
+    assert all(torch.equal(tensor, 0.6 * torch.ones(4, 3)) for tensor in tied.values())
     (tmp_path / "my_task.py").write_text(TASK, encoding="utf-8")
     for line in [line for block in blocks(manual, "sh") for line in block.strip().splitlines()]:
         if line.partition("#")[0].strip() not in lines:
