@@ -299,9 +299,7 @@ def known_scaled(b: Budget) -> State:
 
 
 def shrunk(b: Budget) -> State:
-    """theta_0 times a number for each role, chosen by loss on held-out images: weights that were trained for too long
-    are too sure of themselves, and smaller ones are less so.
-    """
+    """theta_0 times a number for each role, chosen by loss on held-out images."""
     return chosen(b, [{name: torch.zeros_like(tensor) for name, tensor in b.theta_0.items()}], layers=False)
 
 

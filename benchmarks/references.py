@@ -120,7 +120,7 @@ def double_steps(run: SourceRun) -> State:
 
 @reference("control, this project", group="control", overflow_only=True)
 def shorter(run: SourceRun) -> State:
-    """Really trained on D0 for a quarter of the steps of theta_0, as if it had been stopped in time."""
+    """Really trained on D0 for a quarter of the steps of theta_0, with a whole learning-rate schedule of its own."""
     return run.pretrain(1, steps=0.25)
 
 

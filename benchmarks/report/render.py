@@ -71,8 +71,9 @@ def _cell(published: Published, cell: str) -> dict:
 
 
 def front_pages(results: Sequence[Published]) -> dict[str, str]:
-    """The pages that look at all suites together, by the name of their file."""
+    """The pages that look at all suites together, by the name of their file. The core suites stand first."""
     evidence = Evidence(results)
+    results = sorted(results, key=lambda one: one.name not in CLAIMS.core)
     return {
         "README.md": front_page(results, evidence),
         "CLAIMS.md": claims_page(evidence),

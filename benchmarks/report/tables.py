@@ -135,8 +135,7 @@ def every_cell(results: Sequence[Published], policy: Policy = "tuned") -> pd.Dat
     shown["The same compute"] = tuple(label for label in FRONT["The same compute"] if "averaged" not in label)
     heads = [f"KNOWN, {label}" if heading == "KNOWN" else label for heading in shown for label in shown[heading]]
     rows = []
-    evidence = (one for one in results if one.settings["evidence"])
-    for one in sorted(evidence, key=lambda one: (one.name not in CLAIMS.core, one.name)):
+    for one in (one for one in results if one.settings["evidence"]):
         for cell, runs in one.cells.items():
             if policy in set(runs["policy"]):
                 found, row = glance(one, cell, policy), runs.iloc[0]

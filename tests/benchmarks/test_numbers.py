@@ -13,8 +13,10 @@ import yaml
 from scipy import stats
 
 REPOSITORY = Path(__file__).parents[2]
-FINDINGS, RESULTS = REPOSITORY / "docs" / "FINDINGS.md", REPOSITORY / "results"
-PAGES = [REPOSITORY / "README.md", FINDINGS, RESULTS / "README.md", REPOSITORY / "docs" / "LOG.md"]
+DOCS, RESULTS = REPOSITORY / "docs", REPOSITORY / "results"
+PAGES = [*(DOCS / f"{name}.md" for name in ("FINDINGS", "DETAILS")), REPOSITORY / "README.md", RESULTS / "README.md"]
+COUNTING = [REPOSITORY / "README.md", DOCS / "FINDINGS.md", DOCS / "DETAILS.md"]
+"""Pages whose words say how many suites have been run."""
 INTERVAL = r"[+-]?\d+\.\d+ \[[+-]?\d+\.\d+, [+-]?\d+\.\d+\]"
 SHARE = r"\d+(?:\.\d)? %"
 LINK = re.compile(rf'\[({INTERVAL}|{SHARE})\]\((\S+)\s+"([^"]+)"\)')
@@ -129,7 +131,7 @@ def test_every_number_is_that_of_the_records(page):
     assert wrong == {}
 
 
-@pytest.mark.parametrize("page", [FINDINGS, RESULTS / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [PAGES[0], RESULTS / "README.md"], ids=lambda page: page.name)
 def test_a_number_stands_on_the_page_that_it_links_to(page):
     lacking = [
         (shown, title, link)
@@ -142,7 +144,7 @@ def test_a_number_stands_on_the_page_that_it_links_to(page):
 COUNTS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
-@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.parent.name + "/" + page.name)
+@pytest.mark.parametrize("page", COUNTING, ids=lambda page: page.parent.name + "/" + page.name)
 def test_the_words_count_the_suites_that_have_been_run(page):
     text = " ".join(page.read_text(encoding="utf-8").split())
     said = re.findall(r"(\w+) of (?:the )?twelve|of the (\w+) cells|all (\w+) cells", text)
@@ -153,7 +155,7 @@ def test_the_words_count_the_suites_that_have_been_run(page):
     assert set(re.findall(r"of the (\w+) informative cells", text)) == {COUNTS[seen]}
 
 
-@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.parent.name + "/" + page.name)
+@pytest.mark.parametrize("page", COUNTING, ids=lambda page: page.parent.name + "/" + page.name)
 def test_every_number_of_the_words_links_to_its_table(page):
     text = re.sub("```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)  # commands have numbers of their own
     text = LINK.sub("", " ".join(text.split()))
