@@ -259,14 +259,11 @@ def dashed(family: str, line: str) -> str:
     return {"oracle_steps": "--", "oracle_x4": "-.", "oracle_x8": ":"}.get(family, line)
 
 
-def limits(part: pd.DataFrame, least: tuple[float, float] = (-0.2, 0.2), most: float = np.inf) -> tuple[float, float]:
-    """Ends of an axis of differences: all intervals, unless a few long ones would press the others together.
-
-    The axis reaches at least to `least`, and nowhere further from 0 than `most`.
-    """
+def limits(part: pd.DataFrame) -> tuple[float, float]:
+    """Ends of an axis of differences: all intervals, unless a few long ones would press the others together."""
     ends = pd.concat([part[["low", "high"]].stack(), part["difference"]])
-    reach = min(max(1.0, *np.abs(least), 4 * ends.abs().quantile(0.7)), most)
-    low, high = max(min(ends.min(), least[0]), -reach), min(max(ends.max(), least[1]), reach)
+    reach = max(1.0, 4 * ends.abs().quantile(0.7))
+    low, high = max(min(ends.min(), -0.2), -reach), min(max(ends.max(), 0.2), reach)
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
