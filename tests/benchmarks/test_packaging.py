@@ -298,6 +298,13 @@ def test_what_ships_is_what_the_rule_chooses_and_the_page_is_made_from_the_table
         assert f"{made['loss']}-{made['bias_penalty']:g}" == chosen
     assert (folder / "README.md").read_text(encoding="utf-8") == pretrained.page(settings, folder)
     skill = pretrained.skill_of(settings.skill, folder)
+    distance = skill["skill"].set_index("arm")["all"]
+    found = (REPOSITORY / "docs" / "FINDINGS.md").read_text(encoding="utf-8")
+    quoted = [
+        *distance[["known_x2", "tail_average"]],
+        *map(skill["verdict"]["accuracy"].get, ("known_x2", "tail_average")),
+    ]
+    assert all(number in " ".join(found.split()) for number in quoted)
     front = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     assert ("our KNOWN has no skill at r = 0.5" in front) != skill["verdict"]["skill"]  # rule 29
     assert ("has no skill at r = 0.5" in " ".join(front.split())) == (not skill["verdict"]["skill"])

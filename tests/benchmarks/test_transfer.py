@@ -94,6 +94,15 @@ def test_an_edge_extends_the_grid_for_all_arms(naive, other, grid):
     assert not choice["arms"]["other"]["on_edge"]
 
 
+@pytest.mark.parametrize("extensions", [0, 2])
+def test_the_grid_grows_by_so_many_points_and_an_edge_is_then_said(extensions):
+    choice, chosen, _ = search(peak(naive=2, other=50), extensions=extensions)
+    assert len(choice["grid"]) == 6 + extensions
+    assert chosen["other"] == 5 + extensions
+    assert choice["arms"]["other"]["on_edge"]
+    assert not choice["arms"]["naive"]["on_edge"]
+
+
 def test_the_mean_over_pilots_and_fine_tunes_decides():
     accuracy = {"p0": {2: 0.9, 3: 0.8}, "p1": {2: 0.5, 3: 0.8}}
 
