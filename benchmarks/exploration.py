@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from benchmarks.data import Split, load
 from benchmarks.finetune import FineTune, FineTuner, Start
-from benchmarks.networks import has_running_statistics
+from benchmarks.networks import has_running_statistics, weights_of
 from benchmarks.progress import progress
 from benchmarks.report.explored import BUDGETS, SUITE
 from benchmarks.settings import Origin
@@ -113,14 +113,14 @@ class Budget:
         if outcome.status != "ok":
             raise KnowError(f"{name}: the loss is not finite at learning rate {own.learning_rate:g}")
         self.shown += own.steps * own.batch_size
-        return _copy(model), None if average is None else _copy(mean.module), outcome.optimizer
+        return weights_of(model), None if average is None else weights_of(mean.module), outcome.optimizer
 
     def calibrated(self, state: State) -> State:
         """The same weights with running statistics measured on images of D0."""
         model = self.model(state)
         if has_running_statistics(model):
             recalibrate(model, self.run.dataset, self.d0.take(torch.arange(min(CALIBRATION, len(self.d0)))))
-        return _copy(model)
+        return weights_of(model)
 
     def model(self, state: State) -> nn.Module:
         model = copy.deepcopy(self.run.start)
@@ -186,7 +186,7 @@ def oracle(b: Budget, *, rates_of_theta_0: bool = False) -> State:
     if outcome.status != "ok":
         raise KnowError(f"the oracle: the loss is not finite at learning rate {recipe.learning_rate:g}")
     b.shown += recipe.steps * size
-    return b.calibrated(_copy(model))
+    return b.calibrated(weights_of(model))
 
 
 def rotation(b: Budget, *, average: bool) -> State:
@@ -322,11 +322,7 @@ def shorter(b: Budget, share: float) -> State:
     model = b.model(origin.initial)
     train(model, b.run.dataset, b.d0, recipe, seed=stream(origin.seed, "pretraining"))
     b.shown += recipe.epochs * len(b.d0)
-    return b.calibrated(_copy(model))
-
-
-def _copy(model: nn.Module) -> State:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return b.calibrated(weights_of(model))
 
 
 def mixed(weights: Mapping[int, float], states: Sequence[State]) -> State:

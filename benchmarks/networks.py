@@ -264,3 +264,8 @@ def normalisation(model: nn.Module) -> set[str]:
 def has_running_statistics(model: nn.Module) -> bool:
     """Whether any layer keeps running statistics (BatchNorm does, LayerNorm does not)."""
     return any(getattr(module, "running_mean", None) is not None for module in model.modules())
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's state_dict, which further training leaves as it is."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -29,8 +29,7 @@ from know.checkpoints import State, load_state
 from know.files import write_csv
 from know.inspection import movement
 from know.known import Models
-from know.prediction import only_predicted
-from know.roles import PREDICTED, roles
+from know.roles import names_by_role, roles
 from know.trajectory import Trajectory
 
 TRACK = "retrodiction"
@@ -69,11 +68,7 @@ def measure(network: str, settings: Skill, *, known: Path, store: Store, work: P
 
 def _distances(weights: State, theta_0: State, truth: State) -> Iterator[tuple[str, dict[str, Any]]]:
     """By role, and of all predicted weights: |step| / |theta_0| and |weights - theta_{-1}| / |theta_0 - theta_{-1}|."""
-    role_of = only_predicted(roles(theta_0))
-    for role in (*PREDICTED, "all"):
-        names = [name for name, own in role_of.items() if role in (own, "all")]
-        if not names:
-            continue
+    for role, names in names_by_role(roles(theta_0)).items():
         answer, before, true = (_flat(state, names) for state in (weights, theta_0, truth))
         step, error = (answer - before).norm() / before.norm(), (answer - true).norm() / (before - true).norm()
         yield role, {"step": f"{float(step):.6g}", "weight_error": f"{float(error):.6g}"}

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_a
 from torch.utils.data import Subset
 
 from benchmarks.data import Dataset, Split, load
-from benchmarks.networks import build
+from benchmarks.networks import build, weights_of
 from benchmarks.progress import progress
 from benchmarks.references import REFERENCES, Average, Reference, kept
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
@@ -107,7 +107,7 @@ class _Averages:
             average.update_parameters(self.model)
 
     def state(self, kind: Average) -> State:
-        return _copy(self.averages[kind].module)
+        return weights_of(self.averages[kind].module)
 
 
 @torch.no_grad()
@@ -119,10 +119,6 @@ def _decaying(averages: list[Tensor], values: list[Tensor], count: Tensor) -> No
             average.lerp_(value, share)
         else:
             average.copy_(value)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def make_origin(
@@ -259,7 +255,7 @@ class _Pretraining:
         self.place = {"source": origin.source, "network": origin.network, "trajectory": trajectory}
         self.device, self.what = device, f"pretraining of {origin.slug}, {trajectory}"
         fresh = build(origin.network, dataset.shape, len(dataset.classes), seed=stream(seed, "initialisation"))
-        self.initial = _copy(fresh)
+        self.initial = weights_of(fresh)
         self.model = fresh.to(device)
 
     def subset(self, factor: int) -> Split:
@@ -320,7 +316,7 @@ def _pretrain(
         save_state(out / f"{kind}.safetensors", averages.state(kind))
     with atomic(out / "optimizer.pt") as temporary:
         torch.save(outcome.optimizer, temporary)
-    save_state(out / _KEPT[-1], _copy(model))
+    save_state(out / _KEPT[-1], weights_of(model))
 
 
 class SourceRun:
@@ -342,7 +338,7 @@ class SourceRun:
             self.averages = _Averages(self.start)
             fit.train(self.start, self.d0, self.averages.after_step)
         self.calls, self.optimizer = fit.calls, fit.optimizer
-        self.theta_0 = _copy(self.start)
+        self.theta_0 = weights_of(self.start)
 
     def forgetting(self, *, everything: bool = False) -> _Fit:
         """The function that makes the forgetting steps from theta_0, or those of the placebo (`_Fit`)."""
@@ -394,7 +390,7 @@ class SourceRun:
         outcome = train(model, self.dataset, split, recipe, seed=seed, **carried)
         _demand_finite(outcome, f"further training of theta_0 on {factor} times D0")
         recalibrate(mean.module, self.dataset, split.take(range(min(MEASURED, len(split)))))
-        return _copy(model), _copy(mean.module)
+        return weights_of(model), weights_of(mean.module)
 
     def describe(self, model: nn.Module, index: list[int]) -> dict[str, float]:
         """Source test accuracy, and accuracy on D0 without the subset (`left_out`), of `model` and of theta_0."""

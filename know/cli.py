@@ -35,7 +35,7 @@ Inputs = Annotated[
     list[Path] | None,
     typer.Argument(help="A trajectory folder, or checkpoints (files or folders), smallest subset first."),
 ]
-Method = Annotated[str, typer.Option("--method", "--predictor", help="Name of a method (see `know methods`).")]
+Method = Annotated[str, typer.Option(help="Name of a method (see `know methods`).")]
 Depth = Annotated[int, typer.Option(help="Recursions; depth n stands for r^-n times the data.")]
 Fractions = Annotated[str | None, typer.Option(help="With checkpoints: their fractions, as 0.25,0.5,1.")]
 KnownFile = Annotated[
@@ -173,8 +173,6 @@ def predict(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method",
-            "--predictor",
             help="Name of a method (see `know methods`), or NAME:depth in place of --depth. With --validate it may"
             " be repeated.",
             show_default="known",
@@ -335,7 +333,6 @@ def compare(
 
 
 @app.command(name="methods")
-@app.command(name="predictors", help="The earlier name of `methods`.")
 def methods_(
     name: Annotated[str | None, typer.Argument(help="Name of a method; none: list them all.")] = None,
 ) -> None:

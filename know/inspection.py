@@ -22,7 +22,7 @@ from know.keras import LENGTH
 from know.known import Known, Models
 from know.methods import differences_gram
 from know.prediction import predict, predicted, standard_torch
-from know.roles import PREDICTED, Role
+from know.roles import PREDICTED, Role, names_by_role
 from know.seeds import stream
 from know.trajectory import Trajectory
 
@@ -107,11 +107,8 @@ def movement(trajectory: Trajectory, roles: Mapping[str, str] | None = None) -> 
     A row has the size of the difference relative to |theta_0|, and its cosine with the difference before it in
     forgetting, theta_{k-1} - theta_k, where k > 0.
     """
-    role_of, rows = _moving(trajectory, roles), []
-    for role in (*PREDICTED, "all"):
-        names = [name for name, own in role_of.items() if role in (own, "all")]
-        if not names:
-            continue
+    rows = []
+    for role, names in names_by_role(_moving(trajectory, roles)).items():
         gram = torch.stack([differences_gram(trajectory.window(name)) for name in names]).sum(0)
         size = torch.stack([trajectory.theta_0[name].double().square().sum() for name in names]).sum().sqrt()
         lengths, last = gram.diagonal().sqrt(), len(gram) - 1  # the column of theta_0 - theta_1
@@ -152,12 +149,8 @@ def beside_placebo(
     two that move equally far in directions of their own, says nothing.
     placebo_cosine: of p_k - theta_0 with theta_k - theta_0, which says how much of a direction both share.
     """
-    role_of, rows = _moving(trajectory, roles), []
-    last = len(trajectory.paths) - 1
-    for role in (*PREDICTED, "all"):
-        names = [name for name, own in role_of.items() if role in (own, "all")]
-        if not names:
-            continue
+    last, rows = len(trajectory.paths) - 1, []
+    for role, names in names_by_role(_moving(trajectory, roles)).items():
         for k in range(1, last + 1):
             gram, size = torch.zeros(2, 2, dtype=torch.float64), 0.0
             for name in names:

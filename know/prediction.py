@@ -65,7 +65,7 @@ def predict(
 
     They are a full state_dict, in the names, shapes and dtypes of theta_0.
 
-    method: a name from `know.methods.names()`; `predictor`, the keyword of earlier versions, is another name for it.
+    method: a name from `know.methods.names()`.
     options: keyword options of the method.
     depth: recursions; at the ratio r, depth n stands for r^-n times the data.
     known: the KNOWN to ask, its file, or the folder of a meta-training; by default the one that the package ships.
@@ -106,7 +106,7 @@ def pieces(
     that are not predicted, or that share their values with another one, are not among the pieces. The caller checks
     the hashes (`Trajectory.verify`) when everything was read.
     """
-    chosen = get(str(options.pop("predictor", method)))
+    chosen = get(method)
     if not isinstance(trajectory, Trajectory):
         raise KnowError(f"trajectory must be a Trajectory, as Trajectory.load gives it, got {trajectory!r}")
     if not math.isfinite(number("scale", scale)):

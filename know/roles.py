@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # pages that name roles are made without torch
 Role = Literal["conv", "fc", "bias", "norm", "buffer", "skip"]
 PREDICTED: tuple[Role, ...] = ("conv", "fc", "bias")
 """Roles that methods predict. The authors' script predicts no normalisation parameter, and neither do we."""
-
 TABLES = re.compile(
     r"(running|moving|ema|sqrt|posterior)_\w+|(pixel_|image_)?(mean|std|var)|(min|max)_val|x_(min|max)|\w*scaling_factor"
     r"|num_batches_tracked|cluster_(size|usage)|embed_(avg|sum)|embedding_avg|w_avg|e_score_correction_bias|inv_freq"
@@ -204,3 +203,9 @@ def _codes(name: str, meta: Mapping[str, Tensor], layers: Mapping[str, Mapping[s
 def only_predicted(role_of: Mapping[str, Role]) -> dict[str, Role]:
     """Those of the names and roles that methods predict."""
     return {name: role for name, role in role_of.items() if role in PREDICTED}
+
+
+def names_by_role(role_of: Mapping[str, Role]) -> dict[str, list[str]]:
+    """Names of the tensors of each predicted role that has one, then of all that are predicted, as "all"."""
+    named = {role: [name for name, own in role_of.items() if own == role] for role in PREDICTED}
+    return {role: names for role, names in (*named.items(), ("all", list(only_predicted(role_of)))) if names}

@@ -60,7 +60,7 @@ def test_help_names_every_option(command, capsys, monkeypatch):
 def test_help_names_every_command(capsys):
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert set(COMMANDS) == {"forget", "predict", "compare", "predictors", "methods", "inspect", "import-keras"}
+    assert set(COMMANDS) == {"forget", "predict", "compare", "methods", "inspect", "import-keras"}
     assert all(command in shown for command in COMMANDS)
 
 
@@ -187,17 +187,14 @@ def test_the_shipped_known_is_named_and_where_it_comes_from(place, capsys):
     assert "meta-trained" not in capsys.readouterr().out  # of the user's own network nothing is known
 
 
-# predictors, inspect, import-keras
+# methods, inspect, import-keras
 
 
 def test_every_method_is_listed_and_described(capsys):
-    assert call("predictors") == 0
-    listed = capsys.readouterr().out
-    assert [line.split()[0] for line in listed.splitlines()] == methods.names()
     assert call("methods") == 0
-    assert capsys.readouterr().out == listed
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == methods.names()
     for name in methods.names():
-        assert call("predictors", name) == 0
+        assert call("methods", name) == 0
         shown, method = capsys.readouterr().out, methods.get(name)
         assert method.documentation in shown
         assert method.reference in shown
@@ -283,7 +280,7 @@ WRONG = [
     ("predict", ["run/s1.safetensors", "nowhere.pt", *TWO[2:], *GIVE_UP], "nowhere.pt"),
     ("predict", ["run/s1.safetensors", "run", *TWO[2:], *GIVE_UP], "run"),
     ("predict", [*TWO, "--known", "known.safetensors", *GIVE_UP], "takes 5 snapshots, and was asked about 2"),
-    ("predictors", ["lineer"], "'lineer': did you mean 'linear'"),
+    ("methods", ["lineer"], "'lineer': did you mean 'linear'"),
     ("inspect", [], "give a trajectory folder"),
     ("inspect", ["nowhere"], "nowhere"),
     ("inspect", ["run", "--method", "shrink", "-o", "of=releasd"], "'releasd': did you mean 'released'"),

@@ -155,17 +155,14 @@ def test_the_scale_is_the_length_of_the_step(tmp_path):
             assert torch.allclose(half[name] - theta_0, (whole[name] - theta_0) / 2, atol=1e-6)
 
 
-def test_predictor_is_another_name_for_method(tmp_path, capsys):
+def test_python_and_the_command_line_ask_a_method_alike(tmp_path, capsys):
     trajectory = written(tmp_path, snapshots())
     expected = know.predict(trajectory, "linear", 2, step=0.5)
-    assert equal(know.predict(trajectory, predictor="linear", depth=2, step=0.5), expected)
-    assert equal(know.predict(trajectory, method="linear", depth=2, step=0.5), expected)
-    by_piece = {piece.tensor: piece.answer for piece in prediction.pieces(trajectory, predictor="linear", depth=2)}
-    assert torch.equal(by_piece["conv.bias"], know.predict(trajectory, "linear", 2)["conv.bias"])
-    for option in ("--method", "--predictor"):
-        arguments = ["--fractions", GIVEN, option, "linear", "--depth", 2, "-o", "step=0.5", "--out", tmp_path / option]
-        assert call("predict", *trajectory.paths, *arguments) == 0
-        assert equal(load_file(tmp_path / option / "model.safetensors"), expected)
+    by_piece = {piece.tensor: piece.answer for piece in prediction.pieces(trajectory, "linear", 2, step=0.5)}
+    assert torch.equal(by_piece["conv.bias"], expected["conv.bias"])
+    arguments = ["--fractions", GIVEN, "--method", "linear", "--depth", 2, "-o", "step=0.5", "--out", tmp_path / "out"]
+    assert call("predict", *trajectory.paths, *arguments) == 0
+    assert equal(load_file(tmp_path / "out/model.safetensors"), expected)
 
 
 def test_the_settings_are_enough_to_make_it_again(tmp_path):
