@@ -1,7 +1,7 @@
-"""Networks: the small networks of the suites, the paper's ResNet-18, and any timm or torchvision model by name.
+"""Networks: the small networks of the suites, the paper's ResNet-18, and any timm model by name.
 
-An example is `build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`. `timm:NAME` and `torchvision:NAME` have
-fresh weights too. The classifier ("head") is found by name and can be replaced for other classes.
+An example is `build("resnet8", shape=(3, 32, 32), classes=10, seed=0)`. `timm:NAME` has fresh weights too. The
+classifier ("head") is found by name.
 """
 
 from __future__ import annotations
@@ -199,31 +199,21 @@ def build(name: str, shape: tuple[int, int, int], classes: int, *, seed: int = 0
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(name, shape, classes, seed)
+        model = _create(name, shape, classes)
     return model.to(memory_format=torch.channels_last)
 
 
-def _create(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+def _create(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     library, _, model = name.rpartition(":")
-    if library not in ("", "timm", "torchvision") or (not library and name not in NETWORKS):
-        raise unknown("network", name, [*NETWORKS, "timm:NAME", "torchvision:NAME"])
+    if library not in ("", "timm") or (not library and name not in NETWORKS):
+        raise unknown("network", name, [*NETWORKS, "timm:NAME"])
     if not library:
         return NETWORKS[name](shape, classes)
-    if library == "timm":
-        import timm
+    import timm
 
-        if not timm.is_model(model):
-            raise unknown("timm network", model, timm.list_models())
-        return timm.create_model(model, in_chans=shape[0], num_classes=classes)
-    if shape[0] != 3:
-        raise KnowError(f"{name} takes pictures of 3 channels, not {shape[0]}; networks of timm take any number")
-    import torchvision
-
-    if model not in torchvision.models.list_models(module=torchvision.models):
-        raise unknown("torchvision network", model, torchvision.models.list_models(module=torchvision.models))
-    network = torchvision.models.get_model(model)
-    replace_head(network, classes, seed=seed)
-    return network
+    if not timm.is_model(model):
+        raise unknown("timm network", model, timm.list_models())
+    return timm.create_model(model, in_chans=shape[0], num_classes=classes)
 
 
 def head_name(model: nn.Module) -> str:
@@ -236,17 +226,6 @@ def head_name(model: nn.Module) -> str:
     if not names:
         raise KnowError(f"{type(model).__name__} has no linear layer that could be its classifier")
     return names[-1]
-
-
-def replace_head(model: nn.Module, classes: int, *, seed: int) -> None:
-    """Replace the classifier in place by a fresh linear one for `classes` classes, with the old device and dtype."""
-    name = head_name(model)
-    old = model.get_submodule(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, new.to(old.weight.device, old.weight.dtype))
 
 
 def head_and_normalisation(model: nn.Module) -> set[str]:

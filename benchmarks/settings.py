@@ -42,7 +42,7 @@ class Recipe(Settings):
     steps: Positive | None = None
     batch_size: Positive = 128
     optimizer: Literal["adam", "sgd"] = "adam"
-    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     augment: Literal["none", "shift", "affine"] = "none"
     """How every image is changed in every epoch. `shift` moves it by up to 1/8 of the side, and mirrors it where a

@@ -263,15 +263,12 @@ def schedule(name: str, step: int, budget: int, steps_per_epoch: int) -> float:
     """Factor on the learning rate at `step` of `budget`.
 
     constant: always 1. cosine: falls after each epoch, as in the released fine-tuning script, from 1 in the first epoch
-    towards 0. one-cycle: rises linearly over the first 30 % of the steps, then falls linearly to 0.
+    towards 0.
     """
     if name == "constant":
         return 1.0
-    if name == "cosine":
-        epoch, epochs = step // steps_per_epoch, math.ceil(budget / steps_per_epoch)
-        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-    peak = 0.3 * budget
-    return (step + 1) / (peak + 1) if step < peak else max(0.0, (budget - step) / (budget - peak))
+    epoch, epochs = step // steps_per_epoch, math.ceil(budget / steps_per_epoch)
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def _optimizer(

@@ -16,7 +16,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUD
 RECIPES = {
     "plain": {},
     "augmented": {"augment": "affine", "head_epochs": 1},
-    "shifted": {"augment": "shift", "schedule": "one-cycle"},
+    "shifted": {"augment": "shift", "schedule": "cosine"},
     "decayed": {"weight_decay": 0.01, "steps": 5},
 }
 

@@ -91,7 +91,7 @@ def test_so_they_do_with_adam_but_for_weights_without_a_gradient(digits, members
         {"head_epochs": 1},
         {"head_epochs": 2, "optimizer": "sgd"},
         {"weight_decay": 0.1},
-        {"schedule": "one-cycle", "batch_size": 50},
+        {"schedule": "constant", "batch_size": 50},
         {"compile": True, "epochs": 1},
     ],
     ids=str,
