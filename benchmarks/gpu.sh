@@ -23,4 +23,4 @@ for suite in "$@"; do
   cp "work/published/$suite"/*.csv "work/published/$suite"/*.json "work/records/$suite/"
   if [ -d "work/published/$suite/known" ]; then cp -r "work/published/$suite/known" "work/records/$suite/"; fi
 done
-echo "records: work/records; elsewhere, in a checkout of the same commit that has them: python -m benchmarks merge work/records"
+echo "records: work/records; in another checkout of the same commit: python -m benchmarks merge FOLDER"

@@ -392,14 +392,14 @@ def test_the_script_for_gpu_machines_runs_its_pieces_and_keeps_their_records(the
     """On the CPU, with the tiny suite: twice, the second time without computing."""
     shutil.rmtree(there / "work")
     shutil.copytree(REPOSITORY / "know", there / "know", ignore=shutil.ignore_patterns("__pycache__"))
-    surroundings = {**os.environ, "DEVICE": "cpu", "OUT": "back", "PYTHON": sys.executable}
+    surroundings = {**os.environ, "DEVICE": "cpu", "PYTHON": sys.executable}
     for again in (False, True):
         command = ["bash", "benchmarks/gpu.sh", "tiny"]
         done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
         assert done.stdout.count("done before") == (8 if again else 0)
         assert "known_x2" in done.stdout
-    assert run("merge", "back") == 0
+    assert run("merge", "work/records") == 0
     same = ("runs.csv", "pilots.csv", "metrics.json", "known/5/README.md")
     assert all(
-        (there / "results" / "tiny" / f).read_bytes() == (there / "back" / "tiny" / f).read_bytes() for f in same
+        (there / "results" / "tiny" / f).read_bytes() == (there / "work/records/tiny" / f).read_bytes() for f in same
     )
