@@ -21,7 +21,6 @@ from benchmarks.arms import Arm, arms_of
 from benchmarks.data import random_dataset
 from benchmarks.networks import build
 from benchmarks.references import REFERENCES
-from benchmarks.report.folders import COST
 from benchmarks.settings import Cell
 from benchmarks.suite import Suite
 from benchmarks.training import number_of_steps, steps_per_epoch, train
@@ -32,6 +31,8 @@ from know.roles import only_predicted
 from know.seeds import stream
 from know.trajectory import Trajectory, write_manifest
 
+COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
+COLUMNS += ["memory_mb"]
 REPEATS, STEPS = 3, 20
 """Number of predictions per arm, of which the fastest counts, and of training steps that measure time per image."""
 
@@ -49,8 +50,8 @@ def measure(settings: Suite, work: Path, known: Mapping[int, Path], *, out: Path
     seen = {(c.source, c.network, c.track, c.ratio, c.length): c for c in settings.cells}
     for place, cell in sorted(seen.items()):
         arms = _of_cell(settings, cell, data[cell.source], Models(known[cell.length]), device)
-        rows += [dict(zip(COST, [*place, *entries], strict=True)) for entries in arms]
-    write_csv(out, rows, COST)
+        rows += [dict(zip(COLUMNS, [*place, *entries], strict=True)) for entries in arms]
+    write_csv(out, rows, COLUMNS)
 
 
 def _of_cell(settings: Suite, cell: Cell, data: Mapping[str, Any], models: Models, device: str) -> list[list]:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from planted_results import TINY
 
-from benchmarks.cost import _growth, images, measure
+from benchmarks.cost import COLUMNS, _growth, images, measure
 from benchmarks.report.folders import COST
 from benchmarks.settings import Arms, Cell, Recipe
 from benchmarks.suite import load_suite
@@ -72,7 +72,7 @@ def test_every_arm_has_a_row_and_pays_for_the_history_that_it_looks_at(tmp_path,
     monkeypatch.setattr("benchmarks.cost.REPEATS", 1)  # no time is looked at
     measure(suite, tmp_path, {5: tmp_path}, out=tmp_path / "cost.csv")
     table = pd.read_csv(tmp_path / "cost.csv").set_index("arm")
-    assert list(pd.read_csv(tmp_path / "cost.csv").columns) == COST
+    assert list(pd.read_csv(tmp_path / "cost.csv").columns) == COLUMNS == COST
     assert {"known_x2", "rre", "matched_rate_x8", "recalibrate", "compute_matched"} <= set(table.index)
     alone = {"constant_x2", "constant_x8", "expo", "reset", "recalibrate", "shrink_and_perturb"}
     assert set(table.index[table["trained"] == 1]) == alone | {"naive"}
