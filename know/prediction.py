@@ -106,7 +106,7 @@ def pieces(
     that are not predicted, or that share their values with another one, are not among the pieces. The caller checks
     the hashes (`Trajectory.verify`) when everything was read.
     """
-    chosen = get(method)
+    chosen = get(str(method))
     if not isinstance(trajectory, Trajectory):
         raise KnowError(f"trajectory must be a Trajectory, as Trajectory.load gives it, got {trajectory!r}")
     if not math.isfinite(number("scale", scale)):

@@ -105,6 +105,7 @@ WRONG = {
     "depth": lambda t, m: know.predict(t, depth="2"),
     "scale": lambda t, m: know.predict(t, scale="0.5"),
     "method": lambda t, m: know.predict(t, None),
+    "unknown method": lambda t, m: know.predict(t, ["linear"]),
     "roles": lambda t, m: know.predict(t, roles=["head.*"]),
     "known": lambda t, m: know.predict(t, known=5),
     "seed": lambda t, m: know.predict(t, seed="a"),
