@@ -315,11 +315,13 @@ def draw_rows(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def draw_bar(axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str], *, hollow: bool = False) -> None:
+def draw_bar(
+    axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str], *, hollow: bool = False, beside: float = 5
+) -> None:
     """A mean with its interval, lying; row: difference, low, high; look: label, colour, marker, which may be hollow.
 
-    At the ends of the axis, which are set before, an arrow points to what lies beyond, with the mean beside it where
-    that does.
+    At the ends of the axis, which are set before, an arrow points to what lies beyond. Where the mean does, it is
+    written `beside` points from the arrow.
     """
     label, colour, marker = look
     style = {"color": colour, "markersize": 2.8, "linestyle": "", "zorder": 3}
@@ -333,7 +335,7 @@ def draw_bar(axis: Axes, y: float, row: pd.Series, look: tuple[str, str, str], *
             inside = offset_copy(axis.transData, axis.figure, x=2 * inwards, units="points")
             axis.plot(end, y, arrow, transform=inside, **style)
         if outside:
-            write_beside(axis, signed(row["difference"]), (end, y), 5 * inwards, colour)
+            write_beside(axis, signed(row["difference"]), (end, y), beside * inwards, colour)
 
 
 def signed(value: float) -> str:

@@ -51,9 +51,10 @@ def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: d
     for place, arm in enumerate(rows["arm"]):
         if arm in part.index.get_level_values("arm"):
             policies = style.policies_of(part)
-            for side, policy in zip(np.linspace(-0.22, 0.22, len(policies)), policies, strict=True):
+            for k, (side, policy) in enumerate(zip(np.linspace(-0.22, 0.22, len(policies)), policies, strict=True)):
                 if (policy, arm) in part.index:
-                    style.draw_bar(axis, place + side, part.loc[(policy, arm)], style.RATES[policy])
+                    beside = 5 + 16 * k * (len(policies) > 2)  # three numbers do not fit one below the other
+                    style.draw_bar(axis, place + side, part.loc[(policy, arm)], style.RATES[policy], beside=beside)
         elif arm:
             text = "not available" if arm in unavailable else "not run"
             axis.text(0, place, f" {text}", va="center", color="#777777", size=6)
