@@ -144,7 +144,7 @@ def _titles(folder: Path) -> dict[str, str]:
 
 
 def cost_page(results: Sequence[Published]) -> str:
-    """COST.md: what every arm costs before fine-tuning, suite by suite, and what the whole run took."""
+    """COST.md: what every arm costs before fine-tuning, suite by suite, and what the run took."""
     suites = []
     for one in results:
         jobs = one.table("cost")
