@@ -25,11 +25,12 @@ def draw(results: Path) -> Figure:
     found = gains(pd.read_csv(results / "explored" / "targets.csv")).rename(columns={"mean": "difference"})
     networks, attempts = sorted(found["network"].unique()), sorted(found["attempt"].unique())
     height = 1.3 + style.ROW * len(attempts) * 1.6
-    figure, axes = style.plt.subplots(1, len(networks), figsize=(style.PAGE, height), squeeze=False, sharey=True)
+    shared = {"sharex": True, "sharey": True}
+    figure, axes = style.plt.subplots(1, len(networks), figsize=(style.PAGE, height), squeeze=False, **shared)
+    axes[0, 0].set(xlim=style.limits(found), ylim=(len(attempts) - 0.5, -0.5))
     for axis, network in zip(axes[0], networks, strict=True):
         style.title(axis, network, beside=1.7)
         _panel(axis, found[found["network"] == network], attempts, _data_gap(results, network))
-    axes[0, 0].set_ylim(len(attempts) - 0.5, -0.5)
     style.legend(figure, axes[0], 3)
     style.footnote(
         figure,
@@ -51,7 +52,6 @@ def _data_gap(results: Path, network: str) -> Interval | None:
 
 
 def _panel(axis: Axes, found: pd.DataFrame, attempts: list[str], gap: Interval | None) -> None:
-    axis.set_xlim(style.limits(found))
     axis.axvline(0, color="black", linewidth=0.6, zorder=1)
     if gap:
         axis.axvspan(gap.low, gap.high, color="#E5E5E5", zorder=0)

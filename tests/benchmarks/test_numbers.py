@@ -31,7 +31,7 @@ def numbers(page: Path) -> list[tuple[str, ...]]:
 
 def recomputed(link: Path, title: str) -> str:
     """The number that a link to a page of the results, of the networks that ship or of the exploration should show."""
-    what, *axes = title.rsplit(", ", 3 if link.name == "sources.csv" else 2)
+    what, *axes = title.rsplit(", ", 3 if link.parent.name == "explored" else 2)
     if link.name == "CLAIMS.md":
         (better, worse), (policy, pooled) = what.split(" - "), axes
         assert pooled == "pooled"
@@ -44,13 +44,8 @@ def recomputed(link: Path, title: str) -> str:
         assert axes == ["source"]
         better, worse = (100 * values["source_accuracy_recalibrated"][arm] for arm in what.split(" - "))
         return signed(*mean_of(by_network(better - worse)))
-    if link.name == "sources.csv":
-        what, kind, network, budget = title.rsplit(", ", 3)
-        assert kind == "source"
-        table = pd.read_csv(link)
-        own = table[(table["network"] == network) & (table["budget"] == budget)]
-        values = 100 * own.pivot(index="trajectory", columns="attempt", values="source_accuracy")
-        better, worse = (values[attempt] for attempt in what.split(" - "))
+    if link.parent.name == "explored":
+        better, worse = (explored(link, attempt, *axes) for attempt in what.split(" - "))
         return signed(*mean_of([better - worse]))
     what, policy, *cell = title.split(", ")
     if policy in ("step", "shrink", "linear"):  # of the weights' norm, or a part of the step
@@ -61,6 +56,21 @@ def recomputed(link: Path, title: str) -> str:
     runs = pd.read_csv(link.parent / "runs.csv")
     (cell,) = cell or runs["cell"].unique()
     return signed(*mean_of([differences(runs[runs["cell"] == cell], *what.split(" - "), policy)]))
+
+
+def explored(table: Path, attempt: str, kind: str, network: str, budget: str) -> pd.Series:
+    """Accuracy in points by trajectory: on the source, or on the target at the rate that is best for the others.
+
+    theta_0 takes no budget, so its one value stands beside those of all.
+    """
+    budget = "forgetting" if attempt == "theta_0" else budget
+    own = pd.read_csv(table).query("network == @network and budget == @budget and attempt == @attempt")
+    if kind == "source":
+        return 100 * own.set_index("trajectory")["source_accuracy"]
+    assert kind == "target"
+    by_rate = 100 * own.groupby(["trajectory", "learning_rate"])["validation_accuracy"].mean().unstack()
+    rates = {each: by_rate.drop(each).mean().idxmax() for each in by_rate.index}
+    return pd.Series({each: by_rate.loc[each, rate] for each, rate in rates.items()})
 
 
 def by_network(values: pd.Series) -> list[pd.Series]:
