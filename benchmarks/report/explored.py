@@ -35,16 +35,17 @@ def tuned(targets: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     return {place: pd.DataFrame(columns) for place, columns in found.items()}
 
 
-def gains(targets: pd.DataFrame) -> pd.DataFrame:
-    """Of every attempt that was fine-tuned: its difference to theta_0 on the target in points, with its interval.
+def gains(targets: pd.DataFrame, beside: str = "theta_0") -> pd.DataFrame:
+    """Of every attempt that was fine-tuned: its difference to another on the target in points, with its interval.
 
     Columns: network, budget, attempt, mean, low, high, n. theta_0 takes no budget: that of a network stands beside all.
     """
     tables, rows = tuned(targets), []
-    start = {network: table["theta_0"] for (network, _), table in tables.items() if "theta_0" in table}
+    theta_0 = {network: table["theta_0"] for (network, _), table in tables.items() if "theta_0" in table}
     for (network, budget), table in tables.items():
-        for attempt in table.columns.drop("theta_0", errors="ignore") if network in start else ():
-            interval = paired_t((table[attempt] - start[network]).to_numpy())
+        other = theta_0.get(network) if beside == "theta_0" else table.get(beside)
+        for attempt in table.columns.drop(beside, errors="ignore") if other is not None else ():
+            interval = paired_t((table[attempt] - other).to_numpy())
             rows.append({"network": network, "budget": budget, "attempt": attempt, **vars(interval)})
     return pd.DataFrame(rows, columns=["network", "budget", "attempt", "mean", "low", "high", "n"])
 
@@ -83,11 +84,11 @@ def _images(share: float) -> str:
     return f"; images x {share:.2f}" if share else "; no images"
 
 
-def on_targets(targets: pd.DataFrame) -> pd.DataFrame:
+def on_targets(targets: pd.DataFrame, beside: str = "theta_0") -> pd.DataFrame:
     """`gains` as texts: a column for each network and budget."""
     columns = {
         f"{network}, {budget}, n = {own['n'].max()}": {row.attempt: signed(row) for row in own.itertuples()}
-        for (network, budget), own in _by_place(gains(targets))
+        for (network, budget), own in _by_place(gains(targets, beside))
     }
     return _table(columns)
 
@@ -137,4 +138,5 @@ def page(folder: Path, suite: str = ".", others: Sequence[str] = ()) -> str:
         sources=on_sources(sources),
         beside_more=on_sources(sources, CONTROL),
         targets=on_targets(targets),
+        beside_further=on_targets(targets, "further"),
     )

@@ -247,6 +247,9 @@ def test_the_page_asks_every_attempt_beside_the_same_theta_0(tmp_path):
     assert "| attempt | n, forgetting, n = 3 | n, x3, n = 3 |" in page
     assert "| further | +2.00 [-0.48, +4.48] | +4.00 [-0.97, +8.97] |" in page
     assert "| theta_0 | +0.00 [+0.00, +0.00] |" in page
+    beside_further = page.partition("minus *further*, which asks more")[2]
+    assert "| attempt | n, forgetting, n = 3 |" in beside_further  # at x3 nothing else was tried
+    assert "| theta_0 | -2.00 [-4.48, +0.48] |" in beside_further
 
 
 @pytest.mark.parametrize("name", ["sources", "targets"])
