@@ -21,26 +21,28 @@ steps of `SUITE` show.
 """
 
 
-def tuned(targets: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+def tuned(targets: pd.DataFrame, alike: bool = False) -> dict[tuple[str, str], pd.DataFrame]:
     """By network and budget: validation accuracy on the target in points, a row per trajectory and a column per
-    attempt, at the rate that is best on the mean of the other trajectories.
+    attempt, at the rate that is best on the mean of the other trajectories. alike: at the best on the mean of all,
+    which is one rate for all of them, and is chosen by what it is judged by.
     """
     found: dict[tuple[str, str], dict[str, pd.Series]] = {}
     for (network, budget, attempt), own in targets.groupby(["network", "budget", "attempt"]):
         table = 100 * own.pivot_table(index="trajectory", columns="learning_rate", values="validation_accuracy")
         if len(table) > 1:
-            chosen = {each: table.drop(index=each).mean().idxmax() for each in table.index}
+            chosen = {each: table.drop(index=[] if alike else each).mean().idxmax() for each in table.index}
             at = pd.Series({each: table.loc[each, rate] for each, rate in chosen.items()})
             found.setdefault((network, budget), {})[attempt] = at
     return {place: pd.DataFrame(columns) for place, columns in found.items()}
 
 
-def gains(targets: pd.DataFrame, beside: str = "theta_0") -> pd.DataFrame:
+def gains(targets: pd.DataFrame, beside: str = "theta_0", alike: bool = False) -> pd.DataFrame:
     """Of every attempt that was fine-tuned: its difference to another on the target in points, with its interval.
 
     Columns: network, budget, attempt, mean, low, high, n. theta_0 takes no budget: that of a network stands beside all.
+    alike: see `tuned`.
     """
-    tables, rows = tuned(targets), []
+    tables, rows = tuned(targets, alike), []
     theta_0 = {network: table["theta_0"] for (network, _), table in tables.items() if "theta_0" in table}
     for (network, budget), table in tables.items():
         other = theta_0.get(network) if beside == "theta_0" else table.get(beside)
@@ -85,10 +87,15 @@ def _images(share: float) -> str:
 
 
 def on_targets(targets: pd.DataFrame, beside: str = "theta_0") -> pd.DataFrame:
-    """`gains` as texts: a column for each network and budget."""
+    """`gains` as texts: a column for each network and budget. A * where 0 is left out by both ways to choose rates."""
+    found = gains(targets, beside)
+    sides = [
+        (each["low"] > 0).astype(int) - (each["high"] < 0).astype(int) for each in (found, gains(targets, beside, True))
+    ]
+    found["mark"] = ((sides[0] * sides[1]) > 0).map({True: " *", False: ""})
     columns = {
-        f"{network}, {budget}, n = {own['n'].max()}": {row.attempt: signed(row) for row in own.itertuples()}
-        for (network, budget), own in _by_place(gains(targets, beside))
+        f"{network}, {budget}, n = {own['n'].max()}": {row.attempt: signed(row) + row.mark for row in own.itertuples()}
+        for (network, budget), own in _by_place(found)
     }
     return _table(columns)
 

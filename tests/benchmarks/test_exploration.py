@@ -215,6 +215,29 @@ def test_rates_of_a_trajectory_are_chosen_on_the_others():
     # the first two trajectories see 1e-3 win on the others, the third 2e-3
     assert list(table["mine"].round(9)) == [54, 54, 50]
     assert list(table["further"].round(9)) == [51, 51, 51]
+    assert list(explored.tuned(targets, alike=True)["n", "forgetting"]["mine"].round(9)) == [54, 54, 60]
+
+
+def test_only_what_is_seen_by_both_ways_to_choose_rates_is_marked():
+    """One trajectory of `lucky` and of theta_0 gets the worse of two rates; `better` gains at each."""
+    accuracies = {
+        "theta_0": {1e-3: (50, 50, 50, 54), 2e-3: (51, 51, 51, 50)},
+        "better": {1e-3: (56, 57, 56, 60), 2e-3: (57, 57, 57, 56)},
+        "lucky": {1e-3: (51, 51, 51, 51), 2e-3: (51.4, 51.4, 51.4, 51)},
+    }
+    targets = pd.DataFrame(
+        {"network": "n", "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "fine_tune": 0}
+        | {"learning_rate": rate, "validation_accuracy": value / 100}
+        for attempt, rates in accuracies.items()
+        for rate, values in rates.items()
+        for k, value in enumerate(values)
+    )
+    own, alike = (explored.gains(targets, alike=alike).set_index("attempt") for alike in (False, True))
+    assert own.loc["lucky", "low"] > 0 > alike.loc["lucky", "low"]
+    assert min(own.loc["better", "low"], alike.loc["better", "low"]) > 0
+    texts = explored.on_targets(targets).set_index("attempt").iloc[:, 0]
+    assert texts["better"].endswith(" *")
+    assert not texts["lucky"].endswith("*")
 
 
 def test_the_page_asks_every_attempt_beside_the_same_theta_0(tmp_path):

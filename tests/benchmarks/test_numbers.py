@@ -59,7 +59,8 @@ def recomputed(link: Path, title: str) -> str:
 
 
 def explored(table: Path, attempt: str, kind: str, network: str, budget: str) -> pd.Series:
-    """Accuracy in points by trajectory: on the source, or on the target at the rate that is best for the others.
+    """Accuracy in points by trajectory. kind: "source"; "target" is at the rate that is best for the others, and "one
+    rate" at the rate that is best for all.
 
     theta_0 takes no budget, so its one value stands beside those of all.
     """
@@ -67,8 +68,10 @@ def explored(table: Path, attempt: str, kind: str, network: str, budget: str) ->
     own = pd.read_csv(table).query("network == @network and budget == @budget and attempt == @attempt")
     if kind == "source":
         return 100 * own.set_index("trajectory")["source_accuracy"]
-    assert kind == "target"
     by_rate = 100 * own.groupby(["trajectory", "learning_rate"])["validation_accuracy"].mean().unstack()
+    if kind == "one rate":
+        return by_rate[by_rate.mean().idxmax()]
+    assert kind == "target"
     rates = {each: by_rate.drop(each).mean().idxmax() for each in by_rate.index}
     return pd.Series({each: by_rate.loc[each, rate] for each, rate in rates.items()})
 
