@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.report.statistics import paired_t
+from benchmarks.report.statistics import paired_t, pooled_t
 from benchmarks.report.tables import signed
 from benchmarks.report.template import fill
 from benchmarks.suite import load_suite
@@ -42,14 +42,34 @@ def gains(targets: pd.DataFrame, beside: str = "theta_0", alike: bool = False) -
     Columns: network, budget, attempt, mean, low, high, n. theta_0 takes no budget: that of a network stands beside all.
     alike: see `tuned`.
     """
-    tables, rows = tuned(targets, alike), []
+    rows = [
+        {"network": network, "budget": budget, "attempt": attempt, **vars(paired_t(values.to_numpy()))}
+        for (network, budget), table in _differences(targets, beside, alike).items()
+        for attempt, values in table.items()
+    ]
+    return pd.DataFrame(rows, columns=["network", "budget", "attempt", "mean", "low", "high", "n"])
+
+
+def gains_of_all(targets: pd.DataFrame, beside: str = "theta_0", alike: bool = False) -> pd.DataFrame:
+    """`gains` on the mean of all networks, each counting once, of the attempts that all of several have at a budget."""
+    tables, rows = _differences(targets, beside, alike), []
+    networks = {network for network, _ in tables}
+    for budget in BUDGETS if len(networks) > 1 else ():
+        own = [table for (_, at), table in tables.items() if at == budget]
+        for attempt in sorted(set.intersection(*map(set, own))) if len(own) == len(networks) else ():
+            interval, _ = pooled_t([table[attempt].to_numpy() for table in own])
+            rows.append({"network": "all networks", "budget": budget, "attempt": attempt, **vars(interval)})
+    return pd.DataFrame(rows, columns=["network", "budget", "attempt", "mean", "low", "high", "n"])
+
+
+def _differences(targets: pd.DataFrame, beside: str, alike: bool) -> dict[tuple[str, str], pd.DataFrame]:
+    tables, found = tuned(targets, alike), {}
     theta_0 = {network: table["theta_0"] for (network, _), table in tables.items() if "theta_0" in table}
     for (network, budget), table in tables.items():
         other = theta_0.get(network) if beside == "theta_0" else table.get(beside)
-        for attempt in table.columns.drop(beside, errors="ignore") if other is not None else ():
-            interval = paired_t((table[attempt] - other).to_numpy())
-            rows.append({"network": network, "budget": budget, "attempt": attempt, **vars(interval)})
-    return pd.DataFrame(rows, columns=["network", "budget", "attempt", "mean", "low", "high", "n"])
+        if other is not None:
+            found[network, budget] = table.drop(columns=beside, errors="ignore").sub(other, axis=0)
+    return found
 
 
 CHOOSING = ("combination", "KNOWN", "soup", "jackknife")
@@ -88,14 +108,18 @@ def _images(share: float) -> str:
 
 def on_targets(targets: pd.DataFrame, beside: str = "theta_0") -> pd.DataFrame:
     """`gains` as texts: a column for each network and budget. A * where 0 is left out by both ways to choose rates."""
-    found = gains(targets, beside)
-    sides = [
-        (each["low"] > 0).astype(int) - (each["high"] < 0).astype(int) for each in (found, gains(targets, beside, True))
-    ]
-    found["mark"] = ((sides[0] * sides[1]) > 0).map({True: " *", False: ""})
+    found, alike = (
+        pd.concat([gains_of_all(targets, beside, way), gains(targets, beside, way)]).set_index(
+            ["network", "budget", "attempt"]
+        )
+        for way in (False, True)
+    )
+    seen = ((found["low"] > 0) & (alike["low"] > 0)) | ((found["high"] < 0) & (alike["high"] < 0))
     columns = {
-        f"{network}, {budget}, n = {own['n'].max()}": {row.attempt: signed(row) + row.mark for row in own.itertuples()}
-        for (network, budget), own in _by_place(found)
+        f"{network}, {budget}, n = {own['n'].max()}": {
+            row.attempt: signed(row) + (" *" if row.seen else "") for row in own.itertuples()
+        }
+        for (network, budget), own in _by_place(found.assign(seen=seen).reset_index())
     }
     return _table(columns)
 

@@ -240,6 +240,24 @@ def test_only_what_is_seen_by_both_ways_to_choose_rates_is_marked():
     assert not texts["lucky"].endswith("*")
 
 
+def test_on_the_mean_of_all_networks_each_counts_once():
+    gains = {
+        "a": {"theta_0": (0, 0), "further": (1, 3)},
+        "b": {"theta_0": (0, 0, 0), "further": (5, 6, 7), "own": (9, 9, 9)},
+    }
+    targets = pd.DataFrame(
+        {"network": network, "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "fine_tune": 0}
+        | {"learning_rate": 1e-3, "validation_accuracy": (40 + k + gain) / 100}
+        for network, attempts in gains.items()
+        for attempt, values in attempts.items()
+        for k, gain in enumerate(values)
+    )
+    found = explored.gains_of_all(targets)
+    assert list(found["attempt"]) == ["further"]  # what one network lacks has no mean of all
+    assert found["mean"].item() == pytest.approx((2 + 6) / 2)
+    assert explored.gains_of_all(targets[targets["network"] == "a"]).empty
+
+
 def test_the_page_asks_every_attempt_beside_the_same_theta_0(tmp_path):
     """theta_0 is fine-tuned once, beside the smallest budget, and takes none of the others."""
     gains = {("theta_0", "forgetting"): (0, 0, 0), ("further", "forgetting"): (1, 2, 3), ("further", "x3"): (2, 4, 6)}

@@ -45,8 +45,10 @@ def recomputed(link: Path, title: str) -> str:
         better, worse = (100 * values["source_accuracy_recalibrated"][arm] for arm in what.split(" - "))
         return signed(*mean_of(by_network(better - worse)))
     if link.parent.name == "explored":
-        better, worse = (explored(link, attempt, *axes) for attempt in what.split(" - "))
-        return signed(*mean_of([better - worse]))
+        kind, network, budget = axes
+        networks = sorted(set(pd.read_csv(link)["network"])) if network == "all networks" else [network]
+        pairs = [[explored(link, attempt, kind, each, budget) for attempt in what.split(" - ")] for each in networks]
+        return signed(*mean_of([better - worse for better, worse in pairs]))
     what, policy, *cell = title.split(", ")
     if policy in ("step", "shrink", "linear"):  # of the weights' norm, or a part of the step
         steps, (predictor, _, factor) = pd.read_csv(link.parent / "steps.csv"), what.rpartition("_x")
