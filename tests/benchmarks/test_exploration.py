@@ -202,15 +202,20 @@ def test_a_jackknife_of_weights_that_are_linear_in_one_over_n_is_exact():
     torch.testing.assert_close(limit["weight"], torch.tensor([2.0, -1.0]))
 
 
-def test_rates_of_a_trajectory_are_chosen_on_the_others():
-    accuracies = {"further": {1e-3: (50, 50, 50), 2e-3: (51, 51, 51)}, "mine": {1e-3: (54, 54, 60), 2e-3: (55, 57, 50)}}
-    targets = pd.DataFrame(
+def fine_tuned(accuracies: dict[str, dict[float, tuple[float, ...]]]) -> pd.DataFrame:
+    """Rows of targets.csv. accuracies: in percent by attempt and rate, one for each trajectory."""
+    return pd.DataFrame(
         {"network": "n", "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "fine_tune": 0}
         | {"learning_rate": rate, "validation_accuracy": value / 100}
         for attempt, rates in accuracies.items()
         for rate, values in rates.items()
         for k, value in enumerate(values)
     )
+
+
+def test_rates_of_a_trajectory_are_chosen_on_the_others():
+    accuracies = {"further": {1e-3: (50, 50, 50), 2e-3: (51, 51, 51)}, "mine": {1e-3: (54, 54, 60), 2e-3: (55, 57, 50)}}
+    targets = fine_tuned(accuracies)
     table = explored.tuned(targets)["n", "forgetting"]
     # the first two trajectories see 1e-3 win on the others, the third 2e-3
     assert list(table["mine"].round(9)) == [54, 54, 50]
@@ -225,13 +230,7 @@ def test_only_what_is_seen_by_both_ways_to_choose_rates_is_marked():
         "better": {1e-3: (56, 57, 56, 60), 2e-3: (57, 57, 57, 56)},
         "lucky": {1e-3: (51, 51, 51, 51), 2e-3: (51.4, 51.4, 51.4, 51)},
     }
-    targets = pd.DataFrame(
-        {"network": "n", "budget": "forgetting", "attempt": attempt, "trajectory": f"e{k}", "fine_tune": 0}
-        | {"learning_rate": rate, "validation_accuracy": value / 100}
-        for attempt, rates in accuracies.items()
-        for rate, values in rates.items()
-        for k, value in enumerate(values)
-    )
+    targets = fine_tuned(accuracies)
     own, alike = (explored.gains(targets, alike=alike).set_index("attempt") for alike in (False, True))
     assert own.loc["lucky", "low"] > 0 > alike.loc["lucky", "low"]
     assert min(own.loc["better", "low"], alike.loc["better", "low"]) > 0
