@@ -391,6 +391,38 @@ def recheck(
 
 
 @app.command()
+def explore(
+    network: Annotated[str, typer.Option(help="Name of a network, such as resnet8.")],
+    attempt: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; default: all of benchmarks/exploration.py.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="forgetting (default), x1 or x3, the images it may show; may be repeated.")
+    ] = None,
+    transfer: Annotated[bool, typer.Option("--transfer", help="Fine-tune these attempts on the target too.")] = False,
+    trajectories: Annotated[int, typer.Option(min=1, help="How many: e0, e1, ...")] = 6,
+    suite: Annotated[
+        str | None, typer.Option(help="Its settings are used, and its one pair of datasets; default: core/plaincnn.")
+    ] = None,
+    device: Device = None,
+    processes: Processes = 1,
+    results: Results = RESULTS,
+) -> None:
+    """Try what else the compute of a forgetting trajectory can buy (results/explored/), before a suite asks it.
+
+    Attempts that were made before are kept in the store (work/store/). `python -m benchmarks report` writes the page.
+    """
+    from benchmarks.exploration import ATTEMPTS, Exploration
+    from benchmarks.exploration import explore as explored
+    from benchmarks.report.explored import SUITE
+
+    suite = suite or SUITE
+    names = tuple(budget or ["forgetting"]), tuple(attempt or ATTEMPTS)
+    places = _store(), WORK / "exploration" / suite, transfer, _start(device)
+    explored(Exploration(suite, network, *names, *places), trajectories, results, processes)
+
+
+@app.command()
 def forget(
     suite: SuiteName,
     origin: Annotated[str, typer.Option(help="SOURCE.NETWORK, as in work/SUITE/trajectories/.")],

@@ -1,6 +1,6 @@
 """What else the compute of a forgetting trajectory can buy: attempts, judged on trajectories that no table uses.
 
-    KNOW_DATA=... python -m benchmarks.exploration --network resnet8       adds to the tables in results/explored/
+    KNOW_DATA=... python -m benchmarks explore --network resnet8       adds to the tables in results/explored/
 
 Every attempt begins at theta_0 of one source trajectory (e0, e1, ..., with the settings of core/plaincnn, or of another
 suite, whose tables lie in results/explored/SUITE/) and may show networks as many source images as its budget has: those
@@ -13,7 +13,6 @@ say what is worth a confirmation.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import itertools
@@ -36,13 +35,13 @@ from benchmarks.networks import has_running_statistics, weights_of
 from benchmarks.progress import progress
 from benchmarks.report.explored import BUDGETS, SUITE
 from benchmarks.settings import Origin
-from benchmarks.store import STORE, Store, computing
-from benchmarks.suite import RESULTS, WORK, load_suite
-from benchmarks.training import correct, deterministic, evaluated, logits, recalibrate, show, steps_per_epoch, train
+from benchmarks.store import Store, computing
+from benchmarks.suite import load_suite
+from benchmarks.training import correct, evaluated, logits, recalibrate, show, steps_per_epoch, train
 from benchmarks.trajectories import SourceRun, make_origin, source_run
 from benchmarks.workers import workers
 from know.checkpoints import State, load_facts, load_state, save_state
-from know.errors import KnowError
+from know.errors import KnowError, unknown
 from know.files import PRETRAINED, digest, sha256_file, write_csv
 from know.fingerprint import code_hash
 from know.prediction import predict
@@ -50,8 +49,7 @@ from know.roles import only_predicted, roles
 from know.seeds import stream
 from know.trajectory import Trajectory
 
-TRAJECTORIES, FINE_TUNES = 6, 2
-EXPLORED = RESULTS / "explored"
+FINE_TUNES = 2
 KEYS = ["network", "budget", "attempt", "trajectory", "theta_0"]
 COLUMNS = [*KEYS, "images", "source_accuracy", "source_loss"]
 TRANSFERRED = [*KEYS, "learning_rate", "fine_tune", "validation_accuracy"]
@@ -475,28 +473,18 @@ def add(folder: Path, sources: list[dict[str, Any]], targets: list[dict[str, Any
         write_csv(folder / name, both.to_dict("records"), columns)
 
 
-def main() -> None:
-    how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.exploration", **how)
-    parser.add_argument("--suite", default=SUITE, help="a suite with one pair of datasets, whose settings are used")
-    parser.add_argument("--network", nargs="+", required=True)
-    parser.add_argument("--trajectories", type=int, default=TRAJECTORIES)
-    parser.add_argument("--budget", nargs="+", choices=BUDGETS, default=["forgetting"])
-    attempts = "; ".join(ATTEMPTS)
-    parser.add_argument("--attempt", nargs="+", choices=ATTEMPTS, default=[*ATTEMPTS], metavar="NAME", help=attempts)
-    parser.add_argument("--transfer", action="store_true", help="fine-tune these attempts on the target too")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
-    asked = parser.parse_args()
-    deterministic(1)
-    for network in asked.network:
-        names, how = [f"e{k}" for k in range(asked.trajectories)], (tuple(asked.budget), tuple(asked.attempt))
-        places = Store(WORK / STORE), WORK / "exploration" / asked.suite
-        exploration = Exploration(asked.suite, network, *how, *places, asked.transfer, asked.device)
-        with workers(asked.processes) as each:
-            for sources, targets in progress(each(exploration.rows, names), desc=network, total=len(names)):
-                add(EXPLORED / (asked.suite if asked.suite != SUITE else ""), sources, targets)
+def explore(asked: Exploration, trajectories: int, results: Path, processes: int = 1) -> None:
+    """Make attempts on the trajectories e0, e1, ..., and add each to the tables in results/explored/ when it is done.
 
-
-if __name__ == "__main__":
-    main()
+    KnowError for a budget or an attempt that does not exist, and for a suite with several pairs of datasets.
+    """
+    for kind, names, known in (("budget", asked.budgets, BUDGETS), ("attempt", asked.attempts, ATTEMPTS)):
+        if strange := [name for name in names if name not in known]:
+            raise unknown(kind, strange[0], known)
+    if len(load_suite(asked.suite).pairs) > 1:
+        raise KnowError(f"suite {asked.suite!r} has several pairs of datasets; the settings of an exploration have one")
+    folder = results / "explored" / (asked.suite if asked.suite != SUITE else "")
+    with workers(processes) as each:
+        made = each(asked.rows, [f"e{k}" for k in range(trajectories)])
+        for sources, targets in progress(made, desc=asked.network, total=trajectories):
+            add(folder, sources, targets)
