@@ -367,8 +367,8 @@ def test_the_figure_of_what_compute_buys_shows_every_gain_by_its_budget_beside_t
     (tmp_path / "explored").mkdir()
     pd.DataFrame(rows).to_csv(tmp_path / "explored" / "targets.csv", index=False)
     write_results(tmp_path / "core/plaincnn", records(MLP, trajectories=5), with_page=False)
-    plain, other = module("_compute").draw(tmp_path).axes
-    for axis, bands in ((plain, 1), (other, 0)):
+    both, plain, other = module("_compute").draw(tmp_path).axes
+    for axis, bands in ((both, 0), (plain, 1), (other, 0)):
         marks = [line for line in axis.lines if len(line.get_xdata()) == 1 and line.get_marker() in "osD"]
         places = sorted((round(float(line.get_xdata()[0]), 6), round(float(line.get_ydata()[0]), 6)) for line in marks)
         assert places == [(-1.1, 0.75), (2.2, -0.25), (4.4, 0.25)]
