@@ -12,10 +12,6 @@ import pytest
 import yaml
 from scipy import stats
 
-from benchmarks.report.pretrained import skill_of
-from benchmarks.suite import load_shipped
-from know.files import PRETRAINED
-
 REPOSITORY = Path(__file__).parents[2]
 DOCS, RESULTS = REPOSITORY / "docs", REPOSITORY / "results"
 PAGES = [*(DOCS / f"{name}.md" for name in ("FINDINGS", "DETAILS")), REPOSITORY / "README.md", RESULTS / "README.md"]
@@ -181,14 +177,3 @@ def test_every_number_of_the_words_links_to_its_table(page):
     text = re.sub(r"\]\(\S+?\)", "]", text)  # the target of a link is no claim
     text = re.sub("r = 0.5|95 %|3.11 or newer", "", text)
     assert re.findall(rf"{INTERVAL}|[+-]?\d+\.\d+|{SHARE}", text) == []
-
-
-@pytest.mark.parametrize(
-    "page",
-    [REPOSITORY / "README.md", RESULTS / "README.md", DOCS / "FINDINGS.md"],
-    ids=lambda page: page.parent.name + "/" + page.name,
-)
-def test_the_front_pages_say_whether_known_has_skill_as_the_rule_asks(page):
-    skill = skill_of(load_shipped().skill, PRETRAINED)["verdict"]["skill"]
-    said = re.findall(r"has (no )?skill at r = 0\.5", " ".join(page.read_text(encoding="utf-8").split()))
-    assert {not negated for negated in said} == {skill}
