@@ -418,7 +418,7 @@ def explore(
 
     suite = suite or SUITE
     names = tuple(budget or ["forgetting"]), tuple(attempt or ATTEMPTS)
-    places = _store(), WORK / "exploration" / suite, transfer, _start(device)
+    places = _store(), WORK / "exploration" / suite, transfer, _start(device, load_suite(suite))
     explored(Exploration(suite, network, *names, *places), trajectories, results, processes)
 
 
