@@ -42,9 +42,9 @@ def place(tmp_path, monkeypatch):
         (["verify", "--suite", "tiny"], "work/tiny"),
         (["verify", "--suite", "tiny", "--against"], "--against"),
         (["reprot"], "reprot"),
-        (["explore", "--network", "plaincnn", "--attempt", "futher"], "'futher': did you mean 'further'"),
-        (["explore", "--network", "plaincnn", "--budget", "x2"], "budget 'x2'"),
-        (["explore", "--network", "plaincnn", "--suite", "tiney"], "'tiney': did you mean 'tiny'"),
+        (["explore", "--network", "mlp", "--suite", "tiny", "--attempt", "futher"], "'futher': did you mean 'further'"),
+        (["explore", "--network", "mlp", "--suite", "tiny", "--budget", "x2"], "budget 'x2'"),
+        (["explore", "--network", "mlp", "--suite", "tiney"], "'tiney': did you mean 'tiny'"),
         (["explore", "--network", "mpl", "--suite", "tiny"], "network 'mpl': did you mean 'mlp'"),
     ],
 )
