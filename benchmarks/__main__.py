@@ -394,7 +394,8 @@ def recheck(
 def explore(
     network: Annotated[str, typer.Option(help="Name of a network, such as resnet8.")],
     attempt: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; default: all of benchmarks/exploration.py.")
+        list[str] | None,
+        typer.Option(help="May be repeated; default: all of benchmarks/exploration.py whose files are here."),
     ] = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="forgetting (default), x1 or x3, the images it may show; may be repeated.")
@@ -412,12 +413,12 @@ def explore(
 
     Attempts that were made before are kept in the store (work/store/). `python -m benchmarks report` writes the page.
     """
-    from benchmarks.exploration import ATTEMPTS, Exploration
+    from benchmarks.exploration import ATTEMPTS, Exploration, lacking
     from benchmarks.exploration import explore as explored
     from benchmarks.report.explored import SUITE
 
     suite = suite or SUITE
-    names = tuple(budget or ["forgetting"]), tuple(attempt or ATTEMPTS)
+    names = tuple(budget or ["forgetting"]), tuple(attempt or (name for name in ATTEMPTS if not lacking(name)))
     places = _store(), WORK / "exploration" / suite, transfer, _start(device, load_suite(suite))
     explored(Exploration(suite, network, *names, *places), trajectories, results, processes)
 

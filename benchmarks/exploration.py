@@ -33,13 +33,14 @@ from benchmarks.data import Split, load
 from benchmarks.finetune import FineTune, FineTuner, Start
 from benchmarks.networks import has_running_statistics, weights_of
 from benchmarks.progress import progress
-from benchmarks.report.explored import BUDGETS, SUITE
+from benchmarks.report.explored import BUDGETS, SCALED, SUITE
 from benchmarks.settings import Origin
 from benchmarks.store import Store, computing
 from benchmarks.suite import load_suite
 from benchmarks.training import correct, evaluated, logits, recalibrate, show, steps_per_epoch, train
 from benchmarks.trajectories import SourceRun, make_origin, source_run
 from benchmarks.workers import workers
+from know import keras
 from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError, unknown
 from know.files import PRETRAINED, digest, sha256_file, write_csv
@@ -53,7 +54,7 @@ FINE_TUNES = 2
 KEYS = ["network", "budget", "attempt", "trajectory", "theta_0"]
 COLUMNS = [*KEYS, "images", "source_accuracy", "source_loss"]
 TRANSFERRED = [*KEYS, "learning_rate", "fine_tune", "validation_accuracy"]
-FILE, GROUP = "weights.safetensors", "without_cifar"
+FILE, OURS = "weights.safetensors", PRETRAINED / "without_cifar" / "5"
 HELD_OUT, CALIBRATION, CHOICE = 1000, 2048, 12_000
 """Source images outside D0 on which coefficients are chosen, and images of D0 for running statistics; about how many
 images a choice of coefficients shows: it has shown 8,000 to 13,000. No other attempt has images outside D0:
@@ -290,10 +291,10 @@ def jackknife(b: Budget) -> State:
     return chosen(b, [whole, mixed({0: 0.5, 1: 0.5}, pair)], layers=True)
 
 
-def known_scaled(b: Budget) -> State:
-    """KNOWN's step at x2, scaled for each role by loss on held-out images; 0 and negative factors are allowed."""
+def scaled(b: Budget, method: str) -> State:
+    """A method's step at x2, scaled for each role by loss on held-out images; 0 and negative factors are allowed."""
     b.shown += b.run.forgetting_images
-    return chosen(b, [predict(b.trajectory, "known", 1, known=PRETRAINED / GROUP / "5")], layers=False)
+    return chosen(b, [predict(b.trajectory, method, 1, known=OURS)], layers=False)
 
 
 def shrunk(b: Budget) -> State:
@@ -352,7 +353,12 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "jackknife, by layer": (jackknife, {}),
     "combination, by role": (combination, {"layers": False}),
     "combination, by layer": (combination, {"layers": True}),
-    "KNOWN, scaled by role": (known_scaled, {}),
+    "KNOWN, scaled by role": (scaled, {"method": "known"}),
+    "the authors' KNOWN, scaled by role": (scaled, {"method": "released"}),
+    "LogFit, scaled by role": (scaled, {"method": "logfit"}),
+    "TaskVector, scaled by role": (scaled, {"method": "linear"}),
+    "TSV, scaled by role": (scaled, {"method": "tsv"}),
+    "WNN, scaled by role": (scaled, {"method": "wnn"}),
     "shrunk, by role": (shrunk, {}),
     "shrunk, by role, further, augmented": (shrunk_and_further, {}),
     "shrunk and perturbed": (shrunk_and_perturbed, {}),
@@ -366,7 +372,7 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
 """Every attempt: its function and settings. `further, more` is the control of those that choose coefficients on
 held-out images (of soup and jackknife with more images than they show), and the last three are what twice the data
 give."""
-OF_FORGETTING = ("combination", "KNOWN")
+OF_FORGETTING = ("combination", *SCALED)
 OF_PRETRAINING = ("oracle", "shorter")
 """Beginnings of the attempts that exist at one budget: those that need the forgetting trajectory itself, and those that
 take the place of theta_0's training."""
@@ -376,6 +382,12 @@ def exists(attempt: str, budget: str) -> bool:
     """Whether an attempt can be made with a budget."""
     only = {"forgetting": OF_FORGETTING, "x1": OF_PRETRAINING}
     return all(budget == name or not attempt.startswith(names) for name, names in only.items())
+
+
+def lacking(attempt: str) -> str | None:
+    """Why an attempt that asks networks of the authors cannot be made here, in one sentence; None if it can."""
+    method = ATTEMPTS[attempt][1].get("method")
+    return keras.missing(method) if method in keras.OUTSIDE else None
 
 
 @dataclass(frozen=True)
@@ -412,8 +424,9 @@ class Exploration:
             about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}
             if attempt.startswith(OF_FORGETTING):
                 about["snapshots"] = [each["sha256"] for each in trajectory.manifest["snapshots"]]
-            if attempt.startswith("KNOWN"):
-                about["known"] = sha256_file(PRETRAINED / GROUP / "5" / "known.safetensors")
+            if attempt.startswith(SCALED):
+                about["known"] = sha256_file(OURS / "known.safetensors")
+                about["outside"] = keras.hashes()
             codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "_attempt")]
             make = functools.partial(_attempt, run, trajectory, images, function, options)
             file = self.store.folder("explored", about | computing(digest(codes), self.device), FILE, make) / FILE
@@ -476,11 +489,14 @@ def add(folder: Path, sources: list[dict[str, Any]], targets: list[dict[str, Any
 def explore(asked: Exploration, trajectories: int, results: Path, processes: int = 1) -> None:
     """Make attempts on the trajectories e0, e1, ..., and add each to the tables in results/explored/ when it is done.
 
-    KnowError for a budget or an attempt that does not exist, and for a suite with several pairs of datasets.
+    KnowError for a budget or an attempt that does not exist, for one that lacks files of the authors, and for a suite
+    with several pairs of datasets.
     """
     for kind, names, known in (("budget", asked.budgets, BUDGETS), ("attempt", asked.attempts, ATTEMPTS)):
         if strange := [name for name in names if name not in known]:
             raise unknown(kind, strange[0], known)
+    if reasons := [reason for name in asked.attempts if (reason := lacking(name))]:
+        raise KnowError(reasons[0])
     if len(load_suite(asked.suite).pairs) > 1:
         raise KnowError(f"suite {asked.suite!r} has several pairs of datasets; the settings of an exploration have one")
     folder = results / "explored" / (asked.suite if asked.suite != SUITE else "")

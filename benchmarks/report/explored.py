@@ -72,8 +72,10 @@ def _differences(targets: pd.DataFrame, beside: str, alike: bool) -> dict[tuple[
     return found
 
 
-CHOOSING = ("combination", "KNOWN", "soup", "jackknife")
-"""Beginnings of the attempts that choose coefficients on held-out images; their control has these images too."""
+SCALED = ("KNOWN", "the authors' KNOWN", "LogFit", "TaskVector", "TSV", "WNN")
+CHOOSING = ("combination", *SCALED, "soup", "jackknife")
+"""Beginnings of the attempts that scale a prediction's step, and of all that choose coefficients on held-out images;
+the control of these has the images too."""
 CONTROL = "further, more"
 AS_MANY = 0.02
 """Up to this share two attempts have shown equally many images; beyond it the page says how many more or fewer."""

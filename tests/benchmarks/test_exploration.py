@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import exploration
-from benchmarks.exploration import ATTEMPTS, OF_FORGETTING, OF_PRETRAINING, Budget, chosen, exists, mixed
+from benchmarks.exploration import ATTEMPTS, OF_FORGETTING, OF_PRETRAINING, Budget, chosen, exists, lacking, mixed
 from benchmarks.report import explored
 from benchmarks.settings import Forgetting, Origin, Recipe
 from benchmarks.store import Store
@@ -64,6 +64,8 @@ CHEAP = ("theta_0", "shrunk, by role", "shrunk and perturbed", "shorter training
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_an_attempt_shows_what_its_budget_has_and_is_the_same_again(budget, place, attempt):
+    if reason := lacking(attempt):
+        pytest.skip(reason)
     function, options = ATTEMPTS[attempt]
     budget.images = budget.run.images if attempt.startswith(OF_PRETRAINING) else budget.images
     made = function(budget, **options)
