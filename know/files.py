@@ -58,14 +58,14 @@ def new_folder(out: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside `out`; when the block ends well it becomes `out`, in one rename.
 
     `out` must not exist, neither then nor at the end: of two processes that make the same folder the later one fails.
-    What a killed process has left behind is removed by the next process that makes the same folder; a folder without
-    the mark of this package, or one whose process still runs, is left alone.
+    What a killed process has left behind is removed by the next process that makes the same folder; a folder with
+    files but without the mark of this package, or one whose process still runs, is left alone.
     """
     out = Path(out)
     if os.path.lexists(out):
         raise KnowError(f"{out} exists already; name a new folder")
     for stray in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        if (stray / MARK).is_file() and not stray.is_symlink():
+        if stray.is_dir() and not stray.is_symlink():  # empty where the process was killed before it set the mark
             with contextlib.suppress(KnowError), _owned(stray, out):
                 shutil.rmtree(stray, ignore_errors=True)
     missing = [parent for parent in out.parents if not os.path.lexists(parent)]  # nearest first

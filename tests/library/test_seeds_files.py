@@ -98,16 +98,18 @@ def test_of_two_processes_that_make_one_new_folder_the_later_one_fails_and_leave
 
 def test_a_new_folder_that_fails_leaves_no_parents_and_clears_what_a_killed_process_left(tmp_path):
     own = f".out.{os.getpid()}.1.tmp"  # in containers a process often has the number of the one that was killed
-    for name in (".out.999999999.7.tmp", ".out.5.5.tmp", own):
+    for name in (".out.999999999.7.tmp", ".out.5.5.tmp", ".out.6.6.tmp", own):
         (tmp_path / name).mkdir()
-    for name in (".out.5.5.tmp", own):
+    (tmp_path / ".out.999999999.7.tmp" / "thesis.txt").touch()
+    for name in (".out.5.5.tmp", own):  # the sixth was killed before it set its mark
         (tmp_path / name / MARK).touch()
     with contextlib.suppress(RuntimeError), new_folder(tmp_path / "a" / "b"):
         raise RuntimeError
     with new_folder(tmp_path / "out") as folder:
         (folder / "mine").touch()
     names = {path.name for path in tmp_path.rglob("*")}
-    assert names == {"out", "mine", ".out.999999999.7.tmp"}  # what carries no mark is somebody else's
+    # what has files and no mark is somebody else's
+    assert names == {"out", "mine", ".out.999999999.7.tmp", "thesis.txt"}
 
 
 # resumable folders
