@@ -353,12 +353,7 @@ ATTEMPTS: dict[str, tuple[Callable[..., State], dict[str, Any]]] = {
     "jackknife, by layer": (jackknife, {}),
     "combination, by role": (combination, {"layers": False}),
     "combination, by layer": (combination, {"layers": True}),
-    "KNOWN, scaled by role": (scaled, {"method": "known"}),
-    "the authors' KNOWN, scaled by role": (scaled, {"method": "released"}),
-    "LogFit, scaled by role": (scaled, {"method": "logfit"}),
-    "TaskVector, scaled by role": (scaled, {"method": "linear"}),
-    "TSV, scaled by role": (scaled, {"method": "tsv"}),
-    "WNN, scaled by role": (scaled, {"method": "wnn"}),
+    **{f"{name}, scaled by role": (scaled, {"method": method}) for name, method in SCALED.items()},
     "shrunk, by role": (shrunk, {}),
     "shrunk, by role, further, augmented": (shrunk_and_further, {}),
     "shrunk and perturbed": (shrunk_and_perturbed, {}),
@@ -424,7 +419,7 @@ class Exploration:
             about |= {"settings": settings.model_dump(mode="json"), "pretraining": recipe.model_dump(mode="json")}
             if attempt.startswith(OF_FORGETTING):
                 about["snapshots"] = [each["sha256"] for each in trajectory.manifest["snapshots"]]
-            if attempt.startswith(SCALED):
+            if attempt.startswith((*SCALED,)):
                 about["known"] = sha256_file(OURS / "known.safetensors")
                 about["outside"] = keras.hashes()
             codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "_attempt")]

@@ -18,7 +18,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> KnowError:
     """Error for a name that is not among `choices`: it suggests the nearest one, or lists all of them."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
+    between = "; " if any("," in choice for choice in choices) else ", "
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {between.join(choices)}"
     return KnowError(f"unknown {kind} {name!r}: {hint}")
 
 

@@ -72,10 +72,24 @@ def _differences(targets: pd.DataFrame, beside: str, alike: bool) -> dict[tuple[
     return found
 
 
-SCALED = ("KNOWN", "the authors' KNOWN", "LogFit", "TaskVector", "TSV", "WNN")
+SCALED = {
+    "KNOWN": "known",
+    "the authors' KNOWN": "released",
+    "LogFit": "logfit",
+    "TaskVector": "linear",
+    "TSV": "tsv",
+    "WNN": "wnn",
+    "WNN+": "wnn_plus",
+    "ExPO": "expo",
+    "meta-linear": "meta_linear",
+    "Richardson": "richardson",
+    "RRE": "rre",
+    "MPE": "mpe",
+    "DMD": "dmd",
+}
 CHOOSING = ("combination", *SCALED, "soup", "jackknife")
-"""Beginnings of the attempts that scale a prediction's step, and of all that choose coefficients on held-out images;
-the control of these has the images too."""
+"""Beginnings of the attempts that scale the step of a method, with its name in the library, and of all that choose
+coefficients on held-out images; the control of these has the images too."""
 CONTROL = "further, more"
 AS_MANY = 0.02
 """Up to this share two attempts have shown equally many images; beyond it the page says how many more or fewer."""
