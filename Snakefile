@@ -22,11 +22,15 @@ os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.get
 
 from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, TOLD, steps
 from benchmarks.suite import load_suite, suite_name
+from know.errors import KnowError
 from know.files import digest
 from know.fingerprint import code_hash, syntax
 
 NAME = config.get("suite", "smoke")
-SUITE = load_suite(NAME)
+try:
+    SUITE = load_suite(NAME)
+except KnowError as error:
+    sys.exit(f"know: error: {error}")
 WORK = f"work/{suite_name(NAME)}"
 RESULTS = f"results/{suite_name(NAME)}"
 # What trains networks asks a cluster for a GPU where the suite computes on one; all other requests are the profile's.

@@ -362,7 +362,10 @@ def _download(name: str, cls: str, root: Path) -> dict[str, np.ndarray]:
         try:
             fetched = getattr(datasets, cls)(root=str(root), train=part == "train", download=True)
         except Exception as error:  # torchvision raises many kinds for network, server, disk and md5
-            raise KnowError(f"dataset {name}: download to {root} failed ({error}); or set KNOW_DATA") from error
+            raise KnowError(
+                f"dataset {name}: download to {root} failed ({error}); try again, or set "
+                f"KNOW_DATA to the folder that holds {SOURCES[name].file}"
+            ) from error
         arrays[f"{part}_images"] = np.asarray(fetched.data, dtype=np.uint8)
         arrays[f"{part}_labels"] = np.asarray(fetched.targets, dtype=np.uint8)
         arrays["class_names"] = np.array(fetched.classes)

@@ -6,25 +6,36 @@ python -m paper_figures results                          what all suites say tog
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from benchmarks.report.claims import CLAIMS
+from know.cli import main_of, new_app
 from know.errors import KnowError, unknown
 from know.files import read_json
 from paper_figures._style import save
+
+app = new_app("Draw figures from csv files alone.")
 
 HERE = Path(__file__).parent
 FRONT = {"_pooled": "figures/pooled", "_evidence": "figures/evidence", "_compute": "explored/compute"}
 """Scripts that look at all results, and the file of each in that folder."""
 
 
-def main(folder: Path, names: Sequence[str] = ()) -> None:
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="A suite's folder in results/, or results/ itself for what all say.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scripts in paper_figures/, such as landscape; default: all that the suite lists."),
+    ] = None,
+) -> None:
+    """Draw the figures of a suite, or those of all results together, in one process."""
     scripts = {path.stem for path in HERE.glob("[!_]*.py")}
-    if strange := sorted(set(names) - scripts):
+    if strange := sorted(set(names or ()) - scripts):
         raise unknown("figure", strange[0], scripts)
     if names or (folder / "suite.json").is_file():
         suite = read_json(folder / "suite.json")
@@ -42,13 +53,4 @@ def main(folder: Path, names: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="python -m paper_figures", **how)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("figure", nargs="*", help="names of scripts in paper_figures/, such as landscape")
-    asked = parser.parse_args()
-    try:
-        main(asked.folder, asked.figure)
-    except KnowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    main_of(app, "python -m paper_figures")
