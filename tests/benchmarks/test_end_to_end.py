@@ -215,6 +215,14 @@ def test_a_change_makes_again_what_it_can_reach_and_no_more(finished, file, old,
 
 
 @pytest.mark.slow
+def test_a_misspelt_suite_is_one_line(finished):
+    line = [argument.replace("suite=tiny", "suite=tinny") for argument in command()]
+    done = subprocess.run(line, cwd=finished, capture_output=True, text=True, check=False)
+    said = [text for text in done.stderr.splitlines() if not text.startswith("Using workflow specific profile")]
+    assert done.returncode != 0
+    assert said == ["know: error: unknown suite 'tinny': did you mean 'tiny'?"]
+
+
 def test_a_lost_table_comes_back_as_it_was(finished):
     results = finished / "results" / "tiny"
     before = content(finished / "results")

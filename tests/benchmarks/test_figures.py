@@ -91,7 +91,10 @@ def draw(monkeypatch):
 
     def run(results: Path, *scripts: str) -> None:
         monkeypatch.setattr("sys.argv", ["paper_figures", str(results), *scripts])
-        runpy.run_module("paper_figures", run_name="__main__")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("paper_figures", run_name="__main__")
+        if ended.value.code:
+            raise ended.value
 
     return run
 
@@ -179,7 +182,7 @@ def test_what_is_missing_is_named_in_one_line(draw, script, tmp_path, capsys):
         draw(tmp_path / "nowhere", *([script] if script else []))
     error = capsys.readouterr().err
     assert end.value.code == 2
-    assert error.startswith("error:")
+    assert error.startswith("know: error:")
     assert len(error.splitlines()) == 1
     assert ("nowhere" if script != "nonsense" else "unknown figure") in error
     assert not list(tmp_path.iterdir())
