@@ -13,6 +13,11 @@ from benchmarks.report.statistics import summarise
 from know.files import read_json
 from paper_figures import _style as style
 
+DIVERGED = (
+    " ‡ Some fine-tunes diverged; the table says how many. They count with the accuracy that they end with, or with 0 "
+    "where they begin at weights that are not finite."
+)
+
 
 def draw(results: Path) -> Figure:
     runs = style.load_runs(results)
@@ -20,6 +25,9 @@ def draw(results: Path) -> Figure:
     unavailable = read_json(results / "suite.json")["unavailable"]
     summary = summarise(runs)
     shown = {cell: style.rows_of(arms, runs, unavailable, cell) for cell in cells}
+    diverged = runs[runs["status"] != "ok"].groupby("cell")["arm"].agg(set)
+    for cell in diverged.index:
+        shown[cell].loc[shown[cell]["arm"].isin(diverged[cell]), "label"] += " ‡"
     columns = 2 if len(cells) in (2, 4) else 3
     height = 0.75 + style.ROW * max(map(len, shown.values()))
     figure, axes = style.panels(len(cells), columns=columns, height=height)
@@ -38,7 +46,8 @@ def draw(results: Path) -> Figure:
         f"{style.interval_note(summary['n'])} Points: percentage points of target test accuracy. An arrow "
         "points to what lies beyond the axis; a number beside it is the mean. Above: the accuracy of naive, by rate "
         "policy. Yellow: oracles, really trained on more data."
-        f"{style.dagger_note(pd.concat(shown.values())['label'])}",
+        f"{style.dagger_note(pd.concat(shown.values())['label'])}"
+        f"{DIVERGED if len(diverged) else ''}",
     )
     return figure
 

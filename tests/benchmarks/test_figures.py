@@ -188,6 +188,17 @@ def test_what_is_missing_is_named_in_one_line(draw, script, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_arm_with_diverged_fine_tunes_is_marked_and_no_other(module, tmp_path):
+    runs = records(trajectories=2)
+    lost = next(run for run in runs if run.arm == "known_x2")
+    runs[runs.index(lost)] = lost.model_copy(update={"status": "diverged", "accuracy": 0.0})
+    for name, own, marked in (("lost", runs, {"KNOWN ×2"}), ("fine", records(trajectories=2), set())):
+        figure = module("accuracy_by_arm").draw(write_results(tmp_path / name, own, with_page=False))
+        labels = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
+        assert {label.removesuffix(" ‡") for label in labels if label.endswith("‡")} == marked
+        assert any("‡" in text.get_text() for text in figure.texts) == bool(marked)
+
+
 def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp_path):
     arms = {arm: GAINS[arm] for arm in ("naive", "known_x2")}
     results = write_results(tmp_path / "results" / "few", records(gains=arms), with_page=False)
