@@ -9,14 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.report.evidence import DIVERGED, DIVERGED_NOTE
 from benchmarks.report.statistics import summarise
 from know.files import read_json
 from paper_figures import _style as style
-
-DIVERGED = (
-    " ‡ Some fine-tunes diverged; the table says how many. They count with the accuracy that they end with, or with 0 "
-    "where they begin at weights that are not finite."
-)
 
 
 def draw(results: Path) -> Figure:
@@ -27,7 +23,7 @@ def draw(results: Path) -> Figure:
     shown = {cell: style.rows_of(arms, runs, unavailable, cell) for cell in cells}
     diverged = runs[runs["status"] != "ok"].groupby("cell")["arm"].agg(set)
     for cell in diverged.index:
-        shown[cell].loc[shown[cell]["arm"].isin(diverged[cell]), "label"] += " ‡"
+        shown[cell].loc[shown[cell]["arm"].isin(diverged[cell]), "label"] += f" {DIVERGED}"
     columns = 2 if len(cells) in (2, 4) else 3
     height = 0.75 + style.ROW * max(map(len, shown.values()))
     figure, axes = style.panels(len(cells), columns=columns, height=height)
@@ -41,13 +37,15 @@ def draw(results: Path) -> Figure:
         if place >= len(cells) - columns:
             axis.set_xlabel("accuracy − naive (points)")
     style.legend(figure, axes, 2)
+    policies = style.policies_of(summary.set_index(["policy", "arm"]))
+    order = f" ({' / '.join(style.RATES[policy][0] for policy in policies)})" if len(policies) > 2 else ""
     style.footnote(
         figure,
         f"{style.interval_note(summary['n'])} Points: percentage points of target test accuracy. An arrow "
         "points to what lies beyond the axis; a number beside it is the mean. Above: the accuracy of naive, by rate "
-        "policy. Yellow: oracles, really trained on more data."
+        f"policy{order}. Yellow: oracles, really trained on more data."
         f"{style.dagger_note(pd.concat(shown.values())['label'])}"
-        f"{DIVERGED if len(diverged) else ''}",
+        f"{f' {DIVERGED_NOTE}' if len(diverged) else ''}",
     )
     return figure
 

@@ -10,7 +10,16 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.report import claim_tables, tables
-from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, Evidence, gates, informative, marked
+from benchmarks.report.evidence import (
+    DAGGER,
+    DIVERGED_NOTE,
+    POLICIES,
+    SEEN_NOTE,
+    Evidence,
+    gates,
+    informative,
+    marked,
+)
 from benchmarks.report.folders import GROUPS, Published
 from benchmarks.report.statistics import CONFIDENCE, FEW, Interval
 from benchmarks.report.template import fill
@@ -42,6 +51,7 @@ def index_page(results: Sequence[Published], evidence: Evidence) -> str:
         few=FEW,
         dagger=DAGGER,
         seen_note=SEEN_NOTE,
+        diverged_note=DIVERGED_NOTE,
         runs=runs.replace("<", "\\u003c"),  # so that no name can end the element that it stands in
     )
     if (size := len(page.encode())) > LIMIT:

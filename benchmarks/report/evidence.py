@@ -47,6 +47,11 @@ SEEN_NOTE = (
     f"{DAGGER} In-distribution: the authors' KNOWN was meta-trained on MNIST, Fashion-MNIST and CIFAR-10; source or "
     "target is among them."
 )
+DIVERGED = "\N{DOUBLE DAGGER}"
+DIVERGED_NOTE = (
+    f"{DIVERGED} Some fine-tunes diverged, or would begin at weights that are not finite. The former count with the "
+    "accuracy that they end with, the latter with 0, which can make a whole interval wide."
+)
 LOCAL = "local data gap: local_oracle > compute_matched"
 """The gate that says whether a cell can see a step as small as a prediction's."""
 

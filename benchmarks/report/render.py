@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.report import claim_tables, tables
 from benchmarks.report.browse import index_page
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.evidence import POLICIES, SEEN_NOTE, Evidence, Verdict, gates
+from benchmarks.report.evidence import DIVERGED_NOTE, POLICIES, SEEN_NOTE, Evidence, Verdict, gates
 from benchmarks.report.folders import Published
 from benchmarks.report.pretrained import card, skill_of
 from benchmarks.report.statistics import CONFIDENCE, FEW
@@ -19,7 +19,13 @@ from benchmarks.report.template import fill
 from benchmarks.suite import SHIPPED, SUITES, load_shipped, load_suite, suite_names
 from know.files import PRETRAINED
 
-COMMON = {"noise": tables.NOISE, "seen_note": SEEN_NOTE, "few": FEW, "confidence": 100 * CONFIDENCE}
+COMMON = {
+    "noise": tables.NOISE,
+    "seen_note": SEEN_NOTE,
+    "diverged_note": DIVERGED_NOTE,
+    "few": FEW,
+    "confidence": 100 * CONFIDENCE,
+}
 """What several templates say."""
 
 

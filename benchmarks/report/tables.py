@@ -12,6 +12,7 @@ import pandas as pd
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.evidence import (
     DAGGER,
+    DIVERGED,
     POLICIES,
     gates,
     informative,
@@ -52,13 +53,13 @@ or one of the two data gaps (`front_means`)."""
 
 @dataclass(frozen=True)
 class Glance:
-    """One difference of a cell, in points. marked: whether the arm carries the dagger there."""
+    """One difference of a cell, in points, and the marks that its arm carries there."""
 
     interval: Interval
-    marked: bool
+    marks: Sequence[str]
 
     def __str__(self) -> str:
-        return interval_text(self.interval) + (f" {DAGGER}" if self.marked else "")
+        return " ".join([interval_text(self.interval), *self.marks])
 
 
 NOISE = "\N{ALMOST EQUAL TO}"
@@ -109,19 +110,25 @@ def _number(value: float, digits: int) -> str:
 
 
 def front_means(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means of trajectories in points, for `FRONT`. A random step that is not finite is no noise, and is left out."""
+    """Means of trajectories in points, for `FRONT`."""
+    return 100 * trajectory_means(_for_front(runs))
+
+
+def _for_front(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs without random steps that are not finite, which are no noise."""
     random = FRONT["What could be seen"]["noise floor: a random step"]
-    return 100 * trajectory_means(runs[(runs["arm"] != random) | runs["step"].notna()])
+    return runs[(runs["arm"] != random) | runs["step"].notna()]
 
 
 def glance(published: Published, cell: str, policy: Policy) -> dict[str, dict[str, Glance | None]]:
     """What `FRONT` names of a cell, by heading and label; None where an arm was not run at that rate policy."""
-    runs, marks = published.cells[cell], marked(published, cell)
-    means = front_means(runs[runs["policy"] == policy])
+    runs, seen = _for_front(published.cells[cell].query("policy == @policy")), marked(published, cell)
+    means, diverged = front_means(runs), set(runs.loc[runs["status"] != "ok", "arm"])
 
     def one(what: str) -> Glance | None:
         values = gain(means, what)
-        return None if values is None else Glance(paired_t(values), what in marks)
+        marks = [mark for mark, arms in ((DAGGER, seen), (DIVERGED, diverged)) if what in arms]
+        return None if values is None else Glance(paired_t(values), marks)
 
     return {heading: {label: one(what) for label, what in lines.items()} for heading, lines in FRONT.items()}
 

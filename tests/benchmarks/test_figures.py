@@ -19,6 +19,7 @@ from planted_results import CNN, GAINS, MLP, OTHERS, described_as, records, writ
 
 from benchmarks.arms import lines
 from benchmarks.references import REFERENCES
+from benchmarks.report.evidence import DIVERGED, DIVERGED_NOTE
 from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import summarise
 from benchmarks.settings import Arms
@@ -195,8 +196,8 @@ def test_an_arm_with_diverged_fine_tunes_is_marked_and_no_other(module, tmp_path
     for name, own, marked in (("lost", runs, {"KNOWN ×2"}), ("fine", records(trajectories=2), set())):
         figure = module("accuracy_by_arm").draw(write_results(tmp_path / name, own, with_page=False))
         labels = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
-        assert {label.removesuffix(" ‡") for label in labels if label.endswith("‡")} == marked
-        assert any("‡" in text.get_text() for text in figure.texts) == bool(marked)
+        assert {label.removesuffix(f" {DIVERGED}") for label in labels if label.endswith(DIVERGED)} == marked
+        assert any(DIVERGED_NOTE in " ".join(text.get_text().split()) for text in figure.texts) == bool(marked)
 
 
 def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp_path):

@@ -15,7 +15,7 @@ from planted_results import CNN, GAINS, MLP, change_csv, described_as, record, r
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
 from benchmarks.report import publish as report
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.evidence import DAGGER, SEEN_NOTE
+from benchmarks.report.evidence import DAGGER, DIVERGED, DIVERGED_NOTE, SEEN_NOTE
 from benchmarks.report.folders import COST, GROUPS, load, load_all
 from benchmarks.report.render import cost_page, front_pages, suite_page
 from benchmarks.report.statistics import Interval
@@ -219,6 +219,20 @@ def test_the_front_page_has_one_row_for_every_cell_that_is_evidence_with_the_num
     assert table_row(own, "known_x2")[4] == shown
     assert set(table["gates"]) == {"passed; cannot see small steps"}
     assert set(table["local data gap"]) == {""}  # no arm of these suites says it
+
+
+@pytest.mark.parametrize("diverges", [True, False])
+def test_the_front_page_marks_differences_that_hold_diverged_fine_tunes(tmp_path, diverges):
+    runs = records()
+    if diverges:
+        lost = next(place for place, run in enumerate(runs) if (run.arm, run.policy) == ("known_x2", "tuned"))
+        runs[lost] = runs[lost].model_copy(update={"status": "diverged", "accuracy": 0.0})
+    write_results(tmp_path / "results" / "one", runs, evidence=True)
+    (row,) = every_cell(load_all(tmp_path / "results")).to_dict("records")
+    marked = [what for what, shown in row.items() if str(shown).endswith(DIVERGED)]
+    assert marked == (["KNOWN, ours \N{MULTIPLICATION SIGN}2"] if diverges else [])
+    said = " ".join(front_pages(load_all(tmp_path / "results"))["README.md"].split())
+    assert (DIVERGED_NOTE in said) == diverges
 
 
 # what a page looks like
