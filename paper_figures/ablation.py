@@ -107,7 +107,7 @@ def label_values(axis: Axes, table: pd.DataFrame, varied: str, rate: float) -> N
 
     if varied == "rate":
         axis.set_xticks(values, [f"{r:g}\n{factors(r)}" for r in values])
-        axis.set_xlabel("ratio r of consecutive subsets; below it: data factors")
+        axis.set_xlabel("ratio r of consecutive subsets;\nbelow it: data factors")
     else:
         axis.set_xticks(values)
         axis.set_xlabel(f"length S of the history{f' (depths: {factors(rate)})' if depths else ''}")

@@ -24,13 +24,17 @@ def draw(results: Path) -> Figure:
     diverged = runs[runs["status"] != "ok"].groupby("cell")["arm"].agg(set)
     for cell in diverged.index:
         shown[cell].loc[shown[cell]["arm"].isin(diverged[cell]), "label"] += f" {DIVERGED}"
-    columns = 2 if len(cells) in (2, 4) else 3
+    first, *others = shown.values()
+    alike = all(first.equals(other) for other in others)  # else every panel needs room for labels of its own
+    columns = 3 if alike and len(cells) not in (2, 4) else 2
     height = 0.75 + style.ROW * max(map(len, shown.values()))
     figure, axes = style.panels(len(cells), columns=columns, height=height)
     for place, (axis, (cell, name)) in enumerate(zip(axes, cells.items(), strict=True)):
         part = summary[summary["cell"] == cell].set_index(["policy", "arm"])
         levels = " / ".join(f"{part.loc[policy, 'naive'].accuracy:.1f} %" for policy in style.policies_of(part))
-        style.title(axis, f"{name}, {style.counted(part['n'])}\nnaive {levels}", beside=1.45)
+        style.title(
+            axis, f"{name}, {style.counted(part['n'])}\nnaive {levels}", beside=1.45 * (1 if alike else columns)
+        )
         draw_cell(axis, part, shown[cell], unavailable.get(cell, {}))
         if place % columns and shown[cell].equals(shown[list(cells)[place - 1]]):
             axis.set_yticklabels([])  # the left neighbour has the same rows
