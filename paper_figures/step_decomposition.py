@@ -37,9 +37,11 @@ def draw(results: Path) -> Figure:
     rows = max(len(part[["predictor", "depth"]].drop_duplicates()) for _, part in places)
     columns = 2 if len(places) in (2, 4) else 3
     figure, axes = style.panels(len(places), columns=columns, height=0.8 + 0.125 * rows)
+    # factors differ with r, and then every panel has labels of its own
+    beside = 1.1 * columns if table["rate"].nunique() > 1 else 0.6
     labels: list[list[str]] = []
     for place, (axis, (_, part)) in enumerate(zip(axes, places, strict=True)):
-        draw_place(axis, part, names)
+        draw_place(axis, part, names, beside)
         labels.append([label.get_text() for label in axis.get_yticklabels()])
         if place % columns and labels[-1] == labels[-2]:
             axis.set_yticklabels([])  # the left neighbour has the same bars
@@ -58,8 +60,8 @@ def draw(results: Path) -> Figure:
     return figure
 
 
-def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str]) -> None:
-    """One panel; part: rows of one track, source, network, r and S, in the order of the bars."""
+def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str], beside: float) -> None:
+    """One panel; part: rows of one track, source, network, r and S, in the order of the bars; beside: see `title`."""
     first = part.iloc[0]
     factors = part["depth"].map(lambda depth: f" ×{first['rate'] ** -depth:.2g}" if depth else "")
     draw_steps(axis, part.assign(label=part["predictor"].map(names) + factors))
@@ -68,4 +70,4 @@ def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str]) -> None:
         if odd % 2 == 0:
             axis.axhspan(own.index[0] - 0.5, own.index[-1] + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
     n = style.counted(pd.Series([part["trajectory"].nunique()]))
-    style.title(axis, f"{first['source']}\n{style.place_of(first)}, {n}")
+    style.title(axis, f"{first['source']}\n{style.place_of(first)}, {n}", beside=beside)
