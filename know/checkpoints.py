@@ -84,7 +84,7 @@ class Checkpoint:
     """What a user should know of how this checkpoint was read, one sentence each."""
 
     def __init__(self, path: Path | str, *, key: str | None = None, strip: str | Sequence[str] = ()):
-        self.path = Path(path)
+        self.path, self.key = Path(path), key
         files, index = files_of(self.path)
         kinds = {kind_of(file) for file in files}
         if key and "safetensors" in kinds:

@@ -273,7 +273,7 @@ def predict(
         print(f"asked: the networks that ship, meta-trained on {', '.join(config['learnt_from'])}")
 
 
-@app.command()
+@app.command(cls=InOrder)
 def compare(
     inputs: Inputs = None,
     task: Annotated[
@@ -305,6 +305,8 @@ def compare(
         typer.Option("--keep", help="Also write the prediction or control that gains most, if one is seen to."),
     ] = False,
     fractions: Fractions = None,
+    role: Role = None,
+    skip: Skip = None,
     key: Key = None,
     strip: Strip = None,
     threads: Threads = 0,
@@ -313,9 +315,9 @@ def compare(
 
         know compare run/ --task my_task.py:fine_tune --rates 1e-4,3e-4,1e-3,3e-3 --out compared/
 
-    Candidates: theta_0, KNOWN at depth 1 and 3, shrink matched to the latter, every --method, and every checkpoint of
-    yours that --beside names. Rates are chosen on pilot seeds and evaluated on others. The same command goes on with an
-    interrupted comparison. Needs scipy and matplotlib.
+    Candidates: theta_0; KNOWN at depth 1 and 3, and shrink matched to the latter, where there are five snapshots; every
+    --method; and every checkpoint of yours that --beside names. Rates are chosen on pilot seeds and evaluated on
+    others. The same command goes on with an interrupted comparison. Needs scipy and matplotlib.
     """
     from know import comparison
     from know.verdict import verdict
@@ -326,7 +328,7 @@ def compare(
     _threads(threads)
     trajectory = _trajectory(inputs, fractions, key, strip)
     asked = {"seeds": seeds, "pilots": pilots, "methods": method or (), "jobs": jobs, "keep": keep}
-    asked["beside"] = checkpoints_of(beside)
+    asked |= {"beside": checkpoints_of(beside), "roles": roles_of(role)}
     rows = comparison.compare(trajectory, task, numbers(rates, "--rates"), out=out, say=print, **asked)
     print(verdict(rows))
     print(f"table and figure: {out / 'README.md'}")

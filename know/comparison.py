@@ -35,6 +35,7 @@ from know.errors import KnowError, as_path, number
 from know.export import Request, predict_files, write_prediction
 from know.files import PACKAGE, digest, listing, new_folder, resumable_folder, write_csv, write_text
 from know.identity import identity
+from know.keras import LENGTH
 from know.methods import get
 from know.prediction import Overflow, check_depth, predicted
 from know.rates import choose_rates
@@ -77,6 +78,7 @@ def compare(
     pilots: int = 2,
     methods: Sequence[str] = (),
     beside: Mapping[str, Path | str] | None = None,
+    roles: Mapping[str, str] | None = None,
     jobs: int = 1,
     keep: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -89,10 +91,12 @@ def compare(
     rates: learning rates to try for every candidate, the one of today first. The rate of a candidate may lie between
         two of them, where the curve through its best rate and the neighbours is best (`know.rates`).
     seeds, pilots: how many seeds are evaluated, and on how many others the rates are chosen.
-    methods: further candidates, as NAME or NAME:depth; by default KNOWN at depth 1 and 3, and shrink matched to the
-        latter. A trajectory with a reference `continuation` or `compute_matched` has that as a candidate too.
+    methods: further candidates, as NAME or NAME:depth. KNOWN at depth 1 and 3, and shrink matched to the latter, are
+        candidates of every trajectory with as many snapshots as the network that ships takes, and so is a reference
+        `continuation` or `compute_matched` where there is one.
     beside: checkpoints of yours that take part, by name, such as theta_0 trained on for as long as the forgetting took,
         which costs as much as the prediction. The task gets their paths as they are.
+    roles: roles of tensors by pattern, for all predictions, as in `know.predict`.
     jobs: processes, for a task from a script. keep: also write the weights of the prediction or control that gains most
         at tuned rates, to `out`/best, where one is seen to gain.
     say: gets a line about the work to come, and one about its duration.
@@ -108,8 +112,13 @@ def compare(
     if not isinstance(methods, list | tuple) or not all(isinstance(name, str) for name in methods):
         raise KnowError(f"methods must be a list of names, got {methods!r}")
     rates, out = _check(rates, seeds, pilots, jobs, task), as_path("out", out)
-    candidates = [*_candidates(trajectory, methods)]
-    candidates += _given(beside, {candidate.name for candidate in candidates})
+    usual = ["known:1", "known:3", "shrink:3"]
+    if (count := len(trajectory.paths)) != LENGTH and (methods or beside):
+        say(f"KNOWN and shrink are left out: they ask a network of {LENGTH} snapshots, and this trajectory has {count}")
+        usual = []
+    candidates = [*_candidates(trajectory, [*usual, *methods], roles or {})]
+    yours = _given(trajectory, beside, {candidate.name for candidate in candidates})
+    candidates += [Candidate(name, checkpoint=checkpoint.path) for name, checkpoint in yours.items()]
     function = function_of(task, "--task") if isinstance(task, str) else task
     what, unknown = identity(function)
     described = {
@@ -119,7 +128,7 @@ def compare(
         "task": what,
         "candidates": [repr((candidate.name, candidate.request)) for candidate in candidates],
         "snapshots": [checkpoint.hashes for checkpoint in trajectory.checkpoints],
-        "beside": {name: Checkpoint(path).hashes for name, path in (beside or {}).items()},
+        "beside": {name: checkpoint.hashes for name, checkpoint in yours.items()},
     }
     if out.exists():
         raise KnowError(f"{out} exists already; name a new folder")
@@ -200,12 +209,12 @@ def _check(rates: Sequence[float], seeds: int, pilots: int, jobs: int, task: Tas
     return values
 
 
-def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Candidate]:
+def _candidates(trajectory: Trajectory, methods: Sequence[str], roles: Mapping[str, str]) -> Iterator[Candidate]:
     theta_0 = trajectory.checkpoints[-1].path
     yield Candidate(THETA_0, checkpoint=theta_0)
     seen = {THETA_0}
-    for text in ["known:1", "known:3", "shrink:3", *methods]:
-        request = Request.of(text)
+    for text in methods:
+        request = Request.of(text, roles=tuple(roles.items()))
         check_depth(trajectory, request.depth)
         factor = (trajectory.fractions[-1] / trajectory.fractions[-2]) ** request.depth
         label = f"{request.method}_x{factor:.3g}" if get(request.method).depths else request.method
@@ -219,18 +228,30 @@ def _candidates(trajectory: Trajectory, methods: Sequence[str]) -> Iterator[Cand
             yield Candidate(name, checkpoint=theta_0.parent / references[name]["file"])
 
 
-def _given(beside: Mapping[str, Path | str] | None, taken: Container[str]) -> list[Candidate]:
-    """The user's own checkpoints as candidates; KnowError if a name is taken or a checkpoint cannot be read."""
+def _given(
+    trajectory: Trajectory, beside: Mapping[str, Path | str] | None, taken: Container[str]
+) -> dict[str, Checkpoint]:
+    """The user's own checkpoints by name; KnowError if a name is taken or a checkpoint cannot be read."""
     if not isinstance(beside, Mapping | None):
         raise KnowError(f"beside must map names to checkpoints, got {beside!r}")
-    made = []
+    made = {}
     for name, path in (beside or {}).items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
             raise KnowError(f"beside: a name has letters, digits and . _ - only, got {name!r}")
         if name in taken:
             raise KnowError(f"beside: {name!r} is a candidate already; give your checkpoint another name")
-        made.append(Candidate(name, checkpoint=Checkpoint(as_path("beside", path)).path))
+        made[name] = _laid_out_as(trajectory.checkpoints[-1], as_path("beside", path))
     return made
+
+
+def _laid_out_as(theta_0: Checkpoint, path: Path) -> Checkpoint:
+    """A checkpoint that holds its weights at the top, or in the same entry as theta_0."""
+    try:
+        return Checkpoint(path)
+    except KnowError:
+        if not theta_0.key:
+            raise
+        return Checkpoint(path, key=theta_0.key)
 
 
 def _weights(trajectory: Trajectory, candidate: Candidate, folder: Path) -> Path:
@@ -245,7 +266,7 @@ def _weights(trajectory: Trajectory, candidate: Candidate, folder: Path) -> Path
         return candidate.checkpoint
     place = folder / candidate.name
     if not place.exists():
-        predicted(trajectory)
+        predicted(trajectory, dict(request.roles))
         with new_folder(place) as fresh:
             write_prediction(trajectory, request, fresh)
     return place if trajectory.checkpoints[-1].path.is_dir() else next(place.iterdir())

@@ -265,7 +265,8 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
             changes.add(piece)
             done += len(piece.answer)
             piece = next(answers, None)
-        while name not in following and name not in last.odd and done < numel:
+        kept = name in last.odd and isinstance(writers[last.place(name)], TorchWriter)  # which has it already
+        while name not in following and not kept and done < numel:
             values = last.read(name, done, done + _COPIED)
             for one in own:
                 write(one, done, values)

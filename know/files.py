@@ -108,11 +108,12 @@ def resumable_folder(out: Path | str, fingerprint: str, *, replace: bool = False
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for stray in partial.rglob(".*.tmp"):  # what a killed process was writing
             shutil.rmtree(stray) if stray.is_dir() and not stray.is_symlink() else stray.unlink()
-        try:
-            mark.truncate(0)
-            mark.write(fingerprint.encode())
-        except OSError as error:
-            raise _cannot_write(out, error) from error
+        if begun != fingerprint:  # else the mark stays as it is, since an empty one would fit any settings
+            try:
+                mark.truncate(0)
+                mark.write(fingerprint.encode())
+            except OSError as error:
+                raise _cannot_write(out, error) from error
         yield partial
         try:
             if replace and out.exists():

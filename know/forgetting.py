@@ -122,12 +122,15 @@ def _walk(
     """Make the snapshots of one trajectory that are not recorded yet, from theta_0 on, which `model` is."""
     stateful = hasattr(fit, "state_dict") and hasattr(fit, "load_state_dict")
     fractions = recorder.fractions
+    if fractions[0] in recorder:  # all are there; the states of `fit` may be gone, and are not needed
+        load_into(model, recorder.state(fractions[0]))
+        return
     for k, (fraction, index) in enumerate(zip(reversed(fractions), reversed(subsets), strict=True)):
         extra = recorder.folder / f"fit-{recorder.letter}{k}.pt"
         if fraction in recorder and (extra.is_file() or not stateful):  # written by an interrupted call
             load_into(model, recorder.state(fraction))
             if stateful:
-                fit.load_state_dict(torch.load(extra, weights_only=True))
+                fit.load_state_dict(torch.load(extra, map_location="cpu", weights_only=True))
             continue
         if k > 0:
             fit(model, Subset(dataset, index))

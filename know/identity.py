@@ -9,6 +9,7 @@ import enum
 import functools
 import hashlib
 import itertools
+import logging
 import sys
 import sysconfig
 import types
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from know.files import digest
+from know.models import inner
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path, enum.Enum, torch.dtype, torch.device, torch.Size)
 MANY = 10_000
@@ -82,6 +84,10 @@ class _Walk:
             return [self.of(value.__func__, place), self.of(value.__self__, place)]
         if isinstance(value, types.ModuleType):
             return value.__name__
+        if isinstance(value, logging.Logger):  # it refers to all loggers of the process, which change as it runs
+            return value.name
+        if isinstance(value, nn.Module) and inner(value) is not value:  # what torch.compile adds changes as it runs
+            return self.of(inner(value), place)
         if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type) and _is_installed(value):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, types.FunctionType):

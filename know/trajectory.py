@@ -424,7 +424,8 @@ class Recorder:
     def _note_buffers(self, model: nn.Module) -> None:
         """Note the buffers that `roles` would take for parameters, since a state_dict does not distinguish the two."""
         model = inner(model)
-        state, named = state_of(model), {name.replace("_orig_mod.", "") for name, _ in model.named_buffers()}
+        every = model.named_buffers(remove_duplicate=False)  # one that two modules share has two names
+        state, named = state_of(model), {name.replace("_orig_mod.", "") for name, _ in every}
         role_of, buffers = roles(state), named & state.keys()
         self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
 

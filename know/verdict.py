@@ -44,7 +44,7 @@ def verdict(rows: Sequence[Row]) -> str:
     gives too only where the two intervals lie apart. With neither, the largest upper limit at tuned rates is what the
     runs are compatible with. Then come losses; whether a prediction scores more than its control and than the
     checkpoints beside theta_0; and what makes all of it doubtful: rates on an edge, lost runs, seeds that change
-    nothing. Candidates of which nothing can be said are named before all of it.
+    nothing, or no difference. Candidates of which nothing can be said are named before all of it.
     """
     today, tuned = ({r.candidate: r for r in rows if r.policy == p and r.candidate != THETA_0} for p in POLICIES)
     usable = [row for row in tuned.values() if math.isfinite(row.low)]
@@ -105,7 +105,10 @@ def _doubts(rows: Sequence[Row], edges: Sequence[str]) -> Iterator[str]:
             f"The best rate of {', '.join(edges)} lies on an edge of those tried, so the rate may be the cause of a"
             " difference: give rates beyond it."
         )
-    lost = {row.candidate: (row.lost_pilots, row.failed) for row in rows if row.policy == "tuned"}
+    failed = {
+        name: max(row.failed for row in rows if row.candidate == name) for name in {row.candidate for row in rows}
+    }
+    lost = {row.candidate: (row.lost_pilots, failed[row.candidate]) for row in rows if row.policy == "tuned"}
     lost = {name: counts for name, counts in lost.items() if any(counts)}
     if lost:
         shown = ", ".join(f"{name} ({pilots} in the search, {runs} after it)" for name, (pilots, runs) in lost.items())
@@ -117,6 +120,12 @@ def _doubts(rows: Sequence[Row], edges: Sequence[str]) -> Iterator[str]:
         yield (
             f"All seeds gave {', '.join(same)} the same score: if the task does not use its seed, these are one run,"
             " and the intervals say nothing."
+        )
+    narrow = [row for row in rows if row.low and math.isclose(row.low, row.high) and not row.same]
+    if narrow:
+        yield (
+            f"All seeds gave {', '.join(sorted({row.candidate for row in narrow}))} the same difference to theta_0, as"
+            " scores with few possible values do, so its interval has no width and says nothing: give more seeds."
         )
 
 

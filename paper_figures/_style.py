@@ -23,8 +23,8 @@ from matplotlib.transforms import offset_copy
 from PIL import Image
 
 from benchmarks.records import RunRecord, read_records
-from benchmarks.report.evidence import DAGGER, POLICIES, SEEN_NOTE, in_distribution
-from benchmarks.report.folders import GROUPS
+from benchmarks.report.evidence import DAGGER, DIVERGED, POLICIES, SEEN_NOTE, in_distribution
+from benchmarks.report.folders import CELL, GROUPS
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.tables import axes_of
 from know.drawing import STYLE, save_figure
@@ -163,8 +163,8 @@ def load_runs(folder: Path) -> pd.DataFrame:
 
 
 def cells_of(runs: pd.DataFrame) -> dict[str, str]:
-    """Slug to title, in the order track, source, target, network, share, and r and S where they are not the paper's."""
-    keys = ["track", "source", "target", "network", "share", "rate", "length", "cell"]
+    """Slug to title, in the order of `CELL`."""
+    keys = [*CELL, "cell"]
     cells = runs[keys].drop_duplicates().sort_values(keys).to_dict("records")
     return {cell["cell"]: name_of_cell(cell) for cell in cells}
 
@@ -206,13 +206,15 @@ def panels(count: int, *, columns: int, height: float, **share: bool) -> tuple[F
 
 
 def block_panels(
-    count: int, blocks: list[tuple[str, list[str]]], arms: pd.DataFrame, *, height: float
+    count: int, blocks: list[tuple[str, list[str]]], arms: pd.DataFrame, *, height: float, diverged: Iterable[str]
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with `count` rows of panels, one per block, that share their y axis; a block's legend above its column.
 
     Many blocks go to several lines, each with its legends and all rows: no panel gets too narrow to be read. Every
-    panel is `height` inches high. Returns the panels of each row, in the order of the blocks.
+    panel is `height` inches high. The legends mark the families of the arms `diverged`. Returns the panels of each
+    row, in the order of the blocks.
     """
+    marked = set(arms.loc[arms.index.isin(diverged), "family"])
     lines = -(-len(blocks) // (3 if count == 1 else 5))
     columns = -(-len(blocks) // lines)
     width = COLUMN if len(blocks) == 1 else PAGE
@@ -227,7 +229,8 @@ def block_panels(
     for place, (heading, families) in enumerate(blocks):
         top, column = place // columns * (1 + count), place % columns
         text = textwrap.fill(heading, round(LETTERS * width / columns) - 3)
-        _block_legend(figure.add_subplot(grid[top, column]), text, [_handle(arms, family) for family in families])
+        handles = [_handle(arms, family, f" {DIVERGED}" if family in marked else "") for family in families]
+        _block_legend(figure.add_subplot(grid[top, column]), text, handles)
         for below, row in enumerate(rows, start=1):
             row.append(figure.add_subplot(grid[top + below, column], sharey=row[0] if row else None))
             row[-1].tick_params(labelleft=column == 0)
@@ -248,10 +251,10 @@ def _block_legend(axis: Axes, heading: str, handles: list[Line2D]) -> None:
     axis.legend(handles=handles, title=heading, loc="upper left", handlelength=1.8, borderaxespad=0, **style)
 
 
-def _handle(arms: pd.DataFrame, family: str) -> Line2D:
+def _handle(arms: pd.DataFrame, family: str, mark: str) -> Line2D:
     first = arms[arms["family"] == family].iloc[0]
     style = {"color": first["colour"], "marker": first["marker"], "linestyle": dashed(family, "-")}
-    return Line2D([], [], label=name_of(arms, family), markersize=3.5, **style)
+    return Line2D([], [], label=name_of(arms, family) + mark, markersize=3.5, **style)
 
 
 def dashed(family: str, line: str) -> str:

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.report.evidence import DIVERGED_NOTE
+from benchmarks.report.folders import CELL
 from benchmarks.report.statistics import DATA, summarise
 from benchmarks.settings import LENGTH, RATIO
 from paper_figures import _style as style
 
-CELL = ["track", "source", "target", "network", "share", "rate", "length"]
 USUAL = {"length": LENGTH, "rate": RATIO}
 """What may vary, with the paper's value."""
 LEFT_OUT = ("naive", "scratch")
@@ -29,7 +30,8 @@ def draw(results: Path) -> Figure:
     every = pd.concat(table for *_, table in shown)
     arms = arms[arms["family"].isin(every["family"])]
     blocks, lines = blocks_or_one(arms), style.line_styles(every["depth"])
-    figure, rows = style.block_panels(len(shown), blocks, arms, height=2.1)
+    diverged = set(every.loc[every["failed"] > 0, "arm"])
+    figure, rows = style.block_panels(len(shown), blocks, arms, height=2.1, diverged=diverged)
     for axes, (varied, cells, table) in zip(rows, shown, strict=True):
         first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
         name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
@@ -44,7 +46,8 @@ def draw(results: Path) -> Figure:
         f"{style.interval_note(every['n'])} Gain: accuracy minus that of naive in the same cell, in percentage points, "
         "each arm at its tuned rate. A line joins the same depth d, d predictions one after the other, which stands "
         "for r⁻ᵈ times the data. Arms that two values or more have, without naive and from scratch; next to each "
-        "other only so that bars can be told apart. A triangle on the edge: the mean lies beyond it.",
+        "other only so that bars can be told apart. A triangle on the edge: the mean lies beyond it."
+        f"{f' {DIVERGED_NOTE}' if diverged else ''}",
     )
     return figure
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.records import PilotRecord, read_records
+from benchmarks.report.evidence import DIVERGED_NOTE
 from benchmarks.report.statistics import DATA, oracle_of
 from paper_figures import _style as style
 
@@ -23,7 +24,8 @@ def draw(results: Path) -> Figure:
     arms, cells = style.arms_of(results), style.cells_of(runs)
     arms = arms[arms.index.isin(pilots["arm"])]
     blocks, lines, oracle = style.blocks_of(arms), style.line_styles(arms["depth"]), oracle_of(arms.index)
-    figure, rows = style.block_panels(len(cells), blocks, arms, height=1.75)
+    diverged = set(pilots.loc[pilots["status"] != "ok", "arm"])
+    figure, rows = style.block_panels(len(cells), blocks, arms, height=1.75, diverged=diverged)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = pilots[pilots["cell"] == cell]
         count = part["trajectory"].nunique()
@@ -40,7 +42,8 @@ def draw(results: Path) -> Figure:
         figure,
         "Mean over n pilot trajectories, which choose the rates and are never evaluated; no interval, since they serve "
         "no comparison. Marker: the tuned rate of an arm. Vertical line: the paper's rate. Naive and the oracle are "
-        "in every panel. The scale is stretched towards 100 %.",
+        "in every panel. The scale is stretched towards 100 %."
+        f"{f' {DIVERGED_NOTE}' if diverged else ''}",
     )
     return figure
 

@@ -33,17 +33,16 @@ def draw(results: Path) -> Figure:
     if table.empty:
         return style.only_words("None of the main predictors was run.")
     names = {line: style.name_of(arms, line) for line in shown}
-    places = list(table.groupby(PLACE))
-    rows = max(len(part[["predictor", "depth"]].drop_duplicates()) for _, part in places)
+    factors = (table["rate"] ** -table["depth"]).map(lambda factor: f" ×{factor:.2g}").where(table["depth"] > 0, "")
+    table["label"] = table["predictor"].map(names) + factors
+    places = [part for _, part in table.groupby(PLACE)]
+    labels = [list(part["label"].drop_duplicates()) for part in places]
+    alike = all(labels[0] == other for other in labels)  # else every panel needs room for labels of its own
     columns = 2 if len(places) in (2, 4) else 3
-    figure, axes = style.panels(len(places), columns=columns, height=0.8 + 0.125 * rows)
-    # factors differ with r, and then every panel has labels of its own
-    beside = 1.1 * columns if table["rate"].nunique() > 1 else 0.6
-    labels: list[list[str]] = []
-    for place, (axis, (_, part)) in enumerate(zip(axes, places, strict=True)):
-        draw_place(axis, part, names, beside)
-        labels.append([label.get_text() for label in axis.get_yticklabels()])
-        if place % columns and labels[-1] == labels[-2]:
+    figure, axes = style.panels(len(places), columns=columns, height=0.8 + 0.125 * max(map(len, labels)))
+    for place, (axis, part) in enumerate(zip(axes, places, strict=True)):
+        draw_place(axis, part, beside=0.6 if alike else 1.1 * columns)
+        if place % columns and labels[place] == labels[place - 1]:
             axis.set_yticklabels([])  # the left neighbour has the same bars
         if place >= len(places) - columns:
             axis.set_xlabel("|step| / |θ₀|")
@@ -60,11 +59,10 @@ def draw(results: Path) -> Figure:
     return figure
 
 
-def draw_place(axis: Axes, part: pd.DataFrame, names: dict[str, str], beside: float) -> None:
+def draw_place(axis: Axes, part: pd.DataFrame, beside: float) -> None:
     """One panel; part: rows of one track, source, network, r and S, in the order of the bars; beside: see `title`."""
     first = part.iloc[0]
-    factors = part["depth"].map(lambda depth: f" ×{first['rate'] ** -depth:.2g}" if depth else "")
-    draw_steps(axis, part.assign(label=part["predictor"].map(names) + factors))
+    draw_steps(axis, part)
     bars = part[["predictor", "depth"]].drop_duplicates()["predictor"].reset_index(drop=True)
     for odd, (_, own) in enumerate(bars.groupby(bars, sort=False)):
         if odd % 2 == 0:

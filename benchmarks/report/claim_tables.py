@@ -11,6 +11,7 @@ import pandas as pd
 
 from benchmarks.report.claims import CLAIMS, Claim, Contrast, Line
 from benchmarks.report.evidence import (
+    DIVERGED,
     LOCAL,
     POLICIES,
     Evidence,
@@ -323,7 +324,8 @@ def ablations(evidence: Evidence) -> pd.DataFrame:
             at = {policy: evidence.by_place(Contrast(better=arm, worse="naive"), policy) for policy in POLICIES}
             if not place.core and place in at["tuned"]:
                 said = [interval_text(at[policy][place].interval) if place in at[policy] else "" for policy in POLICIES]
-                rows.append([arm, title_of(place), *said])
+                marks = [f" {DIVERGED}" if evidence.diverged(arm, place, policy) else "" for policy in POLICIES]
+                rows.append([arm, title_of(place), *map("".join, zip(said, marks, strict=True))])
     return _without_empty(pd.DataFrame(rows, columns=["arm", "place", *POLICIES.values()]).astype(str))
 
 

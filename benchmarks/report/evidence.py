@@ -436,6 +436,11 @@ class Evidence:
         runs = self._at(place, self.runs)
         return set(runs.loc[(runs["arm"] == arm) & runs["step"].isna(), "trajectory"])
 
+    def diverged(self, arm: str, place: Place, policy: Policy) -> bool:
+        """Whether any of an arm's fine-tunes in a place diverged, or would begin at weights that are not finite."""
+        runs = self._at(place, self.runs)
+        return bool((runs.loc[(runs["arm"] == arm) & (runs["policy"] == policy), "status"] != "ok").any())
+
     def _at(self, place: Place, runs: pd.DataFrame) -> pd.DataFrame:
         for name, value in place._asdict().items():
             runs = runs[runs[name] == value]

@@ -17,6 +17,8 @@ from know.files import read_json
 
 FIRST = "first"
 """The folder, in that of all results, of the first comparison."""
+CELL = ["track", "source", "target", "network", "share", "rate", "length"]
+"""Columns that tell one cell from another, in the order in which cells are sorted."""
 PLACE = ["source", "network", "track", "rate", "length"]
 """Columns that a trajectory belongs to; `rate` is r, the ratio of consecutive subsets."""
 SNAPSHOT_COLUMNS = [
@@ -61,8 +63,8 @@ class Published:
 
     @cached_property
     def cells(self) -> dict[str, pd.DataFrame]:
-        """The run records of each cell, in alphabetical order."""
-        return dict(iter(self.runs.groupby("cell", sort=True)))
+        """The run records of each cell, in the order of `CELL`."""
+        return {cell: runs for (*_, cell), runs in self.runs.groupby([*CELL, "cell"], sort=True)}
 
     @cached_property
     def order(self) -> dict[str, int]:

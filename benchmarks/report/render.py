@@ -128,6 +128,7 @@ def claims_page(evidence: Evidence) -> str:
         "claims.md.j2",
         policies=POLICIES,
         rules=CLAIMS,
+        diverged_note=DIVERGED_NOTE,
         cells=claim_tables.cells(evidence),
         waiting=evidence.waits_for(),
         primary=claim_tables.primary(evidence, CLAIMS.families[0]),

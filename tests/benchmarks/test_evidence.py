@@ -9,7 +9,7 @@ from planted_results import records, write_results
 
 from benchmarks.report import claim_tables, render, tables
 from benchmarks.report.claims import CLAIMS, Contrast, Least
-from benchmarks.report.evidence import LOCAL, Evidence, Verdict, gates, sees_small_steps, together, verdict
+from benchmarks.report.evidence import DIVERGED, LOCAL, Evidence, Verdict, gates, sees_small_steps, together, verdict
 from benchmarks.report.folders import COST, TABLES, load, load_all
 from benchmarks.report.statistics import Interval, compare, paired_t
 from benchmarks.settings import Cell
@@ -446,6 +446,14 @@ def test_other_settings_show_the_deepest_known_by_the_name_that_it_has_at_that_r
     assert table["arm"].tolist() == ["known_x2.92", "shrink_x2.92"]  # beside what is no prediction
     assert table["place"].str.endswith("r = 0.7").all()
     assert [entry[:7] for entry in table["tuned rate"]] == ["+2.00 [", "+3.00 ["]
+
+
+def test_other_settings_mark_differences_that_hold_diverged_fine_tunes(core):
+    runs = records(dataclasses.replace(MLP, ratio=0.7), {**STEADY, "known_x2.92": (2, 2.2, 1.8, 2, 2)}, 5, shift={})
+    lost = next(k for k, run in enumerate(runs) if (run.arm, run.policy) == ("known_x2.92", "tuned"))
+    runs[lost] = runs[lost].model_copy(update={"status": "diverged"})
+    (row,) = claim_tables.ablations(core([*planted(GOOD, GOOD), *runs])).to_dict("records")
+    assert [what for what, shown in row.items() if shown.endswith(DIVERGED)] == ["tuned rate"]
 
 
 FURTHER = {

@@ -200,6 +200,21 @@ def test_an_arm_with_diverged_fine_tunes_is_marked_and_no_other(module, tmp_path
         assert any(DIVERGED_NOTE in " ".join(text.get_text().split()) for text in figure.texts) == bool(marked)
 
 
+@pytest.mark.parametrize("diverges", [True, False])
+@pytest.mark.parametrize(("script", "table"), [("ablation", "runs"), ("accuracy_by_rate", "pilots")])
+def test_legends_mark_the_families_that_hold_diverged_fine_tunes(module, tmp_path, script, table, diverges):
+    runs = [*records(MLP), *records(dataclasses.replace(MLP, ratio=0.7))]
+    folder = write_results(tmp_path / "results" / "r", runs, with_page=False)
+    if diverges:
+        rows = pd.read_csv(folder / f"{table}.csv")
+        rows.loc[rows["arm"] == "known_x2", "status"] = "diverged"
+        rows.to_csv(folder / f"{table}.csv", index=False)
+    figure = module(script).draw(folder)
+    labels = [text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
+    assert [label for label in labels if DIVERGED in label] == ([f"KNOWN {DIVERGED}"] if diverges else [])
+    assert any(DIVERGED_NOTE in " ".join(text.get_text().split()) for text in figure.texts) == diverges
+
+
 def test_a_suite_with_one_predictor_at_one_depth_has_all_its_figures(module, tmp_path):
     arms = {arm: GAINS[arm] for arm in ("naive", "known_x2")}
     results = write_results(tmp_path / "results" / "few", records(gains=arms), with_page=False)

@@ -137,6 +137,24 @@ def test_lightning_loads_what_is_made_of_its_checkpoint(tmp_path):
     assert torch.equal(loaded.net.weight, know.predict(trajectory)["net.weight"])
 
 
+def test_a_tensor_of_a_dtype_that_torch_does_not_know_comes_through_as_it_is(tmp_path):
+    def write(path, k):
+        weights = torch.full((4, 4), 0.1 * k).numpy().tobytes()
+        header = {"w": ("F32", [4, 4], [0, 64]), "scale": ("F8_E8M0", [8], [64, 72])}
+        names = ("dtype", "shape", "data_offsets")
+        text = json.dumps({name: dict(zip(names, about, strict=True)) for name, about in header.items()}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + weights + bytes(range(100 + k, 108 + k)))
+
+    paths = [tmp_path / f"s{k}.safetensors" for k in reversed(range(5))]
+    for k, path in zip(reversed(range(5)), paths, strict=True):
+        write(path, k)
+    trajectory = Trajectory.from_checkpoints(paths, FRACTIONS)
+    predict_files(trajectory, Request("linear", roles=(("scale", "skip"),)), tmp_path / "made")
+    made = (tmp_path / "made" / "model.safetensors").read_bytes()
+    assert bytes(range(100, 108)) in made
+    assert bytes(8) not in made[-16:]
+
+
 def test_a_header_whose_length_looks_like_json_is_one_of_safetensors(tmp_path):
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     header += b" " * (0x7B20 - len(header))  # the first two bytes of the file are " {"

@@ -1,5 +1,6 @@
 """`know compare`: planted effects get the sentence that fits; an interrupted comparison ends with the same bytes."""
 
+import dataclasses
 import math
 import os
 import re
@@ -308,6 +309,23 @@ def test_the_verdict_says_what_the_rows_show_and_no_more(candidates, said):
     assert verdict(rows(*candidates)) == said
 
 
+def test_fine_tunes_that_are_lost_at_the_rate_of_today_are_said_too():
+    made = rows(("known_x2", GAIN, NOTHING, {}))
+    made = [
+        dataclasses.replace(row, failed=2, learning_rate=3e-4)
+        if (row.candidate, row.policy) == ("known_x2", "today")
+        else row
+        for row in made
+    ]
+    assert "known_x2 (0 in the search, 2 after it)" in verdict(made)
+
+
+def test_an_interval_without_width_is_doubted():
+    said = "All seeds gave known_x2 the same difference to theta_0"
+    assert said in verdict(rows(("known_x2", NOTHING, (0.01, 0.01, 0.01), {})))
+    assert said not in verdict(rows(("known_x2", NOTHING, GAIN, {})))
+
+
 def test_known_is_told_from_its_control(run, monkeypatch):
     """All that the task finds better is known_x2; x8 is as good as shrinking by as much."""
     monkeypatch.setenv("EFFECT", "better")
@@ -392,6 +410,47 @@ def test_wrong_arguments_are_refused_before_any_work(run, change, said):
     with pytest.raises(KnowError, match=said):
         compare(**{"trajectory": run, "task": "task.py:fine_tune", "rates": RATES, "out": "compared", **change})
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_trajectory_of_another_length_is_compared_without_known(run):
+    said = []
+    compare(run.last(3), "task.py:fine_tune", RATES, out="compared", methods=["linear"], say=said.append)
+    assert said[0] == "KNOWN and shrink are left out: they ask a network of 5 snapshots, and this trajectory has 3"
+    lines = Path("compared/runs.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[1] for line in lines} == {"theta_0", "linear_x2"}
+
+
+def test_what_is_left_alone_in_a_prediction_is_left_alone_in_its_comparison(run):
+    with open("look.py", "w") as script:
+        script.write(LOOK)
+    command = [sys.executable, "-m", "know", "compare", "run", "--task", "look.py:look", "--rates", "1,2"]
+    subprocess.run([*command, "--skip", "bias", "--out", "compared"], check=True)
+    assert Path("seen.txt").read_text().split() == ["True"] * len(Path("seen.txt").read_text().split())
+
+
+LOOK = """
+from safetensors.torch import load_file
+
+BIAS = load_file("run/s0.safetensors")["bias"]
+
+
+def look(checkpoint, learning_rate, seed):
+    with open("seen.txt", "a") as file:
+        print((load_file(checkpoint)["bias"] == BIAS).all().item(), file=file)
+    return learning_rate + seed
+"""
+
+
+def test_checkpoints_of_the_user_may_have_their_weights_in_the_entry_of_theta_0(run):
+    paths = [Path(f"{k}.pt") for k in range(5)]
+    for path, state in zip(paths, run.states, strict=True):
+        torch.save({"state_dict": state}, path)
+    trajectory = know.Trajectory.from_checkpoints(paths, run.fractions, key="state_dict")
+    torch.save(run.theta_0, "plain.pt")
+    rows = compare(
+        trajectory, "task.py:careless", RATES, out="compared", beside={"own": paths[-1], "plain": "plain.pt"}
+    )
+    assert {"own", "plain"} <= {row.candidate for row in rows}
 
 
 def test_a_refused_request_leaves_nothing_behind(run):

@@ -104,6 +104,22 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, data, folder_b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "whole"]
 
 
+def test_a_run_that_is_interrupted_while_it_finishes_needs_no_state_of_fit(tmp_path, data, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(know.trajectory.Recorder, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            know.forget(new_model(), data, AdamCarried(), out=tmp_path / "run", placebo=AdamCarried())
+    assert not list((tmp_path / "run.partial").glob("fit-*"))
+    fits = AdamCarried(), AdamCarried()
+    model = new_model()
+    made = know.forget(model, data, fits[0], out=tmp_path / "run", placebo=fits[1])
+    assert not any(fit.calls for fit in fits)
+    assert equal(model.state_dict(), made.states[0])
+
+
 def test_carrying_adam_makes_a_difference(tmp_path, data):
     fresh, carried = (
         know.forget(new_model(), data, kind(), out=tmp_path / kind.__name__) for kind in (Fit, AdamCarried)

@@ -146,6 +146,21 @@ def test_buffers_of_a_recorded_model_are_not_taken_for_parameters(tmp_path):
     assert trajectory.roles() == {"weight": "fc", "bias": "bias", "table": "buffer"}
 
 
+def test_a_buffer_that_two_modules_share_is_a_buffer_under_both_names(tmp_path):
+    def fit(model, subset):
+        model.encoder.weight.data.add_(0.1)
+        model.encoder.table.mul_(0.9)
+
+    model, shared = torch.nn.Module(), torch.ones(4, 4)
+    for name in ("encoder", "decoder"):
+        setattr(model, name, torch.nn.Linear(4, 4))
+        getattr(model, name).register_buffer("table", shared)
+    trajectory = know.forget(model, range(64), fit, out=tmp_path / "run")
+    assert {name for name, role in trajectory.roles().items() if role == "buffer"} == {"decoder.table", "encoder.table"}
+    predicted = know.predict(trajectory, "linear")
+    assert all(torch.equal(predicted[f"{name}.table"], torch.ones(4, 4)) for name in ("encoder", "decoder"))
+
+
 def test_the_scale_is_the_length_of_the_step(tmp_path):
     trajectory = written(tmp_path, snapshots())
     whole, half, none = (know.predict(trajectory, "known", scale=scale) for scale in (1, 0.5, 0))

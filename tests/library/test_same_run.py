@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import logging
 import threading
 
 import numpy as np
@@ -283,6 +284,23 @@ def test_what_differs_somewhere_inside_a_function_is_another_one(make):
     assert one == same
     assert one != other
     assert not unknown
+
+
+LOGGER = logging.getLogger(__name__)
+
+
+def test_a_logger_and_a_compiled_network_do_not_change_a_function_as_they_work():
+    compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+
+    def task():
+        LOGGER.info("%s", compiled(torch.ones(1, 2)))
+
+    before = identity(task)
+    task()
+    logging.getLogger(f"{__name__}.another").info("made meanwhile")
+    assert identity(task) == before
+    compiled.weight.data.add_(1)
+    assert identity(task) != before
 
 
 def test_a_changed_value_in_a_module_of_the_user_is_another_function(tmp_path, monkeypatch):

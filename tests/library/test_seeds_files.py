@@ -133,6 +133,14 @@ def test_unfinished_work_of_another_fingerprint_is_kept_unless_it_may_be_replace
     assert [p.name for p in out.iterdir()] == ["second"]
 
 
+def test_the_mark_is_not_written_again_since_a_write_that_fails_would_leave_it_empty(tmp_path):
+    interrupt(tmp_path / "out", "old settings", "first")
+    mark = tmp_path / "out.partial" / MARK
+    os.utime(mark, ns=(1, 1))
+    interrupt(tmp_path / "out", "old settings", "second")
+    assert mark.stat().st_mtime_ns == 1
+
+
 def enter(out, fingerprint, **options):
     with resumable_folder(out, fingerprint, **options):
         pass
