@@ -206,7 +206,8 @@ def arms_of_cell(published: Published, cell: str) -> pd.DataFrame:
     unavailable, marks = published.settings["unavailable"].get(cell, {}), marked(published, cell)
     retrodiction = rows["weight_error"].notna().any()
     policies = [policy for policy in POLICIES if policy in set(rows["policy"])]
-    head = ["arm", *(name for policy in policies for name in (policy, "difference")), "data gap", "local data gap"]
+    head = ["arm", *(name for policy in policies for name in (policy, "difference"))]
+    head += ["share of data gap", "share of local data gap"]
     head += ["rate", "step", "source", "recalibrated", *(["weight error"] if retrodiction else [])]
     at = rows.set_index(["policy", "arm"])
     table = []
