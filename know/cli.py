@@ -229,10 +229,12 @@ def predict(
         for request in requests:
             request.check(trajectory)
         rows = export.plan(trajectory, dict(roles))
+        done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
+        for request in requests if done else ():
+            request.try_first(trajectory)
         for row in rows:
             shape = "x".join(map(str, row.shape)) or "-"
             print(f"{row.tensor:48} {shape:>18} {row.dtype:9} {row.action} ({row.reason})")
-        done = [trajectory.meta[row.tensor].numel() for row in rows if row.action.startswith("predicted")]
         for note in dict.fromkeys(note for request in requests for note in export.notes(trajectory, request)):
             print(f"note: {note}")
         print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")

@@ -307,11 +307,14 @@ def test_a_tensor_that_snapshots_do_not_share_is_no_obstacle_when_skipped(writte
         (["--depth", "2000"], "times the data"),
         (["--method", "mean", "--depth", "2"], "has no depth"),
         (["--method", "shrink", "-o", "size=1"], "size"),
+        ([], "takes 5 snapshots, and was asked about 4"),
     ],
 )
 def test_a_dry_run_refuses_what_the_prediction_would_refuse(written, options, said):
-    trajectory = written(base)
-    line = ["predict", *map(str, trajectory.paths), "--fractions", ",".join(map(str, FRACTIONS)), *options]
+    trajectory, fractions = written(base), FRACTIONS
+    if not options:
+        trajectory, fractions = trajectory.last(4), FRACTIONS[-4:]
+    line = ["predict", *map(str, trajectory.paths), "--fractions", ",".join(map(str, fractions)), *options]
     for more in (["--dry-run"], ["--out", str(trajectory.paths[0].parent / "better")]):
         with pytest.raises(KnowError, match=said):
             app([*line, *more], standalone_mode=False)
