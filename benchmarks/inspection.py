@@ -34,8 +34,8 @@ def inspect_suite(
 ) -> None:
     """Write the tables of a suite, `<work>/inspection/{steps,movement,placebo}.csv`, by role.
 
-    They cover every method of the suite's arms, at depths 1, 2 and 3 where it has a depth, on every evaluated
-    trajectory. known: folders of the networks by S.
+    They cover every method of the suite's arms on every evaluated trajectory; where it has a depth, at depths 1, 2, 3
+    and those of its arms. known: folders of the networks by S.
     """
     every, taken, moved, beside = lines(arms), [], [], []
     # several targets or shares of one source have the same trajectories
@@ -52,7 +52,7 @@ def inspect_suite(
             beside += [{**place, **row} for row in beside_placebo(seen, seen.placebo)]
             for line in every:
                 bar.update()
-                for depth in (1, 2, 3) if line.entry.depths else (0,):
+                for depth in sorted({1, 2, 3, *line.depths}) if line.entry.depths else (0,):
                     taken += [
                         {**place, "predictor": line.name, "depth": depth, **asdict(parts)}
                         for parts in _steps_of(line, seen, depth, models)

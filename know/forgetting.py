@@ -150,7 +150,7 @@ def _walk(
 def _check_readable(path: Path) -> None:
     """KnowError if an interrupted run could not go on with a state of `fit`."""
     try:
-        torch.load(path, weights_only=True, mmap=True)
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise KnowError(
             f"fit.state_dict() holds something that cannot be loaded again safely: {str(error).splitlines()[0]} Let it"

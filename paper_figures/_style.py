@@ -88,8 +88,8 @@ BLOCKS = (("reference", "known"), ("prediction", "average"), ("control",))
 MOST = 8
 """Families in one panel; beyond that colours can no longer be told apart, and a block gets another panel."""
 
-LINES = [":", "--", "-"]
-"""Line styles of the depths of a predictor, deepest solid."""
+LINES = ["-.", ":", "--", "-"]
+"""Line styles of the depths of a predictor, deepest solid. No suite has more depths than styles."""
 
 RATES = {
     policy: (POLICIES[policy], *look)

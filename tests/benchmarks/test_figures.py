@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from planted_results import CNN, GAINS, MLP, OTHERS, described_as, records, write_results
+from planted_results import CNN, GAINS, MLP, OTHERS, SUITES, described_as, records, write_results
 
 from benchmarks.arms import lines
 from benchmarks.references import REFERENCES
@@ -23,6 +23,7 @@ from benchmarks.report.evidence import DIVERGED, DIVERGED_NOTE
 from benchmarks.report.folders import GROUPS
 from benchmarks.report.statistics import summarise
 from benchmarks.settings import Arms
+from benchmarks.suite import load_suite
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")})
 OF_ARMS = [script for script in SCRIPTS if script != "landscape"]
@@ -247,6 +248,13 @@ def test_the_oracle_that_was_run_stands_in_every_panel(module, tmp_path, oracle)
     panels = [axis for axis in module("accuracy_by_rate").draw(folder).axes if axis.lines]
     assert panels
     assert all(colour in [line.get_color() for line in axis.lines] for axis in panels)
+
+
+def test_no_two_depths_of_a_suite_have_the_same_line(module):
+    for name in SUITES:
+        depths = {depth for line in lines(load_suite(name).arms) for depth in line.depths}
+        styles = module("_style").line_styles(depths)
+        assert len({styles[depth] for depth in depths}) == len(depths), name
 
 
 def test_an_ablation_joins_depths_whatever_factor_the_arms_are_named_by(module, tmp_path):

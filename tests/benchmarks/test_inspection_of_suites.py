@@ -59,6 +59,13 @@ def test_inspecting_a_suite_covers_every_line_that_moves_weights(work, monkeypat
     assert float(linear["linear"]) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_suite_that_predicts_further_sees_those_steps_decomposed_too(work):
+    folder = work(5)
+    arms = Arms(references=["naive"], methods={"linear": {"depths": [2, 4]}})
+    inspect_suite([Cell("overflow", "digits", "mnist", "mlp", 1.0, length=5)], ["t0"], arms, *folder)
+    assert {row["depth"] for row in table(folder[0] / "inspection" / "steps.csv")} == {"1", "2", "3", "4"}
+
+
 def test_short_histories_leave_out_what_needs_more(work):
     folder = work(2)
     arms = Arms(references=["naive"], methods={"known": None, "rre": None, "dmd": None})

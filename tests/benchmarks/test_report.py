@@ -10,7 +10,19 @@ import jinja2
 import numpy as np
 import pandas as pd
 import pytest
-from planted_results import CNN, GAINS, MLP, change_csv, described_as, record, records, run, table_row, write_results
+from planted_results import (
+    CNN,
+    GAINS,
+    MLP,
+    SUITES,
+    change_csv,
+    described_as,
+    record,
+    records,
+    run,
+    table_row,
+    write_results,
+)
 
 from benchmarks.records import PilotRecord, RunRecord, read_records, write_records
 from benchmarks.report import publish as report
@@ -413,6 +425,15 @@ def test_the_committed_pages_fit_their_records(repository, monkeypatch, capsys):
     monkeypatch.chdir(repository)
     assert run("report", "--check") == 0
     assert "results/README.md fits its records" in capsys.readouterr().out
+
+
+def test_a_published_suite_says_of_itself_what_its_file_says(repository):
+    """The pages are made from the records; a remark that is mended in the suite's file alone would stay wrong there."""
+    found = {str(path.parent.relative_to(repository / "results")) for path in repository.glob("results/**/suite.json")}
+    for name in sorted(found.intersection(SUITES)):
+        said = files.read_json(repository / "results" / name / "suite.json")
+        suite = load_suite(name)
+        assert (said["title"], said["remarks"]) == (suite.title, suite.remarks), name
 
 
 # records

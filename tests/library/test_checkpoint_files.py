@@ -24,6 +24,16 @@ from know.trajectory import Trajectory
 # containers
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_was_saved_on_a_gpu_is_read_on_a_machine_without(tmp_path, monkeypatch, zipped):
+    with monkeypatch.context() as patch:  # what torch writes beside a tensor on a GPU, of which there may be none here
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(base(0), tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    read = load_state(tmp_path / "model.pt")
+    assert {tensor.device.type for tensor in read.values()} == {"cpu"}
+    assert all(torch.equal(read[name], tensor) for name, tensor in base(0).items())
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.safetensors", "unet.fp16.safetensors"])
 def test_folders_are_read_and_what_else_they_hold_is_carried_over(written, tmp_path, name):
     files = {"README.md": "license: mit", "LICENSE": "MIT", "1_Pooling/config.json": "{}", "optimizer.pt": "x"}

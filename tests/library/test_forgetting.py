@@ -104,6 +104,16 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, data, folder_b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "whole"]
 
 
+def test_a_run_that_was_interrupted_on_a_gpu_continues_without_one(tmp_path, data, folder_bytes, monkeypatch):
+    know.forget(new_model(), data, AdamCarried(), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:  # what torch writes beside a tensor on a GPU
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        with interrupted(3):
+            know.forget(new_model(), data, AdamCarried(), out=tmp_path / "run")
+    know.forget(new_model(), data, AdamCarried(), out=tmp_path / "run")
+    assert folder_bytes(tmp_path / "run") == folder_bytes(tmp_path / "whole")
+
+
 def test_a_run_that_is_interrupted_while_it_finishes_needs_no_state_of_fit(tmp_path, data, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
