@@ -66,6 +66,9 @@ Seed = Annotated[int, typer.Option(help="For methods that draw random numbers.")
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: torch's own choice.")]
 
 
+NO_INPUTS = "give a trajectory folder, or checkpoints with --fractions"
+
+
 class InOrder(TyperCommand):
     """A command whose --skip and --role keep their common order, which decides: --skip X becomes --role X=skip."""
 
@@ -107,7 +110,8 @@ def main_of(commands: typer.Typer, name: str) -> None:
     except Exception as error:  # the command line's own errors, such as an unknown option
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()} (see `{name} {' '.join(sys.argv[1:2])} --help`)")
+        known = sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in typer.main.get_command(commands).commands else []
+        _fail(f"{error.format_message()} (see `{' '.join([name, *known])} --help`)")
     except KeyboardInterrupt:
         kept = name != "know" or sys.argv[1:2] in (["forget"], ["compare"])  # the others make all or nothing
         print(f"know: interrupted{'; the same command goes on from what was kept' if kept else ''}", file=sys.stderr)
@@ -216,6 +220,8 @@ def predict(
     """
     from know import choosing, export, methods
 
+    if not inputs:
+        raise KnowError(NO_INPUTS)
     if out is None and not dry_run:
         raise KnowError("give --out, a folder to make, or --dry-run")
     _refuse_existing(out)
@@ -238,6 +244,7 @@ def predict(
         for note in dict.fromkeys(note for request in requests for note in export.notes(trajectory, request)):
             print(f"note: {note}")
         print("Single weights that are 0 in all snapshots stay 0; how many is known only after reading all values.")
+        print(f"theta_0 is {trajectory.paths[-1]}, and the snapshot of the smallest subset {trajectory.paths[0]}")
         print(f"{len(done)} of {len(rows)} tensors would be predicted, {sum(done):,} weights; nothing was written")
         return
     scales = (
@@ -264,7 +271,7 @@ def predict(
     factor = config["virtual_data"]
     data = f", {factor:g} times the data" if factor else ""
     place = f" at depth {depth}{data}" if methods.get(method).depths else ", which has no depth"
-    print(f"{out}: {method}{place}")
+    print(f"{out}: {method}{place}, from theta_0, {trajectory.paths[-1]}")
     if changes.weights:
         step, share = changes.step or 0.0, changes.changed / changes.weights
         kept = f"scale {config['scale']:g}, " if config["scale"] != 1 else ""
@@ -298,7 +305,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help="NAME=CHECKPOINT: weights of yours that take part, such as theta_0 trained on for as long as the"
-            " forgetting took; may be repeated."
+            " forgetting took, in any format; may be repeated."
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Fine-tunes at a time, each in a process of its own.")] = 1,
@@ -442,10 +449,13 @@ def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | Non
     from know.trajectory import Trajectory
 
     if not inputs:
-        raise KnowError("give a trajectory folder, or checkpoints with --fractions")
+        raise KnowError(NO_INPUTS)
     if len(inputs) == 1:
         if fractions or key or strip:
-            raise KnowError("--fractions, --key and --strip belong to several checkpoints, not to a trajectory folder")
+            raise KnowError(
+                "--fractions, --key and --strip belong to several checkpoints, not to a trajectory folder; name the files"
+                " of the snapshots one by one, smallest subset first"
+            )
         return Trajectory.load(inputs[0])
     if not fractions:
         raise KnowError(f"{len(inputs)} checkpoints need --fractions, smallest subset first, such as 0.25,0.5,1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import itertools
 import json
 import math
@@ -32,8 +33,9 @@ from tqdm import tqdm
 
 from know.checkpoints import Checkpoint
 from know.errors import KnowError, as_path, number
-from know.export import Request, predict_files, write_prediction
-from know.files import PACKAGE, digest, listing, new_folder, resumable_folder, write_csv, write_text
+from know.export import Request, predict_files, write_copy, write_prediction
+from know.files import PACKAGE, listing, new_folder, resumable_folder, write_csv, write_text
+from know.formats import entries_with_tensors
 from know.identity import identity
 from know.keras import LENGTH
 from know.methods import get
@@ -95,14 +97,16 @@ def compare(
         candidates of every trajectory with as many snapshots as the network that ships takes, and so is a reference
         `continuation` or `compute_matched` where there is one.
     beside: checkpoints of yours that take part, by name, such as theta_0 trained on for as long as the forgetting took,
-        which costs as much as the prediction. The task gets their paths as they are.
+        which costs as much as the prediction. They have theta_0's tensors. The task gets the path of one as it is if it
+        is laid out as theta_0's checkpoint, and else that of a copy in that layout, so that it loads all of them alike.
     roles: roles of tensors by pattern, for all predictions, as in `know.predict`.
     jobs: processes, for a task from a script. keep: also write the weights of the prediction or control that gains most
         at tuned rates, to `out`/best, where one is seen to gain.
     say: gets a line about the work to come, and one about its duration.
 
     A prediction that overflows is left out, and that is said. An interrupted comparison goes on when it is called
-    again. Raises KnowError for wrong arguments, and if a task returns one value in some runs and two in others.
+    again. Raises KnowError for wrong arguments, and for a task that returns something else than one number or two, or
+    one in some runs and two in others.
     """
     _demand_packages()
     if not isinstance(trajectory, Trajectory):
@@ -120,6 +124,7 @@ def compare(
     yours = _given(trajectory, beside, {candidate.name for candidate in candidates})
     candidates += [Candidate(name, checkpoint=checkpoint.path) for name, checkpoint in yours.items()]
     function = function_of(task, "--task") if isinstance(task, str) else task
+    _check_signature(function)
     what, unknown = identity(function)
     described = {
         "rates": rates,
@@ -134,7 +139,7 @@ def compare(
         raise KnowError(f"{out} exists already; name a new folder")
     for request in (each.request for each in candidates if each.request):
         request.try_first(trajectory)  # before anything is made, so that a refused request leaves nothing behind
-    with resumable_folder(out, digest(described)) as folder:
+    with resumable_folder(out, described) as folder, _emptied_without_results(folder):
         results = _Results(folder / "results.jsonl")
         if results.known and unknown:
             warnings.warn(
@@ -143,11 +148,16 @@ def compare(
         places, overflowed = {}, []
         for each in candidates:
             try:
-                places[each.name] = _weights(trajectory, each, folder / "candidates")
+                places[each.name] = _weights(trajectory, each, yours.get(each.name), folder / "candidates")
             except Overflow as error:
                 overflowed.append(each.name)
                 say(f"{each.name} is left out: {error}")
         candidates = [each for each in candidates if each.name in places]
+        for name, checkpoint in yours.items():
+            for note in checkpoint.notes:
+                say(f"note: {note}")
+            if places[name] != checkpoint.path:
+                say(f"{name}: the task gets a copy in the layout of {trajectory.paths[-1].name}")
         if not any(each.name != THETA_0 for each in candidates):
             raise KnowError(f"nothing is left to compare: {', '.join(overflowed)} overflowed")
         names = [candidate.name for candidate in candidates]
@@ -188,6 +198,16 @@ def _demand_packages() -> None:
             lacking.append(name)
     if lacking:
         raise KnowError(f"a comparison needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+
+
+def _check_signature(function: Task) -> None:
+    """KnowError if a function cannot be called as a task is."""
+    try:
+        inspect.signature(function).bind(Path(), 0.1, 0)
+    except TypeError as error:
+        raise KnowError(f"the task is called as fine_tune(checkpoint, learning_rate, seed): {error}") from error
+    except ValueError:  # a function that does not say what it takes
+        pass
 
 
 def _check(rates: Sequence[float], seeds: int, pilots: int, jobs: int, task: Task | str) -> list[float]:
@@ -240,36 +260,80 @@ def _given(
             raise KnowError(f"beside: a name has letters, digits and . _ - only, got {name!r}")
         if name in taken:
             raise KnowError(f"beside: {name!r} is a candidate already; give your checkpoint another name")
-        made[name] = _laid_out_as(trajectory.checkpoints[-1], as_path("beside", path))
+        made[name] = _of_yours(trajectory, as_path("beside", path))
     return made
 
 
-def _laid_out_as(theta_0: Checkpoint, path: Path) -> Checkpoint:
-    """A checkpoint that holds its weights at the top, or in the same entry as theta_0."""
+def _of_yours(trajectory: Trajectory, path: Path) -> Checkpoint:
+    """A checkpoint under theta_0's names; KnowError if it lacks one of its tensors, or has it in another shape."""
+    theta_0 = trajectory.checkpoints[-1]
+    given = _opened(path, theta_0.key, trajectory.strip)
+    given.match_names(theta_0.meta)
+    for name, tensor in theta_0.meta.items():
+        wanted, has = tuple(tensor.shape), tuple(given.meta[name].shape) if name in given.meta else None
+        if has != wanted:
+            raise KnowError(
+                f"beside: {path} cannot take theta_0's place: tensor {name!r} has shape {wanted} in {theta_0.path},"
+                f" and {'is not there' if has is None else f'{has} there'}"
+            )
+    if theta_0.odd and not given.is_laid_out_as(theta_0):
+        name, what = next(iter(theta_0.odd.items()))
+        raise KnowError(
+            f"beside: {path} is laid out otherwise than {theta_0.path}, and {name!r} is {what}, which cannot be written"
+            " in another layout; save your checkpoint as theta_0 is saved"
+        )
+    return given
+
+
+def _opened(path: Path, key: str | None, strip: Sequence[str]) -> Checkpoint:
+    """A checkpoint with the weights at its top, in the same entry as theta_0, or in the only one that holds some."""
     try:
-        return Checkpoint(path)
+        return Checkpoint(path, strip=strip)
     except KnowError:
-        if not theta_0.key:
-            raise
-        return Checkpoint(path, key=theta_0.key)
+        inside = entries_with_tensors(path)
+        if key and (key in inside or "." in key):
+            return Checkpoint(path, key=key, strip=strip)
+        if len(inside) == 1:
+            return Checkpoint(path, key=inside[0], strip=strip)
+        if inside:
+            raise KnowError(
+                f"beside: {path} holds weights in several entries ({', '.join(inside)}); save one of them alone"
+            ) from None
+        raise
 
 
-def _weights(trajectory: Trajectory, candidate: Candidate, folder: Path) -> Path:
-    """The checkpoint of a candidate; a prediction is made in `folder`, unless it is there.
+def _weights(trajectory: Trajectory, candidate: Candidate, given: Checkpoint | None, folder: Path) -> Path:
+    """The checkpoint of a candidate. What has to be made is made in `folder`, unless it is there.
 
     Where prefixes are stripped from names theta_0 is written anew too, since the task has to find all of them alike.
+    given: the checkpoint, opened, where it is one of the user's.
     """
-    request = candidate.request
-    if request is None and candidate.name == THETA_0 and trajectory.checkpoints[-1].stripped:
+    request, theta_0 = candidate.request, trajectory.checkpoints[-1]
+    if candidate.name == THETA_0 and theta_0.stripped:
         request = Request(scale=0.0)
-    if request is None:
+    if request is None and (given is None or given.is_laid_out_as(theta_0)):
         return candidate.checkpoint
     place = folder / candidate.name
     if not place.exists():
-        predicted(trajectory, dict(request.roles))
+        predicted(trajectory, dict(request.roles) if request else {})
         with new_folder(place) as fresh:
-            write_prediction(trajectory, request, fresh)
-    return place if trajectory.checkpoints[-1].path.is_dir() else next(place.iterdir())
+            if request is None:
+                write_copy(given, theta_0, fresh)
+            else:
+                write_prediction(trajectory, request, fresh)
+    return place if theta_0.path.is_dir() else next(place.iterdir())
+
+
+@contextlib.contextmanager
+def _emptied_without_results(folder: Path) -> Iterator[None]:
+    """Remove what was made if the block fails before there is a score, so that a call with a mended task may begin."""
+    try:
+        yield
+    except KnowError:
+        if not _Results(folder / "results.jsonl").known:
+            (folder / "results.jsonl").unlink()
+            shutil.rmtree(folder / "candidates", ignore_errors=True)
+        raise
 
 
 class _Results:
@@ -372,18 +436,28 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
     try:
         with contextlib.chdir(Path.cwd()):  # what the task enters it may not leave, and paths go on to mean the same
             answer = function(place, rate, seed)
-        values = [float(value) for value in (answer if isinstance(answer, tuple | list) else [answer])]
     except (Exception, SystemExit) as error:  # the user's own function: whatever it raises costs this run alone
-        wrong = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        wrong = " ".join(f"{type(error).__name__}: {error}".split())[:400]  # torch names the tensors on later lines
     if listing(place) != before:
         raise KnowError(f"the task changed {place}, which it should only read; make the trajectory or --out anew")
     if wrong:
         return {**lost, "error": wrong}
-    if len(values) not in (1, 2):
-        return {**lost, "error": f"the task returned {len(values)} values, and not one or two"}
+    values = _numbers(answer)
     if not all(map(math.isfinite, values)):
         return {**lost, "error": f"the score is {values[0]:g}" + (f", {values[1]:g}" if len(values) > 1 else "")}
     return {"status": "ok", "validation": values[0], "test": values[1] if len(values) > 1 else None, "error": ""}
+
+
+def _numbers(answer: Any) -> list[float]:
+    """The validation score, or validation and test score; KnowError for anything else that a task returned."""
+    given = list(answer) if isinstance(answer, tuple | list) else [answer]
+    what = f"{len(given)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
+    try:
+        if len(given) in (1, 2):
+            return [float(value) for value in given]
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several values is a RuntimeError
+        pass
+    raise KnowError(f"the task must return one number, or two (validation and test score); it returned {what}")
 
 
 def _protocol(
@@ -429,11 +503,13 @@ def _protocol(
         }
         for name in names:
             own, gain = [value for value in scores[name] if math.isfinite(value)], gains[name, THETA_0]
-            rate, edge = rate_of[policy][name], policy == "tuned" and chosen[name].on_edge
+            lost = sum(run["status"] != "ok" for (one, _, _), run in searched.items() if one == name)
+            searches = sum(one == name for one, _, _ in searched)
+            # without any score in the search there is no best rate
+            rate, edge = rate_of[policy][name], policy == "tuned" and chosen[name].on_edge and lost < searches
             mean = means.fmean(own) if own else math.nan
             beside = {b: interval for (a, b), interval in gains.items() if a == name and b != THETA_0}
             numbers = (gain.mean, gain.low, gain.high, gain.n, len(seeds) - len(own))
-            lost = sum(run["status"] != "ok" for (one, _, _), run in searched.items() if one == name)
             same = len(own) > 1 and len(set(own)) == 1
             rows.append(Row(name, policy, rate, edge, mean, *numbers, kind_of[name], lost, same, beside))
     return rows

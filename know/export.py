@@ -168,6 +168,13 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
             left, kept = (", ".join(names) for names in entries_beside(part))
             said += [f"states of the training were left out: {left}"] if left else []
             said += [f"what stands beside the weights was carried over as it is: {kept}"] if kept else []
+    if changes:  # hashed by now
+        pairs = itertools.pairwise(trajectory.checkpoints)
+        said += [
+            f"{one.path.name} and {other.path.name} hold the same, so between them nothing was forgotten"
+            for one, other in pairs
+            if sorted(one.hashes.values()) == sorted(other.hashes.values())
+        ]
     if get(request.method).group == "known":
         asked_for = Models(request.known)["known"].facts if request.method == "known" else {}
         drawn = asked_for.get("drawn", {}).get("ratio", RATIOS)
@@ -277,6 +284,22 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
         next(answers, None)  # raises the error of a prediction of nothing
     trajectory.verify()
     return (folder if last.path.is_dir() else next(folder.iterdir())), changes, models
+
+
+def write_copy(weights: Checkpoint, like: Checkpoint, folder: Path) -> Path:
+    """Write weights into files in `folder`, which exists, in the layout, names and dtypes of another checkpoint.
+
+    weights: has all tensors of `like`, in the same shapes, under the same names. Returns the checkpoint, as
+    `write_prediction` does.
+    """
+    writers = dict(_writers(like, folder))
+    for name, tensor in like.meta.items():
+        for start in range(0, tensor.numel(), _COPIED):
+            values = weights.read(name, start, start + _COPIED).to(tensor.dtype)
+            writers[like.place(name)].write(name, start, values)
+    for writer in writers.values():
+        writer.finish()
+    return folder if like.path.is_dir() else next(folder.iterdir())
 
 
 def _writers(last: Checkpoint, folder: Path) -> Iterator[tuple[Path, SafetensorsWriter | TorchWriter]]:

@@ -15,9 +15,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from know.errors import KnowError
 
@@ -83,25 +83,30 @@ def new_folder(out: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def resumable_folder(out: Path | str, fingerprint: str, *, replace: bool = False) -> Iterator[Path]:
+def resumable_folder(out: Path | str, fingerprint: str | Mapping[str, Any], *, replace: bool = False) -> Iterator[Path]:
     """Yield the working folder `<out>.partial`; when the block ends well it becomes `out`, in one rename.
 
     A kill leaves the working folder behind, and the next call with the same fingerprint (settings, data and code)
     continues in it. The folder carries a mark and a lock, so that nobody else's folder is touched and two processes
     never work in one. KnowError if it is not ours, was begun with another fingerprint, or is in use.
 
+    fingerprint: a text, or JSON-serialisable values by what they are called in the error, which then says which of them
+        differ. A folder in which nothing stands yet may be begun anew with another fingerprint.
+
     replace: start anew where the fingerprint is another one, and replace what stands at `out`, which stays intact until
         the end. Otherwise unfinished work is never removed, and `out` must be empty or not there.
     """
     out = Path(out)
     partial = out.with_name(f"{out.name}.partial")
+    if not isinstance(fingerprint, str):
+        fingerprint = json.dumps({what: digest(value) for what, value in fingerprint.items()}, sort_keys=True)
     with _owned(partial, out) as mark:
         begun = mark.read().decode()
         if begun and begun != fingerprint:
-            if not replace:
+            if not replace and any(path.name != MARK for path in partial.iterdir()):
                 raise KnowError(
-                    f"{partial} holds unfinished work of other settings, or of another version of know; remove it, or"
-                    " name another folder"
+                    f"{partial} holds unfinished work of other settings{_differing(begun, fingerprint)}; go on with"
+                    " those, remove it, or name another folder"
                 )
             for path in partial.iterdir():
                 if path.name != MARK:
@@ -222,6 +227,16 @@ def sha256_file(path: Path | str) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise KnowError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _differing(begun: str, fingerprint: str) -> str:
+    """In brackets what two fingerprints differ in; nothing where one of them does not say what it is made of."""
+    try:
+        old, new = json.loads(begun), json.loads(fingerprint)
+        differing = [what for what in sorted(old.keys() | new.keys()) if old.get(what) != new.get(what)]
+    except (ValueError, AttributeError):
+        return ""
+    return f" ({', '.join(differing)})"
 
 
 def digest(value: object) -> str:

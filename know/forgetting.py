@@ -27,6 +27,13 @@ from know.models import inner, load_into, state_of
 from know.subsets import choose_fractions, nested_subsets
 from know.trajectory import OF_MANIFESTS, OF_SNAPSHOTS, Recorder, Trajectory, check_facts, check_state
 
+CALLED = {
+    "images": "the size of the dataset",
+    "fit": "the function fit: its code, or a value that it uses",
+    "placebo": "the function placebo: its code, or a value that it uses",
+}
+"""What the error about unfinished work of other settings calls them."""
+
 
 def forget(
     model: nn.Module,
@@ -79,7 +86,8 @@ def forget(
         settings["placebo"], more = _what(placebo, at_hand)
         unknown = [*unknown, *more]
     further = _check_references(references or {})
-    fingerprint = digest({"settings": settings, "weights": _hash_weights(model)})
+    weights = _hash_weights(model)
+    fingerprint = digest({"settings": settings, "weights": weights})
     if (out / "manifest.json").is_file():
         trajectory = Trajectory.load(out)
         if trajectory.manifest.get("fingerprint") != fingerprint:
@@ -91,7 +99,9 @@ def forget(
         return trajectory
     _refuse_other_content(out)
     theta_0 = copy.deepcopy(state_of(model))
-    begun = digest([fingerprint, code_hash("know.forgetting:forget")])
+    version = code_hash("know.forgetting:forget")
+    begun = {CALLED.get(name, name): value for name, value in settings.items()}
+    begun |= {"the weights of the model": weights, "the version of know": version}
     with _restored(model, theta_0), resumable_folder(out, begun) as folder:
         recorder, beside = Recorder(folder, fractions), Recorder(folder, fractions, "p")
         if fractions[-1] in recorder:
@@ -202,7 +212,11 @@ def _check_step(before: Mapping[str, Tensor], model: nn.Module, fraction: float)
     now = {name: tensor.cpu() for name, tensor in state_of(model).items() if tensor.is_floating_point()}
     for name, tensor in now.items():
         if before[name].isfinite().all() and not tensor.isfinite().all():
-            raise KnowError(f"after fit on fraction {fraction:g} tensor {name!r} has values that are not finite")
+            had = [other for other in sorted(now) if not before[other].isfinite().all()]
+            raise KnowError(
+                f"after fit on fraction {fraction:g} tensor {name!r} has values that are not finite"
+                + (f"; {had[0]!r} had such values before it" if had else "")
+            )
     if all(torch.equal(before[name], tensor) for name, tensor in now.items()):
         raise KnowError(f"fit on fraction {fraction:g} left all weights as they were, so nothing was forgotten")
 

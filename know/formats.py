@@ -436,6 +436,13 @@ def _entry(content: Any, key: str | None, path: Path) -> tuple[list[str], Mappin
     return route, content
 
 
+def entries_with_tensors(path: Path) -> list[str]:
+    """Names of the entries of a file that hold tensors by name; none for a file that is not torch's."""
+    content = _load(path) if path.is_file() and kind_of(path) == "torch" else None
+    found = content.items() if isinstance(content, Mapping) else ()
+    return [name for name, value in found if isinstance(name, str) and _has_tensors(value)]
+
+
 def _has_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(inner, Tensor) for inner in value.values())
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from know.checkpoints import Checkpoint, State, load_facts, load_state, save_sta
 from know.errors import KnowError, as_path, number
 from know.files import digest, read_json, refuse_links_out, resumable_folder, sha256_file, write_json
 from know.models import inner, load_into, state_of
-from know.roles import MERGE, Role, reasons, refuse_unpredictable, roles
+from know.roles import MERGE, Role, only_predicted, reasons, refuse_unpredictable, roles
 from know.subsets import check_fractions, choose_fractions, nested_subsets
 
 LARGE = 1 << 18
@@ -67,6 +68,9 @@ class Trajectory:
         if not isinstance(strip, str | list | tuple) or not all(isinstance(prefix, str) for prefix in strip):
             raise KnowError(f"strip must be a prefix or a list of them, got {strip!r}")
         given, values = tuple(map(Path, paths)), check_fractions(fractions, len(paths))
+        places = [path.resolve() for path in given]
+        if twice := [path for path, place in zip(given, places, strict=True) if places.count(place) > 1]:
+            raise KnowError(f"{twice[0]} is given twice; every snapshot is a checkpoint of its own")
         return cls(given, values, _recorded(given), key, (strip,) if isinstance(strip, str) else tuple(strip))
 
     @classmethod
@@ -83,7 +87,12 @@ class Trajectory:
         """What the manifest of a folder lists, whether the files are there or not."""
         if not (folder / "manifest.json").is_file():
             left = bool(folder.name) and folder.with_name(f"{folder.name}.partial").is_dir()
-            hint = "it was interrupted, run the same command again" if left else "make it with `know forget`"
+            hint = (
+                "it was interrupted, run the same command again"
+                if left
+                else "make it with `know forget`, or name the files of the snapshots, smallest subset first, with their"
+                " fractions"
+            )
             raise KnowError(f"{folder} holds no finished trajectory (no manifest.json); {hint}")
         manifest = read_json(folder / "manifest.json")
         try:
@@ -122,7 +131,8 @@ class Trajectory:
         error. What is recorded is never replaced by other weights.
         """
         out, fractions = as_path("out", out), choose_fractions(fractions, ratio, length)
-        fingerprint = digest({"fractions": fractions, "settings": check_facts("settings", settings)})
+        asked = {"fractions": fractions, "settings": check_facts("settings", settings)}
+        fingerprint = digest(asked)
         if (out / "manifest.json").is_file():
             if cls.load(out).manifest.get("fingerprint") != fingerprint:
                 raise KnowError(f"{out} holds a trajectory of other settings; remove it or name another folder")
@@ -130,7 +140,7 @@ class Trajectory:
             return
         if out.exists():
             raise KnowError(f"{out} exists and is no trajectory; remove it or name another folder")
-        with resumable_folder(out, fingerprint) as folder:
+        with resumable_folder(out, asked) as folder:
             recorder = Recorder(folder, fractions)
             yield recorder
             recorder.finish(fingerprint=fingerprint, settings=dict(settings or {}))
@@ -316,7 +326,7 @@ class Trajectory:
     def demand_finite(self, name: str, window: Tensor) -> None:
         """Raise KnowError, naming tensor and file, where a value of a window is not finite."""
         if not finite(window):
-            row = int((~window.isfinite()).any(0).nonzero()[0])
+            row = int((~window.isfinite()).any(0).nonzero()[-1])  # the first that was made: others come from it
             with self.hashes_first():
                 raise KnowError(
                     f"tensor {name!r} of {self.paths[row]} has values that are not finite (NaN or infinite)"
@@ -390,6 +400,8 @@ class Recorder:
             if not _equal(load_state(path), state):
                 raise KnowError(f"{path} records fraction {fraction:g} already, with other weights; name a new folder")
             return
+        if path == self._path(self.fractions[-1]):
+            _warn_of_infinite(state)
         save_state(path, state, {"fraction": fraction, **facts})
 
     def state(self, fraction: float) -> State:
@@ -428,6 +440,19 @@ class Recorder:
         state, named = state_of(model), {name.replace("_orig_mod.", "") for name, _ in every}
         role_of, buffers = roles(state), named & state.keys()
         self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
+
+
+def _warn_of_infinite(theta_0: Mapping[str, Tensor]) -> None:
+    """Warn of tensors that could not be predicted, before anything is trained from them."""
+    floating = {name: tensor for name, tensor in theta_0.items() if tensor.is_floating_point()}
+    # what has one byte cannot be asked
+    wrong = [name for name, x in floating.items() if not (x.float() if x.itemsize == 1 else x).isfinite().all()]
+    if wrong and (wrong := sorted(only_predicted(roles(theta_0)).keys() & set(wrong))):
+        warnings.warn(
+            f"theta_0 has values that are not finite (NaN or infinite) in {', '.join(map(repr, wrong[:3]))}; a"
+            " prediction refuses such tensors, unless they are skipped",
+            stacklevel=4,
+        )
 
 
 OF_SNAPSHOTS = ("file", "fraction", "sha256")

@@ -161,6 +161,30 @@ def test_what_was_asked_is_written_beside_the_weights(place):
     }
 
 
+def test_what_was_taken_as_theta_0_is_said(place, capsys):
+    """Files in another order would be a prediction of something else, and nothing in them says their order."""
+    for files in (snapshots(), snapshots()[::-1]):
+        files = [shutil.copy(path, f"{k}{path.suffix}") for k, path in enumerate(files)]
+        fractions = ["--fractions", "0.0625,0.125,0.25,0.5,1"]
+        for path in files:  # as others write them, without the fraction
+            save_file(load_file(path), path)
+        assert call("predict", *files, *fractions, "--method", "linear", "--dry-run") == 0
+        assert f"theta_0 is {files[-1]}" in capsys.readouterr().out
+
+
+def test_two_snapshots_that_hold_the_same_are_pointed_out(place, capsys):
+    files = snapshots()
+    shutil.copy(files[3], "again.safetensors")
+    files = ["again.safetensors", files[3], files[4]]
+    for path in files[1:]:
+        save_file(load_file(path), path.name)
+    save_file(load_file(files[0]), files[0])
+    names = [files[0], *(path.name for path in files[1:])]
+    assert call("predict", *names, "--fractions", "0.25,0.5,1", "--method", "linear", "--out", "new") == 0
+    said = "again.safetensors and s1.safetensors hold the same, so between them nothing was forgotten"
+    assert said in capsys.readouterr().out
+
+
 def test_a_limit_has_no_depth(place, fails):
     arguments = ["predict", "run", "--method", "rre", "--out", "limit"]
     assert "method rre has no depth" in fails(*arguments, "--depth", 2)
@@ -280,6 +304,11 @@ WRONG = [
     ("predict", ["run/s1.safetensors", "nowhere.pt", *TWO[2:], *GIVE_UP], "nowhere.pt"),
     ("predict", ["run/s1.safetensors", "run", *TWO[2:], *GIVE_UP], "run"),
     ("predict", [*TWO, "--known", "known.safetensors", *GIVE_UP], "takes 5 snapshots, and was asked about 2"),
+    ("predict", [], "give a trajectory folder, or checkpoints with --fractions"),
+    ("predict", ["run/s0.safetensors", *GIVE_UP], "or name the files of the snapshots, smallest subset first"),
+    ("predict", ["run/s0.safetensors", "run/s0.safetensors", *TWO[2:], *GIVE_UP], "is given twice"),
+    ("predict", ["run", "--dept", "2", *GIVE_UP], r"\(see `know predict --help`\)"),
+    ("forgte", [SETUP], r"\(see `know --help`\)"),
     ("methods", ["lineer"], "'lineer': did you mean 'linear'"),
     ("inspect", [], "give a trajectory folder"),
     ("inspect", ["nowhere"], "nowhere"),

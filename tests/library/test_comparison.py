@@ -373,11 +373,11 @@ def test_checkpoints_of_the_user_take_part_and_are_told_apart_by_their_bytes(run
     page = Path("compared/README.md").read_text(encoding="utf-8")
     assert "| minus trained-on |" in page
     assert "\n\n\n" not in page
-    with pytest.raises(KnowError, match="no such dataset"):
-        compare(run, "task.py:never", **given, out="again")
+    with pytest.raises(KnowError, match="one value in some runs"):
+        compare(run, "task.py:changeable", **given, out="again")
     torch.save({name: tensor + 1 for name, tensor in weights.items()}, "plain.pt")
-    with pytest.raises(KnowError, match="unfinished work of other settings"):
-        compare(run, "task.py:never", **given, out="again")
+    with pytest.raises(KnowError, match=r"unfinished work of other settings \(beside\)"):
+        compare(run, "task.py:changeable", **given, out="again")
 
 
 @pytest.mark.parametrize(
@@ -451,6 +451,89 @@ def test_checkpoints_of_the_user_may_have_their_weights_in_the_entry_of_theta_0(
         trajectory, "task.py:careless", RATES, out="compared", beside={"own": paths[-1], "plain": "plain.pt"}
     )
     assert {"own", "plain"} <= {row.candidate for row in rows}
+
+
+def test_a_task_loads_every_checkpoint_as_it_loads_theta_0(run, tmp_path):
+    """Theta_0 is a file of safetensors: others are copied into one, as soon as it is clear what their tensors are."""
+    further = {name: tensor + 1 for name, tensor in run.theta_0.items()}
+    torch.save(further, "plain.pt")
+    torch.save({"epoch": 3, "net": {f"module.{name}": tensor for name, tensor in further.items()}}, "nested.pt")
+    save_file({f"module.{name}": tensor for name, tensor in further.items()}, "wrapped.safetensors")
+    (tmp_path / "folder").mkdir()
+    save_file(further, "folder/model.safetensors")
+    save_file({name: tensor.half() for name, tensor in further.items()}, "as_it_is.safetensors")
+    seen, said = {}, []
+
+    def task(checkpoint, learning_rate, seed):
+        state = load_file(checkpoint)
+        torch.nn.Linear(4, 2).load_state_dict(state)
+        seen[checkpoint] = state
+        return float(state["bias"].sum())
+
+    given = ("plain.pt", "nested.pt", "wrapped.safetensors", "folder", "as_it_is.safetensors")
+    beside = {Path(name).stem: name for name in given}
+    rows = compare(run, task, RATES, out="compared", beside=beside, say=said.append)
+    assert not any(row.failed for row in rows)
+    copied = {path.parent.name: state for path, state in seen.items() if path.parent.name in beside}
+    assert copied.keys() == beside.keys() - {"as_it_is"}
+    assert all(torch.equal(state[name], further[name]) for state in copied.values() for name in further)
+    assert seen[Path("as_it_is.safetensors")]["bias"].dtype == torch.float16
+    assert "plain: the task gets a copy in the layout of s0.safetensors" in said
+    assert sum("names were matched" in line for line in said) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"weight": torch.zeros(2, 4)}, r"tensor 'bias' has shape \(2,\) in .*, and is not there"),
+        (
+            {"weight": torch.zeros(2, 5), "bias": torch.zeros(2)},
+            r"shape \(2, 4\) in .*, and \(2, 5\) there",
+        ),
+        ({"model": {"bias": torch.zeros(2)}, "ema": {"bias": torch.zeros(2)}}, r"in several entries \(model, ema\)"),
+    ],
+)
+def test_a_checkpoint_that_cannot_take_the_place_of_theta_0_is_refused_before_any_work(run, content, said):
+    torch.save(content, "own.pt")
+    with pytest.raises(KnowError, match=said):
+        compare(run, "task.py:fine_tune", RATES, out="compared", beside={"own": "own.pt"})
+    assert not Path("compared.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(None, "a NoneType"), ({"accuracy": 1}, "a dict"), ((1, 2, 3), "3 values"), (torch.zeros(2), "a Tensor")],
+)
+def test_a_task_that_returns_no_score_stops_at_its_first_run_and_may_be_mended(run, answer, said):
+    calls = []
+
+    def task(checkpoint, learning_rate, seed):
+        calls.append(seed)
+        return answer
+
+    with pytest.raises(KnowError, match=f"must return one number, or two .*; it returned {said}"):
+        compare(run, task, RATES, out="compared")
+    assert len(calls) == 1
+    assert compare(run, "task.py:fine_tune", RATES, out="compared")
+
+
+def test_a_task_that_takes_something_else_is_refused_before_any_work(run):
+    with pytest.raises(KnowError, match=r"is called as fine_tune\(checkpoint, learning_rate, seed\): too many"):
+        compare(run, lambda checkpoint, learning_rate: 0.5, RATES, out="compared")
+    assert not Path("compared.partial").exists()
+
+
+def test_of_an_error_all_is_shown_since_torch_names_the_tensors_on_later_lines(run):
+    def task(checkpoint, learning_rate, seed):
+        if checkpoint.parent.name == "shrink_x8":
+            torch.nn.Linear(5, 2).load_state_dict(load_file(checkpoint))
+        return learning_rate
+
+    rows = compare(run, task, RATES, out="compared")
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert "size mismatch for weight" in page
+    assert "Nothing can be said of shrink_x8" in verdict(rows)
+    assert "The best rate of known_x2, known_x8, theta_0 lies on an edge" in verdict(rows)  # shrink_x8 has none
 
 
 def test_a_refused_request_leaves_nothing_behind(run):

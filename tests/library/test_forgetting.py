@@ -151,7 +151,7 @@ def test_an_interrupted_run_of_other_settings_is_refused_and_kept(tmp_path, data
     with interrupted(3):
         know.forget(new_model(), data, Fit(), ratio=0.5, out=tmp_path / "run")
     before, fit = folder_bytes(tmp_path), Fit()
-    with pytest.raises(KnowError, match="unfinished work of other settings"):
+    with pytest.raises(KnowError, match=r"unfinished work of other settings \(fractions\)"):
         know.forget(new_model(), data, fit, ratio=0.6, out=tmp_path / "run")
     assert not fit.calls
     assert folder_bytes(tmp_path) == before
@@ -247,6 +247,18 @@ def test_a_state_of_fit_that_could_not_be_loaded_again_is_refused_before_trainin
     with pytest.raises(KnowError, match=r"fit\.state_dict\(\) holds something that cannot be loaded again safely"):
         know.forget(new_model(), data, fit, out=tmp_path / "run")
     assert not fit.calls
+
+
+def test_a_theta_0_with_values_that_are_not_finite_is_said_before_training_and_named_as_the_cause(tmp_path, data):
+    """What is trained from it has them in other tensors too, and `fit` is not to blame."""
+    model = new_model()
+    last = list(model.state_dict())[-1]
+    model.state_dict()[last].view(-1)[0] = float("nan")
+    with (
+        pytest.warns(UserWarning, match=f"theta_0 has values that are not finite .* in '{last}'"),
+        pytest.raises(KnowError, match=f"after fit on fraction 0.5 tensor .*; '{last}' had such values before it"),
+    ):
+        know.forget(model, data, Fit(), out=tmp_path / "run")
 
 
 def test_a_fit_that_renames_tensors_is_told_so(tmp_path, data):

@@ -133,6 +133,22 @@ def test_unfinished_work_of_another_fingerprint_is_kept_unless_it_may_be_replace
     assert [p.name for p in out.iterdir()] == ["second"]
 
 
+def test_unfinished_work_says_what_it_was_begun_with_otherwise(tmp_path):
+    begun = {"rates": [0.1, 0.2], "seeds": 4, "the weights": "abc"}
+    interrupt(tmp_path / "out", begun, "first")
+    interrupt(tmp_path / "out", dict(reversed(begun.items())), "second")
+    assert (tmp_path / "out.partial" / "first").exists()
+    with pytest.raises(KnowError, match=r"of other settings \(rates, the weights\); go on with those"):
+        enter(tmp_path / "out", {**begun, "rates": [0.1], "the weights": "abd"})
+
+
+def test_a_folder_in_which_nothing_was_kept_may_be_begun_with_other_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt), resumable_folder(tmp_path / "out", "old"):
+        raise KeyboardInterrupt
+    enter(tmp_path / "out", "new")
+    assert (tmp_path / "out").is_dir()
+
+
 def test_the_mark_is_not_written_again_since_a_write_that_fails_would_leave_it_empty(tmp_path):
     interrupt(tmp_path / "out", "old settings", "first")
     mark = tmp_path / "out.partial" / MARK

@@ -202,6 +202,23 @@ def test_tensors_that_do_not_match_are_named_with_their_file(tmp_path, suffix, w
     check(r"head\.weight", lambda state: state.update({"head.weight": torch.zeros(2, 4)}))
 
 
+def test_of_several_with_values_that_are_not_finite_the_first_that_was_made_is_named(tmp_path):
+    """The others were trained from it."""
+    snapshots = states()
+    for snapshot in snapshots[:2]:
+        snapshot["layer.weight"][2, 3] = math.nan
+    trajectory = Trajectory.from_checkpoints(write(tmp_path, snapshots), [0.25, 0.5, 1])
+    with pytest.raises(KnowError, match=r"layer\.weight.*1\.safetensors"):
+        trajectory.window("layer.weight")
+
+
+def test_one_checkpoint_cannot_be_two_snapshots(tmp_path):
+    first, second, _ = write(tmp_path, states())
+    again = tmp_path / "nowhere" / ".." / second.name
+    with pytest.raises(KnowError, match=r"1\.safetensors is given twice"):
+        Trajectory.from_checkpoints([first, second, again], [0.25, 0.5, 1])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_named_with_tensor_and_file(tmp_path, value):
     snapshots = states()
