@@ -7,7 +7,7 @@ from theta_0, from predictions, and from theta_0 trained on for as many steps as
 does the same with the functions `setup` and `fine_tune`, and with `--beside further=FILE` for the last:
 
     know forget examples/compare_digits.py:setup --out digits_0_to_4/
-    know compare digits_0_to_4/ --task examples/compare_digits.py:fine_tune --rates 1e-2,3e-2,1e-1 --out compared/
+    know compare digits_0_to_4/ --task examples/compare_digits.py:fine_tune --rates 1e-2,3e-3,3e-2,1e-1 --out compared/
 
 Needs scikit-learn, scipy and matplotlib.
 """
@@ -83,5 +83,5 @@ if __name__ == "__main__":
         further = Path(folder, "further.safetensors")
         save_file(model.state_dict(), further)
         out = Path(sys.argv[1] if len(sys.argv) > 1 else f"{folder}/compared")
-        know.compare(trajectory, fine_tune, [1e-2, 3e-2, 1e-1], out=out, beside={"further": further}, say=print)
+        know.compare(trajectory, fine_tune, [1e-2, 3e-3, 3e-2, 1e-1], out=out, beside={"further": further}, say=print)
         print((out / "README.md").read_text(encoding="utf-8"))

@@ -98,8 +98,7 @@ def test_planted_effects_get_the_sentence_that_fits(run, monkeypatch, effect, sa
     rows = compare(run, "task.py:fine_tune", RATES, out="compared")
     assert re.search(said, verdict(rows)), verdict(rows)
     page = Path("compared/README.md").read_text(encoding="utf-8")
-    assert verdict(rows) in page
-    assert "say nothing about other trajectories" in page
+    assert f"\n\n{verdict(rows)}\n\nThese are 4 seeds of one trajectory: they say nothing about other traj" in page
     assert {path.name for path in Path("compared").iterdir()} == {
         *("README.md", "runs.csv", "comparison.svg", "comparison.png"),
     }

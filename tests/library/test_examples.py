@@ -38,8 +38,9 @@ def test_the_comparison_on_digits_says_what_can_be_said(capsys, tmp_path, monkey
     monkeypatch.setattr("sys.argv", [str(COMPARISON), str(tmp_path / "compared")])
     runpy.run_path(str(COMPARISON), run_name="__main__")
     said = capsys.readouterr().out
-    assert "theta_0, known_x2, known_x8, shrink_x8, further: at most 70 fine-tunes" in said
+    assert "theta_0, known_x2, known_x8, shrink_x8, further: at most 80 fine-tunes" in said
+    assert "lies on an edge" not in said  # else the rate may be the cause, and the example shows nothing
     assert re.search(
         "gain of more than .* is compatible|A gain is left|At the rate of today|All candidates score less", said
     )
-    assert len((tmp_path / "compared/runs.csv").read_text().splitlines()) >= 5 * (3 * 2 + 4)
+    assert len((tmp_path / "compared/runs.csv").read_text().splitlines()) >= 5 * (4 * 2 + 4)
