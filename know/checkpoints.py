@@ -175,16 +175,6 @@ class Checkpoint:
         """The file that holds the tensor."""
         return self._part[name].path
 
-    def is_laid_out_as(self, other: Checkpoint) -> bool:
-        """Whether what loads the one loads the other: kind of the files, way to the weights in them, and names."""
-
-        def layout(one: Checkpoint) -> tuple[bool, list[tuple[type, tuple[str, ...], str]]]:
-            folder = one.path.is_dir()
-            return folder, [(type(part), tuple(part.route), part.path.name if folder else "") for part in one.parts]
-
-        own_names = all(name == stored for name, stored in self.stored.items())
-        return own_names and layout(self) == layout(other)
-
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each file, by its name. It is computed while values are read; only the rest is read for it."""

@@ -110,7 +110,7 @@ def main_of(commands: typer.Typer, name: str) -> None:
     except Exception as error:  # the command line's own errors, such as an unknown option
         if not hasattr(error, "format_message"):
             raise
-        known = sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in typer.main.get_command(commands).commands else []
+        known = [each for each in sys.argv[1:2] if each in typer.main.get_command(commands).commands]
         _fail(f"{error.format_message()} (see `{' '.join([name, *known])} --help`)")
     except KeyboardInterrupt:
         kept = name != "know" or sys.argv[1:2] in (["forget"], ["compare"])  # the others make all or nothing
@@ -453,8 +453,8 @@ def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | Non
     if len(inputs) == 1:
         if fractions or key or strip:
             raise KnowError(
-                "--fractions, --key and --strip belong to several checkpoints, not to a trajectory folder; name the files"
-                " of the snapshots one by one, smallest subset first"
+                "--fractions, --key and --strip belong to several checkpoints, not to a trajectory folder; name the"
+                " files of the snapshots one by one, smallest subset first"
             )
         return Trajectory.load(inputs[0])
     if not fractions:

@@ -29,15 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from know.checkpoints import Checkpoint
 from know.errors import KnowError, as_path, number
-from know.export import Request, predict_files, write_copy, write_prediction
+from know.export import Request, loads_alike, predict_files, write_copy, write_prediction
 from know.files import PACKAGE, listing, new_folder, resumable_folder, write_csv, write_text
 from know.formats import entries_with_tensors
 from know.identity import identity
 from know.keras import LENGTH
+from know.layout import is_state
 from know.methods import get
 from know.prediction import Overflow, check_depth, predicted
 from know.rates import choose_rates
@@ -105,8 +107,8 @@ def compare(
     say: gets a line about the work to come, and one about its duration.
 
     A prediction that overflows is left out, and that is said. An interrupted comparison goes on when it is called
-    again. Raises KnowError for wrong arguments, and for a task that returns something else than one number or two, or
-    one in some runs and two in others.
+    again. Raises KnowError for wrong arguments, for a task that returns something else than one number or two before
+    it has returned a score, and for one that returns one number in some runs and two in others.
     """
     _demand_packages()
     if not isinstance(trajectory, Trajectory):
@@ -134,13 +136,13 @@ def compare(
         "candidates": [repr((candidate.name, candidate.request)) for candidate in candidates],
         "snapshots": [checkpoint.hashes for checkpoint in trajectory.checkpoints],
         "beside": {name: checkpoint.hashes for name, checkpoint in yours.items()},
+        "key and strip": [trajectory.key, list(trajectory.strip)],
     }
     if out.exists():
         raise KnowError(f"{out} exists already; name a new folder")
     for request in (each.request for each in candidates if each.request):
         request.try_first(trajectory)  # before anything is made, so that a refused request leaves nothing behind
-    with resumable_folder(out, described) as folder, _emptied_without_results(folder):
-        results = _Results(folder / "results.jsonl")
+    with resumable_folder(out, described) as folder, _results_in(folder) as results:
         if results.known and unknown:
             warnings.warn(
                 f"{', '.join(unknown[:3])} of the task could not be compared with the first call", stacklevel=2
@@ -203,11 +205,13 @@ def _demand_packages() -> None:
 def _check_signature(function: Task) -> None:
     """KnowError if a function cannot be called as a task is."""
     try:
-        inspect.signature(function).bind(Path(), 0.1, 0)
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # it does not say what it takes
+        return
+    try:
+        signature.bind(Path(), 0.1, 0)
     except TypeError as error:
         raise KnowError(f"the task is called as fine_tune(checkpoint, learning_rate, seed): {error}") from error
-    except ValueError:  # a function that does not say what it takes
-        pass
 
 
 def _check(rates: Sequence[float], seeds: int, pilots: int, jobs: int, task: Task | str) -> list[float]:
@@ -265,19 +269,24 @@ def _given(
 
 
 def _of_yours(trajectory: Trajectory, path: Path) -> Checkpoint:
-    """A checkpoint under theta_0's names; KnowError if it lacks one of its tensors, or has it in another shape."""
+    """A checkpoint under theta_0's names; KnowError if it cannot take theta_0's place."""
     theta_0 = trajectory.checkpoints[-1]
     given = _opened(path, theta_0.key, trajectory.strip)
     given.match_names(theta_0.meta)
     for name, tensor in theta_0.meta.items():
-        wanted, has = tuple(tensor.shape), tuple(given.meta[name].shape) if name in given.meta else None
-        if has != wanted:
-            raise KnowError(
-                f"beside: {path} cannot take theta_0's place: tensor {name!r} has shape {wanted} in {theta_0.path},"
-                f" and {'is not there' if has is None else f'{has} there'}"
-            )
-    if theta_0.odd and not given.is_laid_out_as(theta_0):
-        name, what = next(iter(theta_0.odd.items()))
+        own = given.meta.get(name, given.meta.get(theta_0.tied.get(name, name)))
+        for what, wanted, has in (
+            ("shape", tuple(tensor.shape), None if own is None else tuple(own.shape)),
+            ("values", _kind(tensor), None if own is None else _kind(own)),
+        ):
+            if has != wanted:
+                there = f"{path} lacks it" if has is None else f"{has} in {path}"
+                raise KnowError(
+                    f"beside: {path} cannot take theta_0's place: tensor {name!r} has {what} {wanted} in"
+                    f" {theta_0.path}, and {there}"
+                )
+    if (odd := {**given.odd, **theta_0.odd}) and not loads_alike(given, theta_0):
+        name, what = next(iter(odd.items()))
         raise KnowError(
             f"beside: {path} is laid out otherwise than {theta_0.path}, and {name!r} is {what}, which cannot be written"
             " in another layout; save your checkpoint as theta_0 is saved"
@@ -285,14 +294,20 @@ def _of_yours(trajectory: Trajectory, path: Path) -> Checkpoint:
     return given
 
 
+def _kind(tensor: Tensor) -> str:
+    """What kind of numbers a tensor has, whatever their precision."""
+    return "floating-point" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
 def _opened(path: Path, key: str | None, strip: Sequence[str]) -> Checkpoint:
     """A checkpoint with the weights at its top, in the same entry as theta_0, or in the only one that holds some."""
     try:
         return Checkpoint(path, strip=strip)
     except KnowError:
-        inside = entries_with_tensors(path)
-        if key and (key in inside or "." in key):
-            return Checkpoint(path, key=key, strip=strip)
+        if key:
+            with contextlib.suppress(KnowError):
+                return Checkpoint(path, key=key, strip=strip)
+        inside = [name for name in entries_with_tensors(path) if not is_state(name)]
         if len(inside) == 1:
             return Checkpoint(path, key=inside[0], strip=strip)
         if inside:
@@ -310,30 +325,19 @@ def _weights(trajectory: Trajectory, candidate: Candidate, given: Checkpoint | N
     """
     request, theta_0 = candidate.request, trajectory.checkpoints[-1]
     if candidate.name == THETA_0 and theta_0.stripped:
-        request = Request(scale=0.0)
-    if request is None and (given is None or given.is_laid_out_as(theta_0)):
+        given = theta_0
+    if request is None and (given is None or loads_alike(given, theta_0)):
         return candidate.checkpoint
     place = folder / candidate.name
     if not place.exists():
-        predicted(trajectory, dict(request.roles) if request else {})
+        if request:
+            predicted(trajectory, dict(request.roles))  # most errors before anything is made
         with new_folder(place) as fresh:
-            if request is None:
-                write_copy(given, theta_0, fresh)
-            else:
+            if request:
                 write_prediction(trajectory, request, fresh)
+            else:
+                write_copy(given, theta_0, fresh)
     return place if theta_0.path.is_dir() else next(place.iterdir())
-
-
-@contextlib.contextmanager
-def _emptied_without_results(folder: Path) -> Iterator[None]:
-    """Remove what was made if the block fails before there is a score, so that a call with a mended task may begin."""
-    try:
-        yield
-    except KnowError:
-        if not _Results(folder / "results.jsonl").known:
-            (folder / "results.jsonl").unlink()
-            shutil.rmtree(folder / "candidates", ignore_errors=True)
-        raise
 
 
 class _Results:
@@ -349,11 +353,28 @@ class _Results:
         lines = "".join(json.dumps(run) + "\n" for run in self.known.values())
         write_text(path, lines)
 
+    @property
+    def any_score(self) -> bool:
+        return any(run["status"] == "ok" for run in self.known.values())
+
     def add(self, run: dict[str, Any]) -> None:
         self.known[run["candidate"], run["learning_rate"], run["seed"]] = run
         self.added += 1
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(run) + "\n")
+
+
+@contextlib.contextmanager
+def _results_in(folder: Path) -> Iterator[_Results]:
+    """The results that are kept in a folder. Without a score a failing block leaves it empty, for a mended call."""
+    results = _Results(folder / "results.jsonl")
+    try:
+        yield results
+    except KnowError:
+        if not results.any_score:
+            results.path.unlink()
+            shutil.rmtree(folder / "candidates", ignore_errors=True)
+        raise
 
 
 def _do(
@@ -373,6 +394,8 @@ def _do(
     undone = [key for key in wanted if key not in results.known]
     begun = time.monotonic()
     for (name, rate, seed), outcome in run([(key, places[key[0]]) for key in undone]):
+        if outcome["error"].startswith(RETURNS) and not results.any_score:
+            raise KnowError(outcome["error"])  # it never returned a score, and every further run would be lost too
         results.add({"stage": stage, "candidate": name, "learning_rate": rate, "seed": seed, **outcome})
         if outcome["error"]:
             tqdm.write(f"{name} at rate {rate:g}, seed {seed}: {outcome['error']}")
@@ -435,29 +458,35 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
     lost, before, wrong = {"status": "failed", "validation": None, "test": None}, listing(place), ""
     try:
         with contextlib.chdir(Path.cwd()):  # what the task enters it may not leave, and paths go on to mean the same
-            answer = function(place, rate, seed)
+            values = _scores(function(place, rate, seed))
+    except KnowError as error:
+        wrong = str(error)
     except (Exception, SystemExit) as error:  # the user's own function: whatever it raises costs this run alone
         wrong = " ".join(f"{type(error).__name__}: {error}".split())[:400]  # torch names the tensors on later lines
     if listing(place) != before:
         raise KnowError(f"the task changed {place}, which it should only read; make the trajectory or --out anew")
     if wrong:
         return {**lost, "error": wrong}
-    values = _numbers(answer)
     if not all(map(math.isfinite, values)):
         return {**lost, "error": f"the score is {values[0]:g}" + (f", {values[1]:g}" if len(values) > 1 else "")}
     return {"status": "ok", "validation": values[0], "test": values[1] if len(values) > 1 else None, "error": ""}
 
 
-def _numbers(answer: Any) -> list[float]:
+RETURNS = "the task must return one number, or two (validation and test score)"
+
+
+def _scores(answer: Any) -> list[float]:
     """The validation score, or validation and test score; KnowError for anything else that a task returned."""
-    given = list(answer) if isinstance(answer, tuple | list) else [answer]
-    what = f"{len(given)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
+    several = isinstance(answer, tuple | list)
+    values = list(answer) if several else [answer]
+    shown = ", ".join(type(value).__name__ for value in values[:5])
+    wrong = KnowError(f"{RETURNS}; it returned {f'({shown})' if several else shown}")
+    if len(values) not in (1, 2) or any(isinstance(each, Tensor) and each.numel() != 1 for each in values):
+        raise wrong
     try:
-        if len(given) in (1, 2):
-            return [float(value) for value in given]
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several values is a RuntimeError
-        pass
-    raise KnowError(f"the task must return one number, or two (validation and test score); it returned {what}")
+        return [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise wrong from error
 
 
 def _protocol(

@@ -169,11 +169,11 @@ def notes(trajectory: Trajectory, request: Request, changes: Changes | None = No
             said += [f"states of the training were left out: {left}"] if left else []
             said += [f"what stands beside the weights was carried over as it is: {kept}"] if kept else []
     if changes:  # hashed by now
-        pairs = itertools.pairwise(trajectory.checkpoints)
+        hashes = [(checkpoint.path.name, sorted(checkpoint.hashes.values())) for checkpoint in trajectory.checkpoints]
         said += [
-            f"{one.path.name} and {other.path.name} hold the same, so between them nothing was forgotten"
-            for one, other in pairs
-            if sorted(one.hashes.values()) == sorted(other.hashes.values())
+            f"{one} and {other} hold the same, so between them nothing was forgotten"
+            for (one, a), (other, b) in itertools.pairwise(hashes)
+            if a == b
         ]
     if get(request.method).group == "known":
         asked_for = Models(request.known)["known"].facts if request.method == "known" else {}
@@ -286,20 +286,53 @@ def write_prediction(trajectory: Trajectory, request: Request, folder: Path) -> 
     return (folder if last.path.is_dir() else next(folder.iterdir())), changes, models
 
 
-def write_copy(weights: Checkpoint, like: Checkpoint, folder: Path) -> Path:
+def loads_alike(weights: Checkpoint, like: Checkpoint) -> bool:
+    """Whether what loads the checkpoint `like` loads another one too: the same tensors in the same layout.
+
+    That is the kind of the files, the way to the weights in them, and what stands beside the weights.
+    """
+    folder, names = like.path.is_dir(), {name: name for name in like.meta}
+    if weights.path.is_dir() != folder or weights.stored != names or len(weights.parts) != len(like.parts):
+        return False
+    for one, other in zip(weights.parts, like.parts, strict=True):
+        if type(one) is not type(other) or tuple(one.route) != tuple(other.route):
+            return False
+        if folder and one.path.name != other.path.name:
+            return False
+        if isinstance(other, TorchFile) and not set(entries_beside(other)[1]) <= set(entries_beside(one)[1]):
+            return False
+    return not folder or all((weights.path / path.relative_to(like.path)).is_file() for path in _carried(like))
+
+
+def write_copy(weights: Checkpoint, like: Checkpoint, folder: Path) -> None:
     """Write weights into files in `folder`, which exists, in the layout, names and dtypes of another checkpoint.
 
-    weights: has all tensors of `like`, in the same shapes, under the same names. Returns the checkpoint, as
-    `write_prediction` does.
+    weights: has the tensors of `like`, in the same shapes; of tied ones, one is enough. What is no dense tensor is that
+    of `like`. KnowError where `like` ties what differs here, and where a value is too large for the dtype.
     """
     writers = dict(_writers(like, folder))
     for name, tensor in like.meta.items():
+        if name in like.odd and isinstance(writers[like.place(name)], TorchWriter):
+            continue
+        first = like.tied.get(name, name)
         for start in range(0, tensor.numel(), _COPIED):
-            values = weights.read(name, start, start + _COPIED).to(tensor.dtype)
+            own = weights.read(name if name in weights.meta else first, start, start + _COPIED)
+            values = own.to(tensor.dtype)
+            if values.dtype != own.dtype and not torch.equal(own.double().isfinite(), values.double().isfinite()):
+                raise KnowError(
+                    f"{weights.path}: values of {name!r} are too large for {like.path}, which has {tensor.dtype}"
+                )
+            if (
+                first != name
+                and first in weights.meta
+                and not torch.equal(own, weights.read(first, start, start + _COPIED))
+            ):
+                raise KnowError(
+                    f"{weights.path}: {name!r} and {first!r} differ, and in {like.path} they are one tensor"
+                )
             writers[like.place(name)].write(name, start, values)
     for writer in writers.values():
         writer.finish()
-    return folder if like.path.is_dir() else next(folder.iterdir())
 
 
 def _writers(last: Checkpoint, folder: Path) -> Iterator[tuple[Path, SafetensorsWriter | TorchWriter]]:

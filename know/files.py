@@ -103,7 +103,7 @@ def resumable_folder(out: Path | str, fingerprint: str | Mapping[str, Any], *, r
     with _owned(partial, out) as mark:
         begun = mark.read().decode()
         if begun and begun != fingerprint:
-            if not replace and any(path.name != MARK for path in partial.iterdir()):
+            if not replace and any(path.name != MARK and path.suffix != ".tmp" for path in partial.iterdir()):
                 raise KnowError(
                     f"{partial} holds unfinished work of other settings{_differing(begun, fingerprint)}; go on with"
                     " those, remove it, or name another folder"
@@ -230,12 +230,12 @@ def sha256_file(path: Path | str) -> str:
 
 
 def _differing(begun: str, fingerprint: str) -> str:
-    """In brackets what two fingerprints differ in; nothing where one of them does not say what it is made of."""
+    """What two fingerprints differ in, as far as they say what they are made of."""
     try:
         old, new = json.loads(begun), json.loads(fingerprint)
         differing = [what for what in sorted(old.keys() | new.keys()) if old.get(what) != new.get(what)]
     except (ValueError, AttributeError):
-        return ""
+        return ", or of another version of know"
     return f" ({', '.join(differing)})"
 
 

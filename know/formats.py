@@ -301,6 +301,7 @@ class TorchFile:
         self.meta = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in self.tensors.items()
         }
+        self._sha256: str | None = None
         self._flat: tuple[str, Tensor] | None = None
         """The last tensor whose values do not lie in order, copied in order, since it is read piece by piece."""
 
@@ -313,7 +314,8 @@ class TorchFile:
         return tensor.reshape(-1)[start:stop].clone()  # a copy, so that changes to it never reach the file
 
     def sha256(self) -> str:
-        return sha256_file(self.path)
+        self._sha256 = self._sha256 or sha256_file(self.path)
+        return self._sha256
 
 
 def oddness(tensor: Tensor) -> str | None:
@@ -437,8 +439,9 @@ def _entry(content: Any, key: str | None, path: Path) -> tuple[list[str], Mappin
 
 
 def entries_with_tensors(path: Path) -> list[str]:
-    """Names of the entries of a file that hold tensors by name; none for a file that is not torch's."""
-    content = _load(path) if path.is_file() and kind_of(path) == "torch" else None
+    """Names of the entries of a checkpoint of torch that hold tensors by name; none where it is no single file."""
+    files, _ = files_of(path)
+    content = _load(files[0]) if len(files) == 1 and kind_of(files[0]) == "torch" else None
     found = content.items() if isinstance(content, Mapping) else ()
     return [name for name, value in found if isinstance(name, str) and _has_tensors(value)]
 

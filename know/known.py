@@ -109,8 +109,8 @@ class Known:
         if role in self.nets and window.ndim == 2 and window.shape[1] != self.length:
             raise KnowError(
                 f"this network takes {self.length} snapshots, and was asked about {window.shape[1]}: make a trajectory"
-                f" of {self.length}, or choose a method that takes any number, such as linear, or 2 to 5, as shipped"
-                " with the option group=without_cifar"
+                f" of {self.length}, or choose another method: linear takes any number, and shipped with the option"
+                " group=without_cifar takes 2 to 5"
             )
         if role not in self.nets or window.ndim != 2:
             roles = "/".join(self.nets)

@@ -89,7 +89,7 @@ class TorchWriter:
             content = OrderedDict(content)
             content._metadata = self.versions  # where torch keeps it; some modules do not load without it
         for level, part in reversed(list(zip(_levels(self.like), self.like.route, strict=True))):
-            content = {key: value for key, value in level.items() if not _is_state(key)} | {part: content}
+            content = {key: value for key, value in level.items() if not is_state(key)} | {part: content}
         try:
             with self.path.open("xb") as handle:  # given a path, torch writes its name into the file
                 torch.save(content, handle)
@@ -106,7 +106,7 @@ STATES = re.compile(
 def entries_beside(like: TorchFile) -> tuple[list[str], list[str]]:
     """Names of the entries beside the weights that a writer leaves out, and of those that it carries over."""
     names = [str(key) for level, part in zip(_levels(like), like.route, strict=True) for key in level if key != part]
-    return [name for name in names if _is_state(name)], [name for name in names if not _is_state(name)]
+    return [name for name in names if is_state(name)], [name for name in names if not is_state(name)]
 
 
 def _levels(like: TorchFile) -> list[Mapping[str, Any]]:
@@ -117,6 +117,6 @@ def _levels(like: TorchFile) -> list[Mapping[str, Any]]:
     return levels[: len(like.route)]
 
 
-def _is_state(key: Any) -> bool:
+def is_state(key: Any) -> bool:
     """Whether an entry is the state of a training, which does not belong to the new weights."""
     return isinstance(key, str) and bool(STATES.fullmatch(key.lower()))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from know.checkpoints import Checkpoint, State, load_facts, load_state, save_state
 from know.errors import KnowError, as_path, number
 from know.files import digest, read_json, refuse_links_out, resumable_folder, sha256_file, write_json
+from know.formats import oddness
 from know.models import inner, load_into, state_of
 from know.roles import MERGE, Role, only_predicted, reasons, refuse_unpredictable, roles
 from know.subsets import check_fractions, choose_fractions, nested_subsets
@@ -69,7 +70,7 @@ class Trajectory:
             raise KnowError(f"strip must be a prefix or a list of them, got {strip!r}")
         given, values = tuple(map(Path, paths)), check_fractions(fractions, len(paths))
         places = [path.resolve() for path in given]
-        if twice := [path for path, place in zip(given, places, strict=True) if places.count(place) > 1]:
+        if twice := [path for k, path in enumerate(given) if places[k] in places[:k]]:
             raise KnowError(f"{twice[0]} is given twice; every snapshot is a checkpoint of its own")
         return cls(given, values, _recorded(given), key, (strip,) if isinstance(strip, str) else tuple(strip))
 
@@ -401,7 +402,7 @@ class Recorder:
                 raise KnowError(f"{path} records fraction {fraction:g} already, with other weights; name a new folder")
             return
         if path == self._path(self.fractions[-1]):
-            _warn_of_infinite(state)
+            self._warn_of_infinite(state)
         save_state(path, state, {"fraction": fraction, **facts})
 
     def state(self, fraction: float) -> State:
@@ -441,18 +442,17 @@ class Recorder:
         role_of, buffers = roles(state), named & state.keys()
         self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
 
-
-def _warn_of_infinite(theta_0: Mapping[str, Tensor]) -> None:
-    """Warn of tensors that could not be predicted, before anything is trained from them."""
-    floating = {name: tensor for name, tensor in theta_0.items() if tensor.is_floating_point()}
-    # what has one byte cannot be asked
-    wrong = [name for name, x in floating.items() if not (x.float() if x.itemsize == 1 else x).isfinite().all()]
-    if wrong and (wrong := sorted(only_predicted(roles(theta_0)).keys() & set(wrong))):
-        warnings.warn(
-            f"theta_0 has values that are not finite (NaN or infinite) in {', '.join(map(repr, wrong[:3]))}; a"
-            " prediction refuses such tensors, unless they are skipped",
-            stacklevel=4,
-        )
+    def _warn_of_infinite(self, theta_0: Mapping[str, Tensor]) -> None:
+        """Warn of tensors that could not be predicted, before anything is trained from them."""
+        plain = {name: tensor for name, tensor in theta_0.items() if tensor.is_floating_point() and not oddness(tensor)}
+        # what has one byte or less for a value cannot be asked
+        wrong = {name for name, tensor in plain.items() if tensor.itemsize > 1 and not tensor.isfinite().all()}
+        if wrong and (wrong := wrong & only_predicted(roles(theta_0, buffers=self.buffers)).keys()):
+            warnings.warn(
+                f"theta_0 has values that are not finite (NaN or infinite) in {', '.join(map(repr, sorted(wrong)[:3]))}"
+                "; a prediction refuses such tensors, unless they are skipped",
+                stacklevel=4,
+            )
 
 
 OF_SNAPSHOTS = ("file", "fraction", "sha256")

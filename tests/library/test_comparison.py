@@ -1,6 +1,7 @@
 """`know compare`: planted effects get the sentence that fits; an interrupted comparison ends with the same bytes."""
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -484,10 +485,10 @@ def test_a_task_loads_every_checkpoint_as_it_loads_theta_0(run, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"weight": torch.zeros(2, 4)}, r"tensor 'bias' has shape \(2,\) in .*, and is not there"),
+        ({"weight": torch.zeros(2, 4)}, r"tensor 'bias' has shape \(2,\) in .*, and own.pt lacks it"),
         (
             {"weight": torch.zeros(2, 5), "bias": torch.zeros(2)},
-            r"shape \(2, 4\) in .*, and \(2, 5\) there",
+            r"shape \(2, 4\) in .*, and \(2, 5\) in own.pt",
         ),
         ({"model": {"bias": torch.zeros(2)}, "ema": {"bias": torch.zeros(2)}}, r"in several entries \(model, ema\)"),
     ],
@@ -501,7 +502,14 @@ def test_a_checkpoint_that_cannot_take_the_place_of_theta_0_is_refused_before_an
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(None, "a NoneType"), ({"accuracy": 1}, "a dict"), ((1, 2, 3), "3 values"), (torch.zeros(2), "a Tensor")],
+    [
+        (None, "NoneType"),
+        ({"accuracy": 1}, "dict"),
+        ((1, 2, 3), r"\(int, int, int\)"),
+        ((0.5, None), r"\(float, NoneType\)"),
+        (torch.zeros(2), "Tensor"),
+        (10**400, "int"),
+    ],
 )
 def test_a_task_that_returns_no_score_stops_at_its_first_run_and_may_be_mended(run, answer, said):
     calls = []
@@ -516,10 +524,108 @@ def test_a_task_that_returns_no_score_stops_at_its_first_run_and_may_be_mended(r
     assert compare(run, "task.py:fine_tune", RATES, out="compared")
 
 
+def test_a_run_that_returns_no_score_after_others_did_is_lost_alone(run):
+    def task(checkpoint, learning_rate, seed):
+        return None if (checkpoint.parent.name, seed) == ("shrink_x8", 3) else learning_rate + seed
+
+    rows = compare(run, task, RATES, out="compared")
+    assert {row.candidate: row.failed for row in rows if row.policy == "tuned"}["shrink_x8"] == 1
+    assert "it returned NoneType" in Path("compared/README.md").read_text(encoding="utf-8")
+
+
+def test_a_decorator_that_gives_or_takes_an_argument_makes_another_function_of_a_task(run):
+    def decorated(function):
+        @functools.wraps(function)
+        def inner(checkpoint, learning_rate, seed):
+            return function(checkpoint, learning_rate, seed, "cpu")
+
+        return inner
+
+    @decorated
+    def task(checkpoint, learning_rate, seed, device):
+        return learning_rate + seed
+
+    assert compare(run, task, RATES, out="compared")
+
+
 def test_a_task_that_takes_something_else_is_refused_before_any_work(run):
     with pytest.raises(KnowError, match=r"is called as fine_tune\(checkpoint, learning_rate, seed\): too many"):
         compare(run, lambda checkpoint, learning_rate: 0.5, RATES, out="compared")
     assert not Path("compared.partial").exists()
+
+
+def test_a_copy_is_made_whatever_role_the_tensors_have(run):
+    """Nothing of it is predicted, so nothing has to be predictable."""
+    states = [{**state, "codes": torch.zeros(3).to(torch.float8_e4m3fn)} for state in run.states]
+    for k, state in enumerate(states):
+        save_file(state, f"{k}.safetensors")
+    trajectory = know.Trajectory.from_checkpoints([f"{k}.safetensors" for k in range(5)], run.fractions)
+    torch.save(states[0], "own.pt")
+    asked = {"beside": {"own": "own.pt"}, "roles": {"codes": "skip"}}
+    assert not any(row.failed for row in compare(trajectory, "task.py:fine_tune", RATES, out="compared", **asked))
+
+
+TIED = {"a.weight": torch.zeros(2, 4), "b.weight": torch.zeros(2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("theta_0", "given", "said"),
+    [
+        (TIED, {"a.weight": torch.ones(2, 4)}, ""),
+        (TIED, {name: torch.ones(2, 4) for name in TIED}, ""),
+        (TIED, {"a.weight": torch.ones(2, 4), "b.weight": torch.zeros(2, 4)}, "differ, and in .* they are one tensor"),
+        ({"a.weight": torch.zeros(2, 4).half()}, {"a.weight": torch.full((2, 4), 7e4)}, "values .* are too large"),
+        ({"a.weight": torch.zeros(2, 4)}, {"a.weight": torch.zeros(2, 4, dtype=torch.int8)}, "floating-point in"),
+        (
+            {"a.weight": torch.zeros(2, 4)},
+            {"a.weight": torch.zeros(2, 4).to_sparse()},
+            "sparse, which cannot be written",
+        ),
+    ],
+)
+def test_a_copy_has_the_values_of_the_checkpoint_or_is_refused(tmp_path, monkeypatch, theta_0, given, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text(TASK)
+    paths, kind = [], theta_0["a.weight"].dtype
+    for k in range(5):
+        moved = (theta_0["a.weight"] + 0.01 * k).to(kind)
+        state = dict.fromkeys(theta_0, moved)  # tied, where there are two names
+        paths.append(f"{k}.pt")
+        torch.save(state, paths[-1])
+    trajectory = know.Trajectory.from_checkpoints(paths, [0.0625, 0.125, 0.25, 0.5, 1])
+    torch.save({"net": given}, "own.pt")  # in another layout
+    seen = []
+
+    def task(checkpoint, learning_rate, seed):
+        if checkpoint.parent.name == "own":
+            seen.append(torch.load(checkpoint, weights_only=True))
+        return learning_rate
+
+    asked = {"out": "compared", "beside": {"own": "own.pt"}}
+    if said:
+        with pytest.raises(KnowError, match=said):
+            compare(trajectory, task, RATES, **asked)
+        assert not seen
+    else:
+        compare(trajectory, task, RATES, **asked)
+        assert {name: float(tensor.mean()) for name, tensor in seen[0].items()} == dict.fromkeys(theta_0, 1.0)
+
+
+def test_what_stands_beside_the_weights_of_theta_0_stands_beside_those_of_others(run, tmp_path):
+    """A task may need it: a configuration in the folder, or an entry of the file."""
+    for k, state in enumerate(run.states):
+        (tmp_path / f"s{k}").mkdir()
+        save_file(state, f"s{k}/model.safetensors")
+        Path(f"s{k}/config.json").write_text("{}")
+    trajectory = know.Trajectory.from_checkpoints([f"s{k}" for k in range(5)], run.fractions)
+    (tmp_path / "own").mkdir()
+    save_file({name: tensor + 1 for name, tensor in run.theta_0.items()}, "own/model.safetensors")
+
+    def task(checkpoint, learning_rate, seed):
+        return learning_rate + len((checkpoint / "config.json").read_text())
+
+    rows = compare(trajectory, task, RATES, out="compared", beside={"own": "own"})
+    assert not any(row.failed for row in rows)
 
 
 def test_of_an_error_all_is_shown_since_torch_names_the_tensors_on_later_lines(run):

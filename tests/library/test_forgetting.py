@@ -261,6 +261,15 @@ def test_a_theta_0_with_values_that_are_not_finite_is_said_before_training_and_n
         know.forget(model, data, Fit(), out=tmp_path / "run")
 
 
+def test_a_mask_of_infinite_values_is_no_fault_of_theta_0(tmp_path, data, recwarn):
+    """It is a buffer, whatever its name, and stays as it is."""
+    model = new_model()
+    model.register_buffer("attn_bias", torch.full((3, 3), float("-inf")).triu(1))
+    made = know.forget(model, data, Fit(), out=tmp_path / "run")
+    assert not [warning for warning in recwarn if "not finite" in str(warning.message)]
+    assert torch.equal(know.predict(made, "linear")["attn_bias"], made.theta_0["attn_bias"])
+
+
 def test_a_fit_that_renames_tensors_is_told_so(tmp_path, data):
     def prune(model, subset):
         torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
