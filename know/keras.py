@@ -65,6 +65,8 @@ def read(path: Path) -> dict[str, Any]:
         import h5py
     except ImportError as error:
         raise KnowError("reading Keras files needs h5py: pip install h5py") from error
+    if not path.is_file():
+        raise KnowError(f"{path} does not exist; name the folder with the authors' Keras files")
     arrays: dict[str, Any] = {}
     try:
         with h5py.File(path) as archive:
