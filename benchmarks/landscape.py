@@ -20,7 +20,7 @@ from know.checkpoints import State
 from know.errors import KnowError
 from know.files import write_csv
 from know.known import Models
-from know.prediction import predict
+from know.prediction import Overflow, predict
 from know.roles import only_predicted, roles
 from know.trajectory import Trajectory
 
@@ -41,9 +41,9 @@ def make_landscape(
 
     x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
     `IMAGES` images of the source test set. There is one row per `snapshot` (theta_4 ... theta_0), `known` prediction
-    (x2, ...: r^-depth) and oracle (`oracle`, or else `oracle_steps`, if kept), with the loss of the weights themselves,
-    which lie off the plane. The rows `grid` have the loss on the plane. `variance`: the share of the points' variance
-    along x and along y. `about`: what is drawn, in words.
+    (x2, ...: r^-depth; those that are not finite are left out) and oracle (`oracle`, or else `oracle_steps`, if kept),
+    with the loss of the weights themselves, which lie off the plane. The rows `grid` have the loss on the plane.
+    `variance`: the share of the points' variance along x and along y. `about`: what is drawn, in words.
     """
     trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)
     facts = trajectory.manifest
@@ -69,7 +69,10 @@ def make_landscape(
     last = len(trajectory.states) - 1
     drawn = [("snapshot", f"theta_{last - k}", flat(state)) for k, state in enumerate(trajectory.states)]
     for depth in DEPTHS:
-        answer = predict(trajectory, "known", depth, known=known)
+        try:
+            answer = predict(trajectory, "known", depth, known=known)
+        except Overflow:
+            break  # deeper ones would build on it
         drawn.append(("known", f"x{rate**-depth:.2g}", flat(answer)))
     oracles = [name for name in ("oracle", "oracle_steps") if name in trajectory.manifest["references"]]
     drawn += [("oracle", name, flat(trajectory.reference(name))) for name in oracles[:1]]

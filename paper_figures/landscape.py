@@ -18,6 +18,8 @@ from benchmarks.report.folders import load_table
 from paper_figures import _style as style
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
+DEPTHS = 3
+"""How many predictions in a row are drawn, where they are finite."""
 LEVELS = 15
 WIDTH = style.COLUMN - 1.3
 """Inches of a panel, without the labels and the scale beside it."""
@@ -58,13 +60,19 @@ def draw(results: Path) -> Figure:
     style.title(whole, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
     first = kinds["snapshot"]["label"].iloc[0].translate(SUBSCRIPTS).replace("theta_", "θ")
     zoom = "" if window is None else " Below: the rectangle, with the loss interpolated by cubic splines."
+    lacking = "" if len(known_of(kinds)) == DEPTHS else " Not drawn: predictions that are not finite."
     style.footnote(
         figure,
         f"n = 1 trajectory, hence no interval. Black: snapshots, {first} of the smallest subset to θ₀. Blue, dashed: "
         f"KNOWN. Star: oracle. The plane (PCA) holds {both} of their variance; grey is the loss on the plane, off "
-        f"which they lie.{zoom}",
+        f"which they lie.{zoom}{lacking}",
     )
     return figure
+
+
+def known_of(kinds: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of KNOWN's predictions, without those that are not finite: all, some or none."""
+    return kinds.get("known", kinds["snapshot"].iloc[:0])
 
 
 def loss_of(grid: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +83,7 @@ def loss_of(grid: pd.DataFrame) -> pd.DataFrame:
 
 def window_of(kinds: dict[str, pd.DataFrame]) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """Ends in x and y around the trajectory and the predictions, where these take up little of the plane."""
-    own, grid = pd.concat([kinds["snapshot"], kinds["known"]])[["x", "y"]], kinds["grid"][["x", "y"]]
+    own, grid = pd.concat([kinds["snapshot"], known_of(kinds)])[["x", "y"]], kinds["grid"][["x", "y"]]
     if ((own.max() - own.min()) / (grid.max() - grid.min())).max() > SMALL:
         return None
     middle, side = (own.max() + own.min()) / 2, 0.65 * (own.max() - own.min()).max()
@@ -113,7 +121,7 @@ def draw_loss(axis: Axes, loss: pd.DataFrame) -> None:
 
 def draw_points(axis: Axes, kinds: dict[str, pd.DataFrame], *, labels: bool) -> None:
     """Trajectory, predictions and oracle; without labels, the oracle is named alone."""
-    snapshots, known = kinds["snapshot"], kinds["known"]
+    snapshots, known = kinds["snapshot"], known_of(kinds)
     oracle = kinds.get("oracle", snapshots.iloc[:0])
     # theta_0 is where the trajectory ends and KNOWN's way back begins
     draw_path(
