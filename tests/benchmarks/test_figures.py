@@ -310,6 +310,17 @@ def test_a_small_trajectory_gets_a_panel_of_its_own(module, one_cell, tmp_path):
     assert np.ptp(axis.get_xlim()) < 40
 
 
+@pytest.mark.parametrize("kept", [3, 1, 0])
+def test_a_trajectory_on_which_known_is_not_finite_is_drawn_without_and_says_so(module, one_cell, tmp_path, kept):
+    table = pd.read_csv(one_cell / "landscape.csv")
+    table.drop(table.index[table["kind"] == "known"][kept:]).to_csv(tmp_path / "landscape.csv", index=False)
+    figure = module("landscape").draw(tmp_path)
+    said = " ".join(" ".join(text.get_text() for text in figure.texts).split())  # lines are broken anywhere
+    assert ("not finite" in said) == (kept < 3)
+    named = [text.get_text() for axis in figure.axes for text in axis.texts if "×" in text.get_text()]
+    assert len(named) == kept
+
+
 def test_labels_lie_apart_and_go_up_no_further_than_they_have_to(module):
     landscape = module("landscape")
     wide, high = landscape.LABEL

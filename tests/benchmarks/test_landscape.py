@@ -1,8 +1,14 @@
 """The plane of a trajectory: its axes are those of greatest variance, whatever the points are turned or moved by."""
 
+import pandas as pd
+import pytest
 import torch
 
-from benchmarks.landscape import principal_plane
+import know
+from benchmarks import landscape
+from benchmarks.data import load
+from benchmarks.landscape import make_landscape, principal_plane
+from benchmarks.networks import build
 
 
 def test_points_of_a_plane_keep_their_distances_in_it():
@@ -25,3 +31,23 @@ def test_the_sign_of_an_axis_does_not_depend_on_the_library():
     mirrored, _ = principal_plane(points.flip(0))
     torch.testing.assert_close(axes, mirrored)
     assert (axes.gather(1, axes.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_prediction_that_is_not_finite_is_left_out(tmp_path, monkeypatch, hyper, overflowing, finite):
+    """It ended the run of a suite, whose fine-tunes count it as an accuracy of 0."""
+    monkeypatch.setattr(landscape, "SIZE", 3)
+    data, dice = load("digits"), torch.Generator().manual_seed(0)
+
+    def fit(model, subset):
+        for parameter in model.parameters():
+            parameter.data.add_(0.01 * torch.randn(parameter.shape, generator=dice))
+
+    facts = {"source": "digits", "network": "mlp", "track": "overflow", "trajectory": "t0"}
+    model = build("mlp", data.shape, len(data.classes), seed=0)
+    know.forget(model, [0] * 64, fit, out=tmp_path / "run", facts=facts)
+    (hyper if finite else overflowing).save(tmp_path / "known" / "known.safetensors")
+    make_landscape(tmp_path / "run", tmp_path / "known", out=tmp_path / "plane.csv")
+    drawn = pd.read_csv(tmp_path / "plane.csv").groupby("kind")["label"].agg(list)
+    assert drawn["snapshot"] == ["theta_4", "theta_3", "theta_2", "theta_1", "theta_0"]
+    assert drawn.get("known", []) == (["x2", "x4", "x8"] if finite else [])
