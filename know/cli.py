@@ -66,9 +66,6 @@ Seed = Annotated[int, typer.Option(help="For methods that draw random numbers.")
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: torch's own choice.")]
 
 
-NO_INPUTS = "give a trajectory folder, or checkpoints with --fractions"
-
-
 class InOrder(TyperCommand):
     """A command whose --skip and --role keep their common order, which decides: --skip X becomes --role X=skip."""
 
@@ -220,8 +217,7 @@ def predict(
     """
     from know import choosing, export, methods
 
-    if not inputs:
-        raise KnowError(NO_INPUTS)
+    _demand_inputs(inputs)
     if out is None and not dry_run:
         raise KnowError("give --out, a folder to make, or --dry-run")
     _refuse_existing(out)
@@ -445,11 +441,15 @@ def _refuse_existing(out: Path | None) -> None:
         raise KnowError(f"{out} exists already; name a new folder")
 
 
+def _demand_inputs(inputs: list[Path] | None) -> None:
+    if not inputs:
+        raise KnowError("give a trajectory folder, or checkpoints with --fractions")
+
+
 def _trajectory(inputs: list[Path] | None, fractions: str | None, key: str | None, strip: list[str] | None) -> Any:
     from know.trajectory import Trajectory
 
-    if not inputs:
-        raise KnowError(NO_INPUTS)
+    _demand_inputs(inputs)
     if len(inputs) == 1:
         if fractions or key or strip:
             raise KnowError(

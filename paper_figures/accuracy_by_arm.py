@@ -56,7 +56,8 @@ def draw(results: Path) -> Figure:
 
 def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: dict[str, str]) -> None:
     """The rate policies of the rows of `rows_of`; part: the summary of one cell by (policy, arm)."""
-    axis.set_xlim(style.limits(part))
+    finite = part["accuracy"] > 0  # arms that nowhere are count with 0, and would press the others together
+    axis.set_xlim(style.limits(part[finite]))
     axis.axvline(0, color="black", linewidth=0.6, zorder=1)
     style.draw_rows(axis, rows)
     for place, arm in enumerate(rows["arm"]):

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import know
-from know import comparison
+from know import candidates, comparison
 from know.comparison import compare
 from know.errors import KnowError
+from know.prediction import Overflow
 from know.statistics import paired_t
 from know.verdict import Row, verdict
 
@@ -213,14 +214,14 @@ def test_nothing_is_kept_where_nothing_is_seen_to_gain(run):
 
 
 def test_a_prediction_that_overflows_is_left_out_and_named(run, monkeypatch):
-    real = comparison.write_prediction
+    real = candidates.write_prediction
 
     def write(trajectory, request, folder):
         if request.depth == 3:
-            raise comparison.Overflow("known overflows at tensor 'weight'")
+            raise Overflow("known overflows at tensor 'weight'")
         return real(trajectory, request, folder)
 
-    monkeypatch.setattr(comparison, "write_prediction", write)
+    monkeypatch.setattr(candidates, "write_prediction", write)
     said = []
     rows = compare(run, "task.py:fine_tune", RATES, out="compared", say=said.append)
     assert {row.candidate for row in rows} == {"theta_0", "known_x2"}
