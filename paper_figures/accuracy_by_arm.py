@@ -65,7 +65,7 @@ def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: d
             policies = style.policies_of(part)
             for k, (side, policy) in enumerate(zip(np.linspace(-0.22, 0.22, len(policies)), policies, strict=True)):
                 if (policy, arm) in part.index:
-                    beside = 5 + 16 * k * (len(policies) > 2)  # three numbers do not fit one below the other
+                    beside = 5 + 16 * k  # numbers do not fit one below the other
                     style.draw_bar(axis, place + side, part.loc[(policy, arm)], style.RATES[policy], beside=beside)
         elif arm:
             text = "not available" if arm in unavailable else "not run"
