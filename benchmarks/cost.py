@@ -27,9 +27,10 @@ from benchmarks.training import number_of_steps, steps_per_epoch, train
 from know.checkpoints import save_state
 from know.files import read_json, write_csv
 from know.known import Models
+from know.recording import write_manifest
 from know.roles import only_predicted
 from know.seeds import stream
-from know.trajectory import Trajectory, write_manifest
+from know.trajectory import Trajectory
 
 COLUMNS = ["source", "network", "track", "rate", "length", "weights", "theta_0_seconds", "arm", "trained", "seconds"]
 COLUMNS += ["memory_mb"]

@@ -49,8 +49,8 @@ def draw_run(run: int, settings: MetaTraining, sizes: Mapping[str, int]) -> dict
 
     Of every network the runs are points of a Sobol sequence, so that r, the number of updates in a step and whatever
     else is drawn fill their ranges together and no corner stays empty. Half of the trainings of theta_0 go on at the
-    constant learning rate of the forgetting steps, as in the paper: such weights are still learning. The other half
-    bring theta_0 to rest, from a rate of their own that falls to 0 along a cosine.
+    constant learning rate of the forgetting steps: such weights are still learning. The other half bring theta_0 to
+    rest, from a rate of their own that falls to 0 along a cosine.
 
     sizes: number of training images by dataset. A run takes one of those that are large enough for its r.
     Runs that are trained at once all have the same settings but learning rates and seeds.

@@ -24,8 +24,9 @@ from know.fingerprint import code_hash
 from know.formats import oddness
 from know.identity import identity
 from know.models import inner, load_into, state_of
+from know.recording import OF_MANIFESTS, OF_SNAPSHOTS, Recorder, check_facts, check_state
 from know.subsets import choose_fractions, nested_subsets
-from know.trajectory import OF_MANIFESTS, OF_SNAPSHOTS, Recorder, Trajectory, check_facts, check_state
+from know.trajectory import Trajectory
 
 CALLED = {
     "images": "the size of the dataset",

@@ -119,7 +119,7 @@ def test_a_run_that_is_interrupted_while_it_finishes_needs_no_state_of_fit(tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(know.trajectory.Recorder, "finish", interrupt)
+        patch.setattr(know.recording.Recorder, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             know.forget(new_model(), data, AdamCarried(), out=tmp_path / "run", placebo=AdamCarried())
     assert not list((tmp_path / "run.partial").glob("fit-*"))
