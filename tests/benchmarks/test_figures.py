@@ -288,6 +288,20 @@ def test_what_lies_beyond_an_axis_is_told_inside_it(module):
     assert [text.get_text() for text in axis.texts] == ["−5.0"]
 
 
+def test_arms_that_are_nowhere_finite_do_not_set_the_axis(module):
+    script, arms = module("accuracy_by_arm"), ["naive", "known_x2", "known_x8", "placebo_x8", "shrink_x8"]
+    gains, accuracy = np.array([0.0, 0.5, -44, -44, -44]), [44.0, 44.5, 0.0, 0.0, 0.0]
+    index = pd.MultiIndex.from_product([["tuned"], arms], names=["policy", "arm"])
+    bars = {"difference": gains, "low": gains - 0.5, "high": gains + 0.5, "accuracy": accuracy}
+    rows = pd.DataFrame({"label": arms, "family": "known", "arm": arms})
+    figure, axis = plt.subplots()
+    script.draw_cell(axis, pd.DataFrame(bars, index=index), rows, {})
+    low, high = axis.get_xlim()
+    assert -2 < low < 1 <= high
+    assert sum("\N{MINUS SIGN}44.0" in text.get_text() for text in axis.texts) == 3
+    plt.close(figure)
+
+
 def test_an_axis_grows_for_an_interval_that_is_near_alone(module):
     widened = module("_style").widened
     low, high = widened((-1, 1), pd.DataFrame({"low": [0.5], "high": [2.0]}))
