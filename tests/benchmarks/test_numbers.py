@@ -162,7 +162,7 @@ COUNTS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight"
 @pytest.mark.parametrize("page", COUNTING, ids=lambda page: page.parent.name + "/" + page.name)
 def test_the_words_count_the_suites_that_have_been_run(page):
     text = " ".join(page.read_text(encoding="utf-8").split())
-    said = re.findall(r"(\w+) of (?:the )?twelve|of the (\w+) cells|all (\w+) cells", text)
+    said = re.findall(r"(\w+) of (?:the )?twelve|of the (\w+) cells|all (\w+)(?: core)? cells", text)
     run = [suite for suite in CORE if (RESULTS / suite / "runs.csv").is_file()]
     assert {"".join(words) for words in said} == {COUNTS[len(run)]}
     tables = ([pd.read_csv(RESULTS / suite / f"{name}.csv") for name in ("runs", "trajectories")] for suite in run)
