@@ -106,6 +106,8 @@ class Checkpoint:
                 self.meta[name], self.stored[name], self._part[name] = tensor, stored, part
             self.tied |= {self._strip(one, names): self._strip(other, names) for one, other in part.tied.items()}
             self.odd |= {self._strip(name, names): what for name, what in part.odd.items()}
+            if isinstance(part, TorchFile):
+                part.extra = {self._strip(name, names): value for name, value in part.extra.items()}
         if index and (lost := sorted(weight_map(index).keys() - set(self.stored.values()))):
             shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
             self.notes.append(f"{index} names {len(lost)} tensors that no shard holds ({shown}); they are left out")
@@ -184,7 +186,7 @@ class Checkpoint:
 def _plain(name: str) -> str:
     """A name without what torch.compile, parallel wrappers and Hugging Face's model. put in front or inside."""
     segments = [segment for segment in name.split(".") if segment not in ("module", "_orig_mod")]
-    return ".".join(segments[1:] if segments[0] == "model" and len(segments) > 1 else segments)
+    return ".".join(segments[1:] if len(segments) > 1 and segments[0] == "model" else segments)
 
 
 def _without_common(names: Mapping[str, Any]) -> Callable[[str], str]:

@@ -153,7 +153,7 @@ def compare(
                 else "nothing is kept, since neither a prediction nor a control is seen to gain"
             )
         shutil.rmtree(folder / "candidates", ignore_errors=True)
-        (folder / "results.jsonl").unlink()
+    (out / "results.jsonl").unlink()  # only now: if the folder could not be renamed, a further call goes on from it
     return rows
 
 

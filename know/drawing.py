@@ -183,8 +183,13 @@ def _draw_panels(figure: Figure, steps: list[dict], movement: list[dict], respon
 
 def _label(row: Mapping[str, Any]) -> str:
     if row["tensor"]:
-        return f"{row['tensor']} ({row['role']}, {row['weights']:.0f})"
+        return f"{_literal(row['tensor'])} ({row['role']}, {row['weights']:.0f})"
     return "all" if row["role"] == "all" else f"all of role {row['role']}"
+
+
+def _literal(name: str) -> str:
+    """A name for matplotlib, which reads a formula between two dollar signs."""
+    return name.replace("$", r"\$")
 
 
 def _draw_cosines(axis: Axes, movement: list[dict]) -> None:
@@ -231,7 +236,7 @@ def draw_comparison(folder: Path, rows: Sequence[Any]) -> None:
             style = {"fmt": marker, "markersize": 3.5, "linewidth": 1, "capsize": 2, "color": colour, "label": label}
             axis.errorbar(x, y, xerr=ends, **style)
         axis.axvline(0, color="black", linewidth=0.6, zorder=0)
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), map(_literal, names))
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.set_xlabel(
             "difference to theta_0 in score (higher is better), with the interval for all candidates together"

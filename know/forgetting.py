@@ -21,7 +21,7 @@ from know.checkpoints import load_state, save_state
 from know.errors import KnowError, as_path
 from know.files import atomic, digest, resumable_folder
 from know.fingerprint import code_hash
-from know.formats import oddness
+from know.formats import bits, same_bits
 from know.identity import identity
 from know.models import inner, load_into, state_of
 from know.recording import OF_MANIFESTS, OF_SNAPSHOTS, Recorder, check_facts, check_state
@@ -186,9 +186,8 @@ def _check_arguments(model: Any, dataset: Any, fit: Any, placebo: Any) -> None:
         raise KnowError(
             f"dataset must have a length and integer indexing, and a {type(dataset).__name__} has no length"
         )
-    for name, tensor in state_of(model).items() if isinstance(model, nn.Module) else ():
-        if what := oddness(tensor):
-            raise KnowError(f"model has the tensor {name!r}, which is {what}; no snapshot can keep it")
+    if isinstance(model, nn.Module):
+        check_state("model must be", model)
     if not callable(fit):
         raise KnowError(f"fit must be a function fit(model, subset), got a {type(fit).__name__}")
     if placebo is not None and not callable(placebo):
@@ -210,7 +209,8 @@ def _check_step(before: Mapping[str, Tensor], model: nn.Module, fraction: float)
             f"fit on fraction {fraction:g} changed the names of the model's tensors, such as {changed[0]!r}; let it"
             " take off what it puts on, such as pruning or a parametrization"
         )
-    now = {name: tensor.cpu() for name, tensor in state_of(model).items() if tensor.is_floating_point()}
+    state = state_of(model).items()
+    now = {name: tensor.cpu() for name, tensor in state if tensor.is_floating_point() or tensor.is_complex()}
     for name, tensor in now.items():
         if before[name].isfinite().all() and not tensor.isfinite().all():
             had = [other for other in sorted(now) if not before[other].isfinite().all()]
@@ -218,7 +218,7 @@ def _check_step(before: Mapping[str, Tensor], model: nn.Module, fraction: float)
                 f"after fit on fraction {fraction:g} tensor {name!r} has values that are not finite"
                 + (f"; {had[0]!r} had such values before it" if had else "")
             )
-    if all(torch.equal(before[name], tensor) for name, tensor in now.items()):
+    if all(same_bits(before[name], tensor) for name, tensor in now.items()):
         raise KnowError(f"fit on fraction {fraction:g} left all weights as they were, so nothing was forgotten")
 
 
@@ -250,6 +250,5 @@ def _hash_weights(model: nn.Module) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(state_of(model).items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        state.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        state.update(bits(tensor).numpy().tobytes())
     return state.hexdigest()

@@ -43,7 +43,9 @@ TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|rand
 """Files beside a checkpoint that are no checkpoint of their own: states of a training, and single shards."""
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "C64": torch.complex64},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu},
+    **{"F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz},
+    **{"BOOL": torch.bool, "C64": torch.complex64},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16},
 }
@@ -327,6 +329,26 @@ def oddness(tensor: Tensor) -> str | None:
     if tensor.is_quantized:
         return "quantised"
     return "on the meta device, without values" if tensor.device.type == "meta" else None
+
+
+def unkept(tensor: Tensor) -> str | None:
+    """What a tensor is that safetensors, and so a snapshot, cannot keep; None for all others."""
+    what = oddness(tensor)
+    return f"of {tensor.dtype}" if what is None and tensor.dtype not in _DTYPES.values() else what
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor's values in their order: uint8 (numel * itemsize,), on the CPU.
+
+    Weights are compared by these, since NaN does not equal itself.
+    """
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike in dtype and shape, and equal bit for bit."""
+    alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return alike and torch.equal(bits(one), bits(other))
 
 
 def _by_offset(entry: tuple[str, dict[str, Any]]) -> tuple[list[int], str]:

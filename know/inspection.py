@@ -18,6 +18,7 @@ from torch import Tensor
 from know.checkpoints import State
 from know.errors import KnowError
 from know.files import new_folder, write_csv
+from know.formats import same_bits
 from know.keras import LENGTH
 from know.known import Known, Models
 from know.methods import differences_gram
@@ -131,7 +132,7 @@ def placebo_of(trajectory: Trajectory, folder: Path | None = None) -> Trajectory
     if len(placebo.paths) != len(trajectory.paths):
         raise KnowError(f"{folder} has {len(placebo.paths)} snapshots, the trajectory has {len(trajectory.paths)}")
     one, other = trajectory.theta_0, placebo.theta_0
-    if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
+    if one.keys() != other.keys() or not all(same_bits(one[name], other[name]) for name in one):
         raise KnowError(f"{folder} is no placebo of this trajectory: it starts from another theta_0")
     return placebo
 

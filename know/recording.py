@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from know.checkpoints import State, load_facts, load_state, save_state
 from know.errors import KnowError, number
 from know.files import read_json, sha256_file, write_json
-from know.formats import oddness
+from know.formats import oddness, same_bits, unkept
 from know.models import inner, load_into, state_of
 from know.roles import only_predicted, roles
 from know.subsets import check_fractions, nested_subsets
 
-OF_SNAPSHOTS = ("file", "fraction", "sha256")
-"""What a manifest says of every snapshot itself; no fact may have such a name."""
+OF_SNAPSHOTS = ("file", "fraction", "sha256", "tied")
+"""What a manifest, or the file itself, says of every snapshot; no fact may have such a name."""
 OF_MANIFESTS = ("buffers", "fingerprint", "format", "placebo", "references", "seed", "settings", "snapshots", "torch")
 """What a manifest says of the trajectory itself."""
 
@@ -32,17 +32,19 @@ class Recorder:
     def __init__(self, folder: Path, fractions: Sequence[float], letter: str = "s"):
         """letter: begins the names of all files but that of theta_0, which a trajectory and its placebo share."""
         self.folder, self.fractions, self.letter = folder, check_fractions(fractions), letter
-        self.buffers: list[str] = []
+        noted = folder / "buffers.json"  # until the manifest says it, since a resumed run may record nothing more
+        self.buffers: list[str] = read_json(noted) if noted.is_file() else []
 
     def start(self, model: nn.Module) -> None:
         """Record theta_0, or give the model the last snapshot where an interrupted run has recorded some."""
         if not isinstance(model, nn.Module):
             raise KnowError(f"record.start takes a torch module, got a {type(model).__name__}")
+        state = check_state("record.start takes", model)
         self._note_buffers(model)
         done = [fraction for fraction in reversed(self.fractions) if fraction in self]
         if not done:
             return self.add(model, 1.0)
-        if not any(_equal(self.state(fraction), state_of(model)) for fraction in done):
+        if not any(_equal(self.state(fraction), state) for fraction in done):
             raise KnowError(f"{self.folder} holds a trajectory of other weights; remove it, or name another folder")
         load_into(model, self.state(done[-1]))
         return None
@@ -107,6 +109,7 @@ class Recorder:
             raise KnowError(f"the trajectory is not finished: no snapshot of fraction {shown}; run it again to go on")
         buffers = {"buffers": self.buffers} if self.buffers else {}
         write_manifest(self.folder, self.files, references or {}, placebo, **buffers, **facts)
+        (self.folder / "buffers.json").unlink(missing_ok=True)
 
     def _path(self, fraction: float) -> Path:
         """s0 is theta_0, s1 the snapshot of the next smaller subset, as the paper counts."""
@@ -122,7 +125,10 @@ class Recorder:
         every = model.named_buffers(remove_duplicate=False)  # one that two modules share has two names
         state, named = state_of(model), {name.replace("_orig_mod.", "") for name, _ in every}
         role_of, buffers = roles(state), named & state.keys()
-        self.buffers = sorted(name for name in buffers if role_of[name] != "buffer")
+        found = sorted(name for name in buffers if role_of[name] != "buffer")
+        if found != self.buffers and not (self.folder / "manifest.json").is_file():  # that one says it
+            write_json(self.folder / "buffers.json", found)
+        self.buffers = found
 
     def _warn_of_infinite(self, theta_0: Mapping[str, Tensor]) -> None:
         """Warn of tensors that could not be predicted, before anything is trained from them."""
@@ -150,11 +156,16 @@ def check_facts(what: str, facts: Mapping[str, Any] | None, taken: Collection[st
 
 
 def check_state(what: str, model: Any) -> Mapping[str, Tensor]:
-    """The weights of a module, or a state_dict as it is; KnowError that begins with `what` if it is neither."""
+    """The weights of a module, or a state_dict as it is; KnowError that begins with `what` if it is neither, and one
+    that names a tensor which no snapshot can keep.
+    """
     state = state_of(model) if isinstance(model, nn.Module) else model
     tensors = isinstance(state, Mapping) and all(isinstance(each, Tensor) for each in state.values())
     if not tensors or not all(isinstance(name, str) for name in state):
         raise KnowError(f"{what} a module or a state_dict of tensors, not a {type(model).__name__}")
+    for name, tensor in state.items():
+        if reason := unkept(tensor):
+            raise KnowError(f"tensor {name!r} is {reason}; no snapshot can keep it")
     return state
 
 
@@ -176,4 +187,4 @@ def entry_of(path: Path) -> dict[str, Any]:
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name].cpu()) for name in one)
+    return one.keys() == other.keys() and all(same_bits(one[name], other[name]) for name in one)

@@ -90,14 +90,19 @@ def reasons(
             raise KnowError(f"roles must map patterns of names to roles, got the pattern {pattern!r}")
         if role not in typing.get_args(Role):
             raise unknown(f"role of {pattern!r}", str(role), typing.get_args(Role))
-        names = fnmatch.filter(found, pattern)
-        if not names and not fnmatch.filter(others, pattern):
+        names = _fitting(pattern, found)
+        if not names and not _fitting(pattern, others):
             raise KnowError(f"no tensor fits the pattern {pattern!r}; --dry-run lists them")
         for name in names:
             if role in PREDICTED and not state[name].is_floating_point():
                 raise KnowError(f"tensor {name!r} holds {state[name].dtype}, which no method takes")
             found[name] = role, "as asked"
     return found
+
+
+def _fitting(pattern: str, names: Collection[str]) -> list[str]:
+    """The names that a pattern fits; a name fits itself, also where it holds brackets or stars."""
+    return [pattern] if pattern in names else fnmatch.filter(names, pattern)
 
 
 def _rule(name: str, tensor: Tensor, layers: Mapping[str, Mapping[str, Tensor]]) -> tuple[Role, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 from know.checkpoints import Checkpoint, State, load_state
 from know.errors import KnowError, as_path, number
 from know.files import digest, read_json, refuse_links_out, resumable_folder, sha256_file, write_json
+from know.formats import same_bits
 from know.recording import Recorder, check_facts, entry_of
 from know.roles import MERGE, Role, reasons, refuse_unpredictable
 from know.subsets import check_fractions, choose_fractions
@@ -235,14 +237,17 @@ class Trajectory:
         return reasons({name: tensor}, given, others=[*self.meta, *self.unlike])[name][0]
 
     def moves(self, name: str) -> bool:
-        """Whether a tensor differs between any two snapshots, bit for bit; reads until it finds a difference."""
-        first, *others = self.checkpoints
-        for start in range(0, first.meta[name].numel(), LARGE):
+        """Whether a tensor differs between any two snapshots, bit for bit; reads until it finds a difference.
+
+        Where dtypes differ, rounding to the coarser one is none.
+        """
+        for start in range(0, self.meta[name].numel(), LARGE):
             if loaded := self.__dict__.get("states"):
-                one, *rest = (state[name].flatten()[start : start + LARGE] for state in loaded)
+                values = [state[name].flatten()[start : start + LARGE] for state in loaded]
             else:
-                one, *rest = (each.read(name, start, start + LARGE, peek=True) for each in (first, *others))
-            if not all(_same_bits(one, each) for each in rest):
+                values = [each.read(name, start, start + LARGE, peek=True) for each in self.checkpoints]
+            # the first alone may be the coarsest one, to which all others round
+            if not all(_same_values(one, other) for one, other in itertools.combinations(values, 2)):
                 return True
         return False
 
@@ -353,11 +358,9 @@ def _compare_hash(path: Path, sha256: str, recorded: str) -> None:
         raise KnowError(f"{path} does not have the hash in its manifest; it is damaged, make it again")
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype:  # rounding to the coarser dtype is no movement
-        coarser = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
-        return torch.equal(one.to(coarser), other.to(coarser))
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    coarser = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return same_bits(one.to(coarser), other.to(coarser))
 
 
 def inside(folder: Path, file: str) -> Path:

@@ -150,7 +150,7 @@ def test_lightning_loads_what_is_made_of_its_checkpoint(tmp_path):
 def test_a_tensor_of_a_dtype_that_torch_does_not_know_comes_through_as_it_is(tmp_path):
     def write(path, k):
         weights = torch.full((4, 4), 0.1 * k).numpy().tobytes()
-        header = {"w": ("F32", [4, 4], [0, 64]), "scale": ("F8_E8M0", [8], [64, 72])}
+        header = {"w": ("F32", [4, 4], [0, 64]), "scale": ("F4", [16], [64, 72])}
         names = ("dtype", "shape", "data_offsets")
         text = json.dumps({name: dict(zip(names, about, strict=True)) for name, about in header.items()}).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + weights + bytes(range(100 + k, 108 + k)))
@@ -163,6 +163,15 @@ def test_a_tensor_of_a_dtype_that_torch_does_not_know_comes_through_as_it_is(tmp
     made = (tmp_path / "made" / "model.safetensors").read_bytes()
     assert bytes(range(100, 108)) in made
     assert bytes(8) not in made[-16:]
+
+
+@pytest.mark.parametrize("dtype", ["float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3fn"])
+def test_a_tensor_of_one_byte_for_a_value_keeps_its_dtype(written, dtype):
+    values = torch.tensor([1.0, 2.0, 4.0]).to(getattr(torch, dtype))
+    trajectory = written(lambda k: {**base(k), "scale": values})
+    found = know.predict(trajectory, "linear", roles={"scale": "skip"})["scale"]
+    assert found.dtype == values.dtype
+    assert torch.equal(found.float(), values.float())
 
 
 def test_a_header_whose_length_looks_like_json_is_one_of_safetensors(tmp_path):
@@ -289,6 +298,22 @@ def test_a_prefix_inside_is_matched_too(written):
         return {name.replace("fc.", "fc._orig_mod.") if k == 1 else name: t for name, t in base(k).items()}
 
     assert know.predict(written(make)).keys() == base(0).keys()
+
+
+@pytest.mark.parametrize("name", ["module", "_orig_mod"])
+def test_a_tensor_may_be_called_as_a_wrapper_is(written, name):
+    def make(k):
+        return {name: torch.full((2, 2), 1.0 + k), **{f"model.{key}" if k else key: t for key, t in base(k).items()}}
+
+    assert know.predict(written(make, ".pt"), "linear").keys() == {name, *base(0)}
+
+
+def test_prefixes_are_stripped_of_what_is_no_tensor_too(written, tmp_path):
+    def make(k):
+        return {f"module.{name}": value for name, value in {**base(k), "fc._extra_state": {"version": 3}}.items()}
+
+    predict_to(written(make, ".pt", strip="module."), tmp_path / "out")
+    assert torch.load(tmp_path / "out/model.pt").keys() == {*base(0), "fc._extra_state"}
 
 
 def test_prefixes_are_stripped_and_one_that_is_nowhere_is_said(written):

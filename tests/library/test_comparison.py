@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -688,6 +689,24 @@ def test_an_interruption_after_the_best_was_kept_costs_nothing(run, monkeypatch)
         compare(run, **given, say=say)
     compare(run, **given)
     assert Path("compared/best/model.safetensors").is_file()
+
+
+def test_a_comparison_that_cannot_take_its_name_goes_on_from_its_results(run, monkeypatch):
+    def write(folder, *rest):
+        Path("compared").mkdir()
+        Path("compared/note.txt").touch()
+        return written(folder, *rest)
+
+    written, said = comparison._write_pages, []
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "_write_pages", write)
+        with pytest.raises(KnowError, match="exists by now"):
+            compare(run, "task.py:fine_tune", rates=RATES, out="compared")
+    shutil.rmtree("compared")
+    compare(run, "task.py:fine_tune", rates=RATES, out="compared", say=said.append)
+    most, done = re.search(r"at most (\d+) fine-tunes, (\d+) of them done", "\n".join(said)).groups()
+    assert most == done
+    assert not Path("compared/results.jsonl").exists()
 
 
 def test_predictions_are_held_against_their_own_controls_alone(run):

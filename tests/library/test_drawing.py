@@ -57,6 +57,12 @@ def test_an_inspection_is_drawn_the_same_twice(inspected, folder_bytes):
     assert folder_bytes(inspected) == first
 
 
+def test_a_name_is_no_formula(inspected):
+    steps = inspected / "steps.csv"
+    steps.write_text(steps.read_text().replace("\nw,", "\na$\\frac$.w,"))
+    assert draw_inspection(inspected)
+
+
 def test_the_last_bits_of_a_layout_change_no_file(tmp_path, monkeypatch):
     """The layout may end on other last bits in another process; here they are made other ones."""
     whole = ConstrainedLayoutEngine.execute

@@ -165,6 +165,13 @@ def test_tensors_without_plain_values_are_named_and_may_be_skipped(written, tmp_
     assert torch.load(tmp_path / "out/model.pt")["odd"].layout == odd.layout
 
 
+def test_a_name_with_brackets_fits_itself(written):
+    trajectory = written(lambda k: {**base(k), "l[0].w": torch.ones(2 + k, 2)})
+    with pytest.raises(KnowError, match=r"--skip 'l\[0\]\.w' leaves it alone"):
+        trajectory.roles()
+    assert trajectory.roles({"l[0].w": "skip"}).keys() == {*base(0), "l[0].w"}
+
+
 def test_extra_state_is_carried_over(written, tmp_path):
     trajectory = written(lambda k: {**base(k), "layer._extra_state": {"version": 3}}, ".pt")
     predict_to(trajectory, tmp_path / "out")

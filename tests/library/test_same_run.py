@@ -144,6 +144,41 @@ def test_a_step_that_forgets_nothing_or_ends_in_nan_stops_the_trajectory(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1.0])
+def test_a_value_that_is_not_finite_hides_no_standstill(tmp_path, value):
+    model = torch.nn.Linear(4, 2)
+    model.register_buffer("running_v", torch.tensor([value]))
+    with pytest.raises(KnowError, match="left all weights as they were"):
+        know.forget(model, [0] * 64, lambda model, subset: None, out=tmp_path / "run")
+
+
+def test_weights_of_complex_numbers_may_move_alone(tmp_path):
+    model = torch.nn.ParameterDict({"w": torch.zeros(2, 2, dtype=torch.complex64), "b": torch.zeros(2)})
+    made = know.forget(model, [0] * 64, lambda model, subset: model["w"].data.add_(1j), out=tmp_path / "run")
+    assert [state["w"][0, 0].imag.item() for state in made.states] == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.zeros(2, 2).to_sparse(), "is sparse"),
+        (torch.zeros(2, device="meta"), "is on the meta device"),
+        (torch.zeros(2, dtype=torch.complex128), r"is of torch\.complex128"),
+    ],
+    ids=["sparse", "meta", "complex128"],
+)
+def test_a_tensor_that_no_snapshot_can_keep_is_named_before_training(tmp_path, tensor, said):
+    with pytest.raises(KnowError, match=f"'x' {said}"), know.Trajectory.record(tmp_path / "recorded") as record:
+        record.add({"x": tensor}, 1.0)
+    model, trained = torch.nn.Linear(4, 2), []
+    with pytest.raises(KnowError, match=f"'x' {said}"):
+        know.forget(model, [0] * 64, lambda *_: trained.append(1), references={"r": {"x": tensor}}, out=tmp_path / "a")
+    model.register_buffer("x", tensor)
+    with pytest.raises(KnowError, match=f"'x' {said}"):
+        know.forget(model, [0] * 64, lambda *_: trained.append(1), out=tmp_path / "b")
+    assert not trained
+
+
 def test_the_error_of_fit_is_the_one_that_is_seen(tmp_path):
     def fit(model, subset):
         del model.bias

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_model import ITEMS
 from torch import nn
+from training_functions import interrupted
 
 from know.checkpoints import load_facts, load_state, save_state
 from know.errors import KnowError
@@ -338,6 +339,46 @@ def test_an_interrupted_recording_goes_on_where_it_was(tmp_path, folder_bytes):
         record_all(linear(), tmp_path / "run", length=4)
 
 
+class Queue(nn.Linear):
+    """A network with a buffer that by name and shape could be weights, and with one that is not finite."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(3, 2)
+        self.register_buffer("queue", torch.ones(4, 8))
+        self.register_buffer("limit", torch.tensor(torch.nan))
+
+
+def test_buffers_are_known_where_a_resumed_recording_has_nothing_more_to_record(tmp_path, folder_bytes):
+    def record(out, *, stop):
+        with Trajectory.record(out, [0.5, 1]) as record:
+            record.start(model := Queue())
+            for fraction, _ in record.steps(64):
+                drift(model, fraction)
+                record.add(model, fraction)
+            if stop:
+                raise KeyboardInterrupt
+
+    record(tmp_path / "whole", stop=False)
+    with pytest.raises(KeyboardInterrupt):
+        record(tmp_path / "run", stop=True)
+    with Trajectory.record(tmp_path / "run", [0.5, 1]):
+        pass  # without start
+    assert folder_bytes(tmp_path / "run") == folder_bytes(tmp_path / "whole")
+    assert Trajectory.load(tmp_path / "run").roles()["queue"] == "buffer"
+
+
+def test_buffers_are_known_where_forgetting_was_interrupted_in_its_placebo(tmp_path):
+    def fit(model, subset):
+        drift(model, len(subset) / 64)
+
+    with interrupted(at=6):  # after the four steps of fit
+        forget(Queue(), range(64), fit, placebo=fit, out=tmp_path / "run")
+    made = forget(Queue(), range(64), fit, placebo=fit, out=tmp_path / "run")
+    assert made.manifest["buffers"] == ["queue"]
+    assert not made.paths[0].with_name("buffers.json").exists()
+
+
 def test_a_recording_that_lacks_a_snapshot_is_not_finished(tmp_path):
     def lazy():
         with Trajectory.record(tmp_path / "run", [0.25, 1]) as record:
@@ -366,6 +407,19 @@ def test_a_recording_goes_on_with_the_same_subsets_or_not_at_all(tmp_path):
     for n, seed in ((32, 0), (64, 1)):
         with pytest.raises(KnowError, match="was begun with 64 items and seed 0, not with"):
             begin(n, seed)
+
+
+def test_a_fact_may_not_be_called_as_what_the_file_itself_says(tmp_path):
+    with pytest.raises(KnowError, match="facts has 'tied'"), Trajectory.record(tmp_path / "run") as record:
+        record.add(linear(), 1.0, tied=True)
+
+
+def test_what_the_coarsest_dtype_cannot_show_may_have_moved(tmp_path):
+    values = [torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.001]), torch.tensor([0.999])]
+    assert Trajectory.from_checkpoints(write(tmp_path, [{"w": v} for v in values]), (0.25, 0.5, 1)).moves("w")
+    values[2] = values[1]
+    (other := tmp_path / "other").mkdir()
+    assert not Trajectory.from_checkpoints(write(other, [{"w": v} for v in values]), (0.25, 0.5, 1)).moves("w")
 
 
 def test_a_trajectory_of_one_snapshot_is_refused(trajectory):
