@@ -319,7 +319,9 @@ def shorter(b: Budget, share: float) -> State:
     origin = b.run.pretraining
     recipe = origin.recipe.model_copy(update={"epochs": max(1, round(share * origin.recipe.epochs))})
     model = b.model(origin.initial)
-    train(model, b.run.dataset, b.d0, recipe, seed=stream(origin.seed, "pretraining"))
+    outcome = train(model, b.run.dataset, b.d0, recipe, seed=stream(origin.seed, "pretraining"))
+    if outcome.status != "ok":
+        raise KnowError("the shorter training diverged")
     b.shown += recipe.epochs * len(b.d0)
     return b.calibrated(weights_of(model))
 
@@ -420,7 +422,7 @@ class Exploration:
             if attempt.startswith(OF_FORGETTING):
                 about["snapshots"] = [each["sha256"] for each in trajectory.manifest["snapshots"]]
             if attempt.startswith((*SCALED,)):
-                about["known"] = sha256_file(OURS / "known.safetensors")
+                about["known"] = {file.name: sha256_file(file) for file in sorted(OURS.glob("*.safetensors"))}
                 about["outside"] = keras.hashes()
             codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "_attempt")]
             make = functools.partial(_attempt, run, trajectory, images, function, options)

@@ -34,8 +34,9 @@ def inspect_suite(
 ) -> None:
     """Write the tables of a suite, `<work>/inspection/{steps,movement,placebo}.csv`, by role.
 
-    They cover every method of the suite's arms on every evaluated trajectory; where it has a depth, at depths 1, 2, 3
-    and those of its arms. known: folders of the networks by S.
+    They cover every method of the suite's arms on every evaluated trajectory on which its answer is finite; where it
+    has a depth, at depths 1, 2, 3 and those of its arms. What is random in a method is drawn here by itself, and not as
+    in the arm. known: folders of the networks by S.
     """
     every, taken, moved, beside = lines(arms), [], [], []
     # several targets or shares of one source have the same trajectories

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.arms import arms_of
 from benchmarks.data import load
 from benchmarks.records import RunRecord, read_records
-from benchmarks.report.publish import provenance
+from benchmarks.report.publish import provenance, recorded_environment
 from benchmarks.settings import Cell
 from benchmarks.store import STORE, Store
 from benchmarks.suite import Suite
@@ -28,7 +28,8 @@ from know.fingerprint import code_hash
 
 COMPARED = ("status", "accuracy", "step", "weight_error", "source_accuracy", "source_accuracy_recalibrated")
 """Columns of `RunRecord` that must be the same."""
-DECIDES = ("processor", "gpu", "cuda", "system", "kernels", "python", "torch", "torchvision", "timm", "numba", "numpy")
+DECIDES = ("processor", "gpu", "cuda", "system", "kernels")
+DECIDES += ("python", "torch", "torchvision", "timm", "pillow", "numba", "numpy")
 """Entries of a recorded environment on which the bytes of a run may depend."""
 
 
@@ -85,8 +86,8 @@ def recheck(
         place = f"{row['arm']}, {row['policy']}, fine-tune {row['fine_tune']}"
         shown = f"{100 * row['accuracy']:.2f} % recorded, {100 * result.accuracy:.2f} % now"
         yield f"{place}: {shown}; " + (f"different: {', '.join(other)}" if other else "the same")
-    recorded, here = read_json(results / "provenance.json")["environment"], provenance(device)["environment"]
-    recorded = {"numba": here["numba"], **recorded}  # records of small networks, which it does not touch, lack it
+    here = provenance(device)["environment"]
+    recorded = recorded_environment(read_json(results / "provenance.json"), here)
     apart = [name for name in DECIDES if recorded.get(name) != here.get(name)]
     apart += ["code"] if set(rows["code"]) != {code_hash(ENTRY)} else []
     said = f"{len(rows) - differing} of {len(rows)} fine-tunes are exactly the recorded ones"

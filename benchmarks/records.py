@@ -40,7 +40,7 @@ class RunRecord(BaseModel):
     trajectory: str
     arm: str
     predictor: str
-    """The method with its options; empty for references."""
+    """The method, without its options; empty for references."""
     depth: Annotated[int, Field(ge=0)]
     """Number of recursions of the method; 0 for references and methods without depth."""
     policy: Policy

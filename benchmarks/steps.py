@@ -17,8 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from benchmarks.kernels import departures
-from benchmarks.store import STORE, Store
+from benchmarks.store import STORE, Store, computing
 from benchmarks.suite import WORK, Suite
 from know import keras
 from know.files import digest, read_json, sha256_file, write_text
@@ -66,6 +65,9 @@ CODE = {
     "cost": "benchmarks.cost:measure",
 }
 """Entries of the code of each rule."""
+
+
+REPORT = Path(__file__).parent / "report"
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,13 @@ def run_steps(
     """Make what is not finished, one job after the other, where there is no Snakemake.
 
     execute: runs one command, given its arguments without the suite. device: where it computes. A job is finished if
-    the store has it with the same settings, code, device and kernels, after jobs that have not changed either, and its
-    files are still those that it made.
+    the store has it with the same settings, code, libraries, device and kernels, after jobs that have not changed
+    either, and its files are still those that it made.
     """
     every, mark = list(every), ""
     store = Store(WORK / STORE).results("steps", {"work": work.as_posix()})
     for number, step in enumerate(every, start=1):
-        mark = digest([mark, step.name, step.settings, code_hash(step.code), device, departures()])
+        mark = digest([mark, step.name, step.settings, computing(code_hash(step.code), device)])
         entry = store.find(mark)
         if entry and entry["outputs"] == _hashes(step):
             say(f"[{number}/{len(every)}] {step.name}: done before")
@@ -232,6 +234,12 @@ def _last_line(log: Path) -> str:
         return "not run"
     said = [line.strip() for line in lines if line.strip()]
     return said[-1].removeprefix("know: error: ")[:LONGEST] if said else "ended without a word"
+
+
+def words() -> str:
+    """Hash of what the pages are made of besides code and records: the templates, and the claims as data."""
+    files = [*(REPORT / "templates").glob("*.j2"), REPORT / "claims.yaml"]
+    return digest([path.read_text(encoding="utf-8") for path in sorted(files)])
 
 
 def codes(every: Iterable[Step]) -> dict[str, tuple[str, str]]:

@@ -5,6 +5,8 @@
     work/store/references/KEY/            further weights of one trajectory, such as compute-matched
     work/store/meta-trajectories/KEY/     histories of weights of the small trajectories that are trained at once
     work/store/fine-tunes/KEY/*.jsonl     results of fine-tunes, one line each
+    work/store/explored/KEY/              the weights of one attempt of the exploration, and facts about them
+    work/store/explored-fine-tunes/KEY/*.jsonl     its fine-tunes
     work/store/steps/KEY/*.jsonl          steps of a suite that were run without Snakemake
 
 All suites and processes share it, since no suite's name decides a trajectory or a fine-tune. A key is the hash of the
@@ -131,6 +133,21 @@ def link_files(source: Path, out: Path, names: Iterable[str]) -> None:
             shutil.copy2(source / name, out / name)
 
 
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide bits, the decoder of JPEG files among them; "none" where one is not
+    installed, as where Snakemake alone runs, and each job in an environment of its own.
+    """
+    return {package: version(package) for package in ("torch", "torchvision", "timm", "pillow")}
+
+
+def version(package: str) -> str:
+    """The version of a package; "none" where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
 def computing(code: str, device: str) -> dict[str, Any]:
     """What decides the bits of a computation besides its inputs: code, libraries, threads, device and kernels.
 
@@ -142,6 +159,5 @@ def computing(code: str, device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     named = f"cuda: {torch.cuda.get_device_name(device)}" if kind == "cuda" else kind
     other = {"kernels": chosen} if (chosen := departures()) else {}
-    networks = {package: importlib.metadata.version(package) for package in ("torchvision", "timm")}
-    made = {"code": code, "torch": torch.__version__, **networks}
+    made = {"code": code, **versions(), "torch": torch.__version__}  # that one names the build too
     return {**made, "threads": torch.get_num_threads(), "device": named, **other}

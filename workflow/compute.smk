@@ -44,6 +44,7 @@ for name, every in RULES.items():
             suite=NAME,
             device=SUITE.device,
             code=code_hash(CODE[name]),
+            libraries=versions(),
             settings=settings_of(name),
             command=command_of(name),
         wildcard_constraints:

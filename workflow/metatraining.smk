@@ -18,11 +18,12 @@ os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.get
 
 from know import keras
 from know.fingerprint import code_hash
-from benchmarks.steps import LEARNT, NETWORKS
-from benchmarks.suite import load_shipped
+from benchmarks.steps import LEARNT, NETWORKS, words
+from benchmarks.suite import load_shipped, load_suite
 from benchmarks.settings import variants
 
 SHIPPED = load_shipped()
+TRAINED = load_suite(SHIPPED.skill.suite)  # whose recipes make the trajectories of the rule `skill`
 WORK = "work/shipped"
 PLACES = [f"{name}/{length}" for name, group in SHIPPED.groups.items() for length in group.lengths]
 VARIANTS = expand(f"{WORK}/variants/{{variant}}.csv", variant=variants(SHIPPED.metatraining))
@@ -101,6 +102,7 @@ rule skill:
     params:
         code=code_hash("benchmarks.skill:measure"),
         settings=SHIPPED.skill.model_dump(mode="json"),
+        trained=[part.model_dump(mode="json") for part in (TRAINED.pretraining, TRAINED.forgetting)],
         authors=keras.hashes(),
     log:
         f"{WORK}/logs/skill/{{network}}.log",
@@ -122,6 +124,7 @@ rule page:
         update(expand("know/pretrained/{file}", file=PAGES)),
     params:
         code=code_hash("benchmarks.report.pretrained:publish"),
+        words=words(),
         settings=SHIPPED.model_dump(mode="json"),
     log:
         f"{WORK}/logs/page.log",

@@ -10,9 +10,6 @@ LEFT_OUT = set() if VARIED else {"ablation"}
 FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - LEFT_OUT)
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 
-# What the pages are made of besides code: templates, and the claims as data.
-WORDS = [*Path("benchmarks/report/templates").glob("*.j2"), Path("benchmarks/report/claims.yaml")]
-WORDS = digest([path.read_text(encoding="utf-8") for path in sorted(WORDS)])
 DRAWING = [code_hash("benchmarks.report.publish:publish"), code_hash("know.drawing")]
 DRAWING = digest(DRAWING + [syntax(path) for path in sorted(Path("paper_figures").glob("*.py"))])
 
@@ -30,7 +27,7 @@ rule publish:
     params:
         suite=NAME,
         code=code_hash("benchmarks.report.publish:publish"),
-        words=WORDS,
+        words=words(),
         settings=SUITE.model_dump(mode="json"),
     log:
         f"{WORK}/logs/publish.log",

@@ -13,6 +13,7 @@ from benchmarks.report import claim_tables, tables
 from benchmarks.report.evidence import (
     DAGGER,
     DIVERGED_NOTE,
+    OTHERS_NOTE,
     POLICIES,
     SEEN_NOTE,
     Evidence,
@@ -51,6 +52,7 @@ def index_page(results: Sequence[Published], evidence: Evidence) -> str:
         few=FEW,
         dagger=DAGGER,
         seen_note=SEEN_NOTE,
+        others_note=OTHERS_NOTE,
         diverged_note=DIVERGED_NOTE,
         runs=runs.replace("<", "\\u003c"),  # so that no name can end the element that it stands in
     )
@@ -80,7 +82,7 @@ def _overviews(results: Sequence[Published]) -> list[dict[str, Any]]:
                 heading: {label: [_glance(shown[heading][label], told) for shown, told in columns] for label in lines}
                 for heading, lines in tables.FRONT.items()
             }
-            found.append({"policy": name, "heads": heads, "rows": rows, "open": policy == "tuned"})
+            found.append({"key": policy, "policy": name, "heads": heads, "rows": rows, "open": policy == "tuned"})
     return found
 
 

@@ -310,9 +310,21 @@ def _among(rate: float, grid: Iterable[float]) -> bool:
     return any(math.isclose(rate, point, rel_tol=1e-6) for point in grid)
 
 
+def dear(evidence: Evidence) -> list[str]:
+    """The core suites beside those of the rule where a deepest prediction is not cheap, with its share of the time."""
+    said = []
+    for suite in sorted(set(CLAIMS.core) & evidence.costs.keys() - set(CLAIMS.cost_of)):
+        costs = evidence.costs[suite].set_index("arm")
+        arms = [line.deepest for line in CLAIMS.lines.values() if line.deepest in costs.index]
+        shares = {arm: (costs.loc[[arm], "seconds"] / costs.loc[[arm], "theta_0_seconds"]).max() for arm in arms}
+        if over := [f"`{arm}` {100 * share:.1f} %" for arm, share in shares.items() if share >= CLAIMS.cheap]:
+            said.append(f"{suite} ({', '.join(over)})")
+    return said
+
+
 def ablations(evidence: Evidence) -> pd.DataFrame:
-    """The deepest KNOWN and shrinking by as much, each minus naive, in every informative place that is not pooled. They
-    have no verdict (rules 16, 29).
+    """The deepest KNOWN and shrinking by as much, each minus naive, in every informative place that is not pooled, at
+    all of the target and S = 5. They have no verdict (rules 16, 29).
     """
     shrinking = next(control.arms for control in CLAIMS.controls if "shrinking" in control.text)
     rows = []

@@ -47,6 +47,7 @@ SEEN_NOTE = (
     f"{DAGGER} In-distribution: the authors' KNOWN was meta-trained on MNIST, Fashion-MNIST and CIFAR-10; source or "
     "target is among them."
 )
+OTHERS_NOTE = "WNN and WNN+, networks of others too, saw CIFAR-10 among others; their rows have no mark."
 DIVERGED = "\N{DOUBLE DAGGER}"
 DIVERGED_NOTE = (
     f"{DIVERGED} Some fine-tunes diverged, or would begin at weights that are not finite. The former count with the "

@@ -8,7 +8,6 @@ same code on one machine.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import platform
 import shutil
@@ -25,6 +24,7 @@ from benchmarks.report.render import front_pages, suite_pages
 from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
 from benchmarks.steps import TOLD, lacking, steps
+from benchmarks.store import version
 from benchmarks.suite import Suite, load_suite, suite_names
 from know.errors import KnowError
 from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
@@ -214,7 +214,7 @@ def provenance(device: str = "cpu") -> dict:
 
     outputs = (":!results", ":!dvc.lock")  # what a run itself rewrites is no change of the code
     packages = ["torch", "torchvision", "timm", "numba", "numpy", "scipy", "pandas", "matplotlib", "safetensors"]
-    packages += ["scikit-learn"]
+    packages += ["scikit-learn", "pillow"]
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs)),
@@ -224,17 +224,18 @@ def provenance(device: str = "cpu") -> dict:
             "system": f"{platform.system()} {platform.machine()}",
             "kernels": effective(),
             "python": platform.python_version(),
-            **{package: _version(package) for package in packages},
+            **{package: version(package) for package in packages},
         },
     }
 
 
-def _version(package: str) -> str:
-    """The version of a package; "none" where it is not installed, as numba need not be."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
+def recorded_environment(record: dict, here: dict[str, str]) -> dict[str, str]:
+    """The environment that a provenance.json names.
+
+    here: the present one, whose versions stand in for those of the libraries that older records lack: numba, which
+    small networks do not touch, and pillow, which decodes JPEG files alone.
+    """
+    return {name: here[name] for name in ("numba", "pillow")} | record["environment"]
 
 
 def _gpu(device: str) -> dict[str, str]:

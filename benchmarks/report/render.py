@@ -11,17 +11,18 @@ from pathlib import Path
 from benchmarks.report import claim_tables, tables
 from benchmarks.report.browse import index_page
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.evidence import DIVERGED_NOTE, POLICIES, SEEN_NOTE, Evidence, Verdict, gates
+from benchmarks.report.evidence import DIVERGED_NOTE, OTHERS_NOTE, POLICIES, SEEN_NOTE, Evidence, Verdict, gates
 from benchmarks.report.folders import Published
 from benchmarks.report.pretrained import card, skill_of
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.template import fill
-from benchmarks.suite import SHIPPED, SUITES, load_shipped, load_suite, suite_names
+from benchmarks.suite import SHIPPED, load_shipped, load_suite, suite_names
 from know.files import PRETRAINED
 
 COMMON = {
     "noise": tables.NOISE,
     "seen_note": SEEN_NOTE,
+    "others_note": OTHERS_NOTE,
     "diverged_note": DIVERGED_NOTE,
     "few": FEW,
     "confidence": 100 * CONFIDENCE,
@@ -102,6 +103,7 @@ def front_page(results: Sequence[Published], evidence: Evidence) -> str:
         waiting=evidence.waits_for(),
         verdicts=claim_tables.front(evidence),
         cells=tables.every_cell(results),
+        judging=sorted({suite for claim in CLAIMS.claims for suite in claim.suites or ()}),
         suites=results,
     )
 
@@ -139,13 +141,14 @@ def claims_page(evidence: Evidence) -> str:
         claims=claims,
         ablations=claim_tables.ablations(evidence),
         cost_verdict=evidence.cost,
-        planned={name: title for name, title in _titles(SUITES.resolve()).items() if name not in evidence.suites},
+        dear=claim_tables.dear(evidence),
+        planned={name: title for name, title in _titles().items() if name not in evidence.suites},
     )
 
 
 @cache
-def _titles(folder: Path) -> dict[str, str]:
-    """Titles by name of the suites below a folder that are evidence."""
+def _titles() -> dict[str, str]:
+    """Titles by name of the suites that are evidence."""
     suites = {name: load_suite(name) for name in suite_names()}
     return {name: suite.title.partition(": ")[2] or suite.title for name, suite in suites.items() if suite.evidence}
 

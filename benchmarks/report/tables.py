@@ -269,20 +269,24 @@ def described(settings: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def steps(published: Published) -> pd.DataFrame:
-    """The steps of every predictor, and the shares of their parts: mean over trajectories, one column per place."""
+    """The steps of every predictor, and the shares of their parts: mean over the trajectories on which the answer is
+    finite, with their number where it is not that of all; one column per place.
+    """
     table = published.table("steps")
     table = table[(table["role"] == "all") & table["depth"].isin([0, 1, 3])]
     parts = ["step", "shrink", "linear", "neither"]
-    means = {
-        place_of(rows.iloc[0]): rows.groupby(["predictor", "depth"])[parts].mean()
-        for _, rows in table.groupby(PLACE, sort=True)
-    }
+    means = {}
+    for _, rows in table.groupby(PLACE, sort=True):
+        by = rows.groupby(["predictor", "depth"])
+        lacking = by.size().where(by.size() < rows["trajectory"].nunique())
+        means[place_of(rows.iloc[0])] = by[parts].mean().assign(n=lacking)
     rows = [["", "", *["step: shrink, linear, neither"] * len(means)]]
     for key in sorted({key for mean in means.values() for key in mean.index}):
         entries = []
         for mean in means.values():
-            step, *shares = mean.loc[key] if key in mean.index else [math.nan]
-            entries.append(f"{step:.3f}: {', '.join(f'{share + 0.0:.2f}' for share in shares)}" if shares else "")
+            step, *shares, n = mean.loc[key] if key in mean.index else [math.nan, math.nan]
+            few = "" if math.isnan(n) else f" (n = {n:.0f})"
+            entries.append(f"{step:.3f}: {', '.join(f'{share + 0.0:.2f}' for share in shares)}{few}" if shares else "")
         rows.append([key[0], str(key[1] or ""), *entries])
     return pd.DataFrame(rows, columns=["predictor", "depth", *means])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.report.publish import provenance
+from benchmarks.report.publish import provenance, recorded_environment
 from benchmarks.report.statistics import trajectory_means, two_sample_limit
 from benchmarks.steps import codes, steps
 from benchmarks.suite import Suite
@@ -77,7 +78,8 @@ def _compare_with_git(name: str, runs: pd.DataFrame, results: Path, against: str
     table, record = committed("runs.csv"), committed("provenance.json")
     if table is None or record is None:
         return f"results: {against} has none of this suite, nothing to compare with"
-    same = pd.read_json(io.StringIO(record), typ="series")["environment"] == provenance(device)["environment"]
+    environment = provenance(device)["environment"]
+    same = recorded_environment(json.loads(record), environment) == environment
     here = (results / name / "runs.csv").read_text(encoding="utf-8")
     if table == here:
         return f"results: the records equal those of {against}, byte for byte"

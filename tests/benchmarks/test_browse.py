@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -98,6 +99,9 @@ def test_at_a_glance_every_cell_of_evidence_has_its_differences_at_each_rate(pub
     for view, (_, rows) in zip(views, two.summary.groupby("policy", sort=False), strict=True):
         assert view.count("data-cell") == 0
         assert len(re.findall(r"<th><a ", view)) == rows["cell"].nunique() == 1
+        ((cell, policy),) = re.findall(r'href="#cell=([^&"]*)&amp;policy=(\w+)"', view)
+        assert (unquote(cell), policy) in Tables(html).sections
+        assert {policy} == set(rows["policy"])
         by_arm = rows.set_index("arm")
         for label, arm in (("ours ×2", "known_x2"), ("TaskVector ×2", "linear_x2")):
             (cell,) = re.findall(rf"<td>{label}</td><td>.*?<br>(.*?)</td>", view)
@@ -135,7 +139,13 @@ def dom(published, tmp_path):
         page = tmp_path / "index.html"
         html = (published / "index.html").read_text(encoding="utf-8")
         page.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=2000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
         command = [BROWSER, *options, "--dump-dom", f"file://{page}{address}"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
@@ -164,6 +174,12 @@ def test_a_browser_shows_one_cell_at_its_tuned_rate_or_what_the_address_asks_for
     asked = dom(f"#cell={cell}&policy=short&group=control")
     assert seen(asked) == [(cell, "short")]
     assert {group for group, _ in shown(asked)} == {"reference", "control"}
+
+
+def test_a_link_of_an_overview_leads_to_its_cell_at_the_rate_of_the_overview(html, dom):
+    cell, policy = re.search(r'<th><a href="#cell=([^&"]*)&amp;policy=(\w+)"', html).groups()
+    assert policy == "short"
+    assert seen(dom(script="document.querySelector('details th a').click();")) == [(unquote(cell), policy)]
 
 
 def test_a_column_is_sorted_downwards_then_upwards_then_as_it_was(dom):

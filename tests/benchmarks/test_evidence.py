@@ -658,6 +658,17 @@ def test_a_prediction_is_cheap_beside_training_on_the_networks_where_that_is_mea
     assert f"Here: **{said}**." in page(tmp_path).split("## Predicting is cheap")[1].split("\n## ")[0]
 
 
+def test_a_core_suite_beside_the_rule_in_which_a_prediction_is_dear_is_named(core, tmp_path):
+    core({MLP: GOOD})
+    for suite, seconds in zip(("core/plaincnn", "core/resnet8", "core/halves"), (0.1, 0.1, 2.5), strict=True):
+        rows = [f"c,mlp,overflow,0.5,5,1000,100,known_x8,1.3,{seconds},8"]
+        (tmp_path / suite / "cost_by_arm.csv").write_text("\n".join([",".join(COST), *rows, ""]))
+    section = page(tmp_path).split("## Predicting is cheap")[1].split("\n## ")[0]
+    assert "Here: **holds**." in section
+    assert "that much or more in core/halves (`known_x8` 2.5 %)." in section
+    assert "`core/plaincnn`" not in section
+
+
 # claims.yaml
 
 

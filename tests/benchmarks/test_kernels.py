@@ -74,7 +74,7 @@ def test_a_key_of_the_store_names_the_variables_only_where_they_are_not_the_pinn
     """Else what was kept before they were pinned would not be found any more."""
     pin()
     pinned = computing("c0de", "cpu")
-    assert pinned.keys() == {"code", "torch", "torchvision", "timm", "threads", "device"}
+    assert pinned.keys() == {"code", "torch", "torchvision", "timm", "pillow", "threads", "device"}
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert computing("c0de", "cpu") == pinned | {"kernels": {"MKL_CBWR": "COMPATIBLE"}}
 

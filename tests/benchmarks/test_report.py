@@ -418,6 +418,17 @@ def test_a_damaged_file_is_named_in_one_line(results, capsys, file, damage):
     assert f"one/{file}" in error
 
 
+def test_a_mean_over_some_of_the_trajectories_says_of_how_many(results):
+    steps = pd.read_csv(results / "one" / "steps.csv")
+    one = steps.iloc[0]
+    lost = (steps["predictor"] == one["predictor"]) & (steps["trajectory"] == one["trajectory"])
+    steps[~lost].to_csv(results / "one" / "steps.csv", index=False)
+    report.write_pages(results)
+    page = (results / "one" / "README.md").read_text(encoding="utf-8").split("## What the steps are made of")[1]
+    rows = [line for line in page.split("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert {line.split(" | ")[0].strip("| ") for line in rows if "(n = " in line} == {one["predictor"]}
+
+
 @pytest.mark.slow
 def test_the_committed_pages_fit_their_records(repository, monkeypatch, capsys):
     if not list((repository / "results").glob("*/suite.json")):

@@ -1,6 +1,7 @@
 """The list of jobs: it is that of the workflow; what a run lacks and why; a run without Snakemake."""
 
 import csv
+import importlib.metadata
 import os
 import re
 import shutil
@@ -318,8 +319,9 @@ def test_a_suite_names_its_device(there, capsys):
     assert run("forget", "--suite", "tiny", "--origin", "digits_0-4.mlp", "--device", "cpu") == 0
 
 
-def test_another_device_makes_everything_anew(there):
+def test_another_device_makes_everything_anew(there, monkeypatch):
     """The mark of a job names the device, so that results of two devices never mix."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     asked = []
     suite = load_suite("tiny")
 
@@ -328,6 +330,14 @@ def test_another_device_makes_everything_anew(there):
 
     work = Path("work/tiny")
     listed.run_steps(steps(suite, work), execute, work, print, "cuda")
+    assert len(asked) == len(steps(suite, work))
+
+
+def test_another_version_of_a_library_makes_everything_anew(there, monkeypatch):
+    asked, suite, work = [], load_suite("tiny"), Path("work/tiny")
+    known = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == "pillow" else known(name))
+    listed.run_steps(steps(suite, work), lambda command: asked.append(command[0]), work, print, "cpu")
     assert len(asked) == len(steps(suite, work))
 
 

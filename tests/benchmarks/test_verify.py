@@ -65,6 +65,11 @@ def test_a_record_from_before_kernels_were_recorded_is_of_another_environment(co
     assert compare(kernels=None).endswith("byte for byte")
 
 
+def test_a_record_that_lacks_a_library_which_few_results_need_is_of_the_same_environment(compare):
+    with pytest.raises(KnowError, match="differs from HEAD"):
+        compare(shifted(0.1), pillow=None)
+
+
 def test_in_another_environment_a_large_difference_is_an_error(compare):
     with pytest.raises(KnowError, match="further apart than chance allows"):
         compare(shifted(-60), torch="other")
