@@ -35,7 +35,7 @@ from benchmarks.networks import has_running_statistics, weights_of
 from benchmarks.progress import progress
 from benchmarks.report.explored import BUDGETS, SCALED, SUITE
 from benchmarks.settings import Origin
-from benchmarks.store import Store, computing
+from benchmarks.store import LOADING, Store, computing
 from benchmarks.suite import load_suite
 from benchmarks.training import correct, evaluated, logits, recalibrate, show, steps_per_epoch, train
 from benchmarks.trajectories import SourceRun, make_origin, source_run
@@ -425,6 +425,7 @@ class Exploration:
                 about["known"] = {file.name: sha256_file(file) for file in sorted(OURS.glob("*.safetensors"))}
                 about["outside"] = keras.hashes()
             codes = [code_hash(f"benchmarks.exploration:{entry}") for entry in (function.__name__, "_attempt")]
+            codes.append(code_hash(LOADING))
             make = functools.partial(_attempt, run, trajectory, images, function, options)
             file = self.store.folder("explored", about | computing(digest(codes), self.device), FILE, make) / FILE
             place["theta_0"] = Start(run.theta_0).fingerprint()[:8]
@@ -437,7 +438,7 @@ class Exploration:
         """Fine-tunes of weights at every rate of the search, each judged by validation images of the target."""
         tuner, start = _tuner(self.suite, self.network, target, self.device), Start(weights)
         settings = tuner.settings
-        made = {"network": self.network, **computing(code_hash("benchmarks.finetune"), self.device)}
+        made = {"network": self.network, **computing(code_hash("benchmarks.finetune", LOADING), self.device)}
         kept = self.store.results("explored-fine-tunes", {**made, "target": tuner.target.sha256})
         how = settings.model_dump(include={"recipe", "images", "validation"})
         rates = [*settings.grid, *(settings.grid[-1] * 2**k for k in range(1, settings.extensions + 1))]

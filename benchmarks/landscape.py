@@ -42,7 +42,8 @@ def make_landscape(
     x, y: distance from theta_0 along the two axes, in the units of the weights. loss: mean cross entropy on the first
     `IMAGES` images of the source test set. There is one row per `snapshot` (theta_4 ... theta_0), `known` prediction
     (x2, ...: r^-depth; those that are not finite are left out) and oracle (`oracle`, or else `oracle_steps`, if kept),
-    with the loss of the weights themselves, which lie off the plane. The rows `grid` have the loss on the plane.
+    with the loss of the weights, which lie off the plane. The rows `grid` have the loss on the plane. Normalisation and
+    buffers are those of theta_0 in all rows, so a snapshot or an oracle by itself has another loss.
     `variance`: the share of the points' variance along x and along y. `about`: what is drawn, in words.
     """
     trajectory, known = Trajectory.load(trajectory_folder).last(length), Models(known_folder)

@@ -25,7 +25,7 @@ from benchmarks.networks import build
 from benchmarks.progress import progress
 from benchmarks.settings import MetaTraining, Recipe
 from benchmarks.stacked import Stacked
-from benchmarks.store import Store, computing, link_files
+from benchmarks.store import LOADING, Store, computing, link_files
 from benchmarks.training import steps_per_epoch, train
 from know.checkpoints import State, save_state
 from know.errors import KnowError
@@ -161,7 +161,7 @@ def make_metaset(shard: int, settings: MetaTraining, *, store: Store, out: Path,
     data = {name: dataset.sha256 for name, dataset in datasets.items()}
     sizes = {name: len(dataset.train) for name, dataset in datasets.items()}
     decided = {"windows": settings.windows, "carry_optimizer": settings.carry_optimizer}
-    decided |= computing(code_hash(TRAJECTORY), device)
+    decided |= computing(code_hash(TRAJECTORY, LOADING), device)
     shutil.rmtree(out, ignore_errors=True)
     files = {}
     for start in progress(range(runs.start, runs.stop, settings.together), desc=f"meta-trajectories, shard {shard}"):

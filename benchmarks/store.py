@@ -38,6 +38,8 @@ from know.files import digest, write_json
 
 STORE = Path("store")
 """Where the store lies, in the folder of all suites' work."""
+LOADING = "benchmarks.data:load"
+"""Entry of the code that makes images and splits of files: a part of the keys of what is given a dataset."""
 
 
 @dataclass(frozen=True)

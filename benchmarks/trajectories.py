@@ -28,7 +28,7 @@ from benchmarks.networks import build, weights_of
 from benchmarks.progress import progress
 from benchmarks.references import REFERENCES, Average, Reference, kept
 from benchmarks.settings import Forgetting, Origin, Recipe, Track
-from benchmarks.store import Store, computing, link_files, link_folder
+from benchmarks.store import LOADING, Store, computing, link_files, link_folder
 from benchmarks.training import Outcome, accuracy, evaluated, logits, number_of_steps, recalibrate, right, train
 from benchmarks.workers import workers
 from know.checkpoints import State, load_state, save_state
@@ -42,7 +42,7 @@ from know.trajectory import add_references
 
 ENTRY = "benchmarks.trajectories:make_origin"
 """The function from which the fingerprint of a trajectory's code is made."""
-PRETRAINING = "benchmarks.trajectories:_pretrain"
+PRETRAINING = "benchmarks.trajectories:_Pretraining"
 """The same for a run from an initialisation."""
 TAIL, MEMORY, DECAY = 0.25, 0.1, 3
 """The tail average covers the last quarter of the steps. The time constant of the EMA is a tenth of the steps. In the
@@ -285,7 +285,7 @@ class _Pretraining:
         if steps:
             recipe = recipe.model_copy(update={"steps": round(steps * number_of_steps(recipe, len(self.subset(1))))})
         about = {**self.place, "data": self.dataset.sha256, "recipe": recipe.model_dump(mode="json")}
-        about |= {"fraction": factor * self.settings.d0, **computing(code_hash(PRETRAINING), self.device)}
+        about |= {"fraction": factor * self.settings.d0, **computing(code_hash(PRETRAINING, LOADING), self.device)}
         make = functools.partial(
             _pretrain, self.model, self.initial, self.dataset, self.subset(factor), recipe, self.seed, self.what
         )
@@ -373,22 +373,25 @@ class SourceRun:
         """Train theta_0 further, (r + ... + r^(S-1)) times the epochs of a step on D0: 0.94 at r = 0.5, S = 5."""
         return self.further(factor, augmented)[averaged]
 
-    def _further(self, factor: int, augmented: bool) -> tuple[State, State]:
-        """The last weights of such training, and their mean over its last half."""
+    def _further(self, factor: int, augmented: bool) -> tuple[State, State | None]:
+        """The last weights of such training and, on D0, their mean over its last half."""
         settings, split = self.settings, self.pretraining.subset(factor)
         changes = {"steps": self.forgetting_steps, **({"augment": "shift"} if augmented else {})}
         recipe = settings.step.model_copy(update=changes)
         model, state = copy.deepcopy(self.start), self.optimizer if settings.carry_optimizer else None
-        mean = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
+        averaged = factor == 1  # what no arm asks for costs time
+        mean = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True) if averaged else None
 
         def after_step(step: int, steps: int) -> None:
-            if step > (1 - LATE) * steps:
+            if mean and step > (1 - LATE) * steps:
                 mean.update_parameters(model)
 
         seed = stream(self.seed, "compute_matched" if factor == 1 else "local_oracle")
         carried = {"optimizer_state": state, "after_step": after_step}
         outcome = train(model, self.dataset, split, recipe, seed=seed, **carried)
         _demand_finite(outcome, f"further training of theta_0 on {factor} times D0")
+        if not mean:
+            return weights_of(model), None
         recalibrate(mean.module, self.dataset, split.take(range(min(MEASURED, len(split)))))
         return weights_of(model), weights_of(mean.module)
 

@@ -23,7 +23,7 @@ from benchmarks.finetune import FineTune, FineTuner, Result, fine_tune_stacked, 
 from benchmarks.progress import progress
 from benchmarks.records import PilotRecord, RunRecord, write_records
 from benchmarks.settings import Arms, Cell, Policy, Transfer
-from benchmarks.store import Store, computing
+from benchmarks.store import LOADING, Store, computing
 from benchmarks.workers import workers
 from know import keras as released
 from know.checkpoints import State
@@ -210,7 +210,7 @@ class _Worker:
         self.bench, cell = bench, bench.cell
         self.target, self.source = (load(name, device=bench.device) for name in (cell.target, cell.source))
         place = {"source": cell.source, "network": cell.network, "target": cell.target}
-        made = computing(code_hash("benchmarks.finetune"), bench.device)
+        made = computing(code_hash("benchmarks.finetune", LOADING), bench.device)
         self.models, self.kept = Models(bench.known), bench.store.results("fine-tunes", {**place, **made})
         self.trajectory = functools.lru_cache(maxsize=1)(self._trajectory)
         self.tuner = functools.cache(self._tuner)

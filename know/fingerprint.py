@@ -24,9 +24,9 @@ def syntax(path: Path | str) -> str:
 
 
 @functools.cache
-def code_hash(entry: str) -> str:
-    """Fingerprint of what an entry can reach: "package.module:name" for one definition, "package.module" for all."""
-    return _code().hash(entry)
+def code_hash(*entries: str) -> str:
+    """Fingerprint of what entries can reach: "package.module:name" for one definition, "package.module" for all."""
+    return _code().hash(*entries)
 
 
 @functools.cache
@@ -42,8 +42,8 @@ class Code:
         self.module = functools.cache(self._module)
         self.definition = functools.cache(self._definition)
 
-    def hash(self, entry: str) -> str:
-        return digest(sorted(set(self.reach(entry).values())))
+    def hash(self, *entries: str) -> str:
+        return digest(sorted({form for entry in entries for form in self.reach(entry).values()}))
 
     def reach(self, entry: str) -> dict[str, str]:
         """Everything that an entry can reach: "module:name" to its normal form.

@@ -73,7 +73,9 @@ FAMILIES = {
 }
 """Label, colour and marker of families that look the same everywhere (colours: Okabe and Ito; Tol)."""
 
-PALETTE = ["#56B4E9", "#999933", "#661100", "#AA4499", "#44AA99", "#882255", "#332288"]
+PALETTE = ["#56B4E9", "#999933", "#661100", "#AA4499", "#44AA99", "#882255", "#332288", "#117733", "#CC6677", "#DDCC77"]
+DEALT = 7
+"""How many of them are dealt; the others are for `told_apart`."""
 MARKERS = ["o", "v", "X", "<", "h", ">", "d", "p", "8"]
 """Colours and markers of the other families, in turn; the same in two panels mean nothing."""
 
@@ -117,7 +119,7 @@ def arms_of(folder: Path) -> pd.DataFrame:
         others.sort(key=lambda family: arms.loc[arms["family"] == family, "depth"].nunique() < 2)
         for place, family in enumerate(others):
             name = " ".join(WORDS.get(word, word) for word in family.replace("theta0", "θ₀").split("_"))
-            looks[family] = (name, PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+            looks[family] = (name, PALETTE[place % DEALT], MARKERS[place % len(MARKERS)])
     looks |= FAMILIES
     arms["label"] = (arms["family"].map(lambda family: looks[family][0]) + " " + arms["factor"]).str.strip()
     arms["colour"], arms["marker"] = (arms["family"].map(lambda family, k=k: looks[family][k]) for k in (1, 2))
@@ -139,6 +141,20 @@ def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]
             part = f" ({k + 1} of {count})".replace(" ", "\N{NO-BREAK SPACE}")[1:] if count > 1 else ""
             blocks.append((f"{heading} {part}".strip(), families[k * size : (k + 1) * size]))
     return blocks
+
+
+def told_apart(arms: pd.DataFrame, blocks: list[tuple[str, list[str]]]) -> pd.DataFrame:
+    """`arms` with another colour for each family whose colour one before it in its panel has already."""
+    arms = arms.copy()
+    for _, families in blocks:
+        taken = {FAMILIES[family][1] for family in families if family in FAMILIES}
+        for family in (family for family in families if family not in FAMILIES):
+            own = arms["family"] == family
+            colour = arms.loc[own, "colour"].iloc[0]
+            if colour in taken:
+                arms.loc[own, "colour"] = colour = next(other for other in PALETTE if other not in taken)
+            taken.add(colour)
+    return arms
 
 
 def line_styles(depths: Iterable[int]) -> dict[int, str]:

@@ -30,15 +30,17 @@ def draw(results: Path) -> Figure:
     every = pd.concat(table for *_, table in shown)
     arms = arms[arms["family"].isin(every["family"])]
     blocks, lines = blocks_or_one(arms), style.line_styles(every["depth"])
+    colours = style.told_apart(arms, blocks)["colour"]
     diverged = set(every.loc[every["failed"] > 0, "arm"])
-    figure, rows = style.block_panels(len(shown), blocks, arms, height=2.1, diverged=diverged)
+    figure, rows = style.block_panels(len(shown), blocks, arms.assign(colour=colours), height=2.1, diverged=diverged)
     for axes, (varied, cells, table) in zip(rows, shown, strict=True):
         first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
         name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
         style.head(axes, name, "gain over naive (points)")
         axes[0].set_ylim(style.widened(style.limits(table), table[table["family"].isin(DATA)]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
-            draw_panel(axis, table[table["family"].isin(families)], varied, lines)
+            own = table[table["family"].isin(families)]
+            draw_panel(axis, own.assign(colour=own["arm"].map(colours)), varied, lines)
             label_values(axis, table, varied, cells["rate"].iloc[0])
     add_legend(figure, lines)
     style.footnote(

@@ -23,12 +23,13 @@ def draw(results: Path) -> Figure:
     runs, pilots = style.load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
     arms, cells = style.arms_of(results), style.cells_of(runs)
     arms = arms[arms.index.isin(pilots["arm"])]
-    blocks, lines, oracle = style.blocks_of(arms), style.line_styles(arms["depth"]), oracle_of(arms.index)
+    blocks, lines = style.blocks_of(arms), style.line_styles(arms["depth"])
+    arms = style.told_apart(arms, blocks)
     diverged = set(pilots.loc[pilots["status"] != "ok", "arm"])
     figure, rows = style.block_panels(len(cells), blocks, arms, height=1.75, diverged=diverged)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):
         part = pilots[pilots["cell"] == cell]
-        count = part["trajectory"].nunique()
+        count, oracle = part["trajectory"].nunique(), oracle_of(set(part["arm"]))
         name_and_count = f"{name}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}"
         style.head(axes, name_and_count, "validation accuracy (%)")
         for axis, (_, families) in zip(axes, blocks, strict=True):

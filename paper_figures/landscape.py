@@ -65,7 +65,8 @@ def draw(results: Path) -> Figure:
         figure,
         f"n = 1 trajectory, hence no interval. Black: snapshots, {first} of the smallest subset to θ₀. Blue, dashed: "
         f"KNOWN. Star: oracle. The plane (PCA) holds {both} of their variance; grey is the loss on the plane, off "
-        f"which they lie.{zoom}{lacking}",
+        "which they lie, with the normalisation and running statistics of θ₀; the oracle's own loss is another."
+        f"{zoom}{lacking}",
     )
     return figure
 

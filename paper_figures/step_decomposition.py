@@ -35,6 +35,9 @@ def draw(results: Path) -> Figure:
     names = {line: style.name_of(arms, line) for line in shown}
     factors = (table["rate"] ** -table["depth"]).map(lambda factor: f" ×{factor:.2g}").where(table["depth"] > 0, "")
     table["label"] = table["predictor"].map(names) + factors
+    n = table.groupby([*PLACE, "predictor", "depth"])["trajectory"].transform("nunique")
+    most = table.groupby(PLACE)["trajectory"].transform("nunique")
+    table["label"] += n.map(lambda count: f" (n = {count})").where(n < most, "")
     places = [part for _, part in table.groupby(PLACE)]
     labels = [list(part["label"].drop_duplicates()) for part in places]
     alike = all(labels[0] == other for other in labels)  # else every panel needs room for labels of its own
@@ -47,11 +50,11 @@ def draw(results: Path) -> Figure:
         if place >= len(places) - columns:
             axis.set_xlabel("|step| / |θ₀|")
     style.legend(figure, axes, 4)
-    n = table.groupby([*PLACE, "predictor", "depth"])["trajectory"].nunique()
     rest = f" Not drawn: {', '.join(style.name_of(arms, family) for family in left_out)}." if left_out else ""
     style.footnote(
         figure,
-        f"Mean over {style.counted(n)} source trajectories; dots: the |step| of each. All predicted tensors. Each "
+        f"Mean over the source trajectories on which the answer is finite, {style.counted(n)}; dots: the |step| of "
+        "each; of an answer that is finite on none there is no bar. All predicted tensors. Each "
         "tensor's step is a (−θ₀) + b (θ₀ − θ₁) + a rest orthogonal to both; the length of a part is |step| times its "
         "share of |step|², left of 0 where the share is negative. // with a number: a bar too long for the axis, drawn "
         f"shorter in proportion, and its |step|.{rest}",

@@ -19,6 +19,7 @@ os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.get
 from know import keras
 from know.fingerprint import code_hash
 from benchmarks.steps import LEARNT, NETWORKS, words
+from benchmarks.store import versions
 from benchmarks.suite import load_shipped, load_suite
 from benchmarks.settings import variants
 
@@ -45,6 +46,7 @@ rule metaset:
         f"{WORK}/metaset/{{shard}}/manifest.json",
     params:
         code=code_hash("benchmarks.metaset:make_metaset"),
+        libraries=versions(),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
     log:
         f"{WORK}/logs/metaset/{{shard}}.log",
@@ -63,6 +65,7 @@ rule metatrain:
         update(expand("know/pretrained/{{group}}/{{length}}/{file}", file=LEARNT)),
     params:
         code=code_hash("benchmarks.metatraining:fit_known"),
+        libraries=versions(),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
         without=lambda wildcards: SHIPPED.groups[wildcards.group].without,
     log:
@@ -82,6 +85,7 @@ rule variant:
         f"{WORK}/variants/{{variant}}.csv",
     params:
         code=code_hash("benchmarks.metatraining:fit_variant"),
+        libraries=versions(),
         settings=SHIPPED.metatraining.model_dump(mode="json"),
     log:
         f"{WORK}/logs/variant/{{variant}}.log",
@@ -101,6 +105,7 @@ rule skill:
         f"{WORK}/skill/{{network}}.movement.csv",
     params:
         code=code_hash("benchmarks.skill:measure"),
+        libraries=versions(),
         settings=SHIPPED.skill.model_dump(mode="json"),
         trained=[part.model_dump(mode="json") for part in (TRAINED.pretraining, TRAINED.forgetting)],
         authors=keras.hashes(),

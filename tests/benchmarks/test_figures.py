@@ -293,6 +293,7 @@ def test_arms_that_are_nowhere_finite_do_not_set_the_axis(module):
     gains, accuracy = np.array([0.0, 0.5, -44, -44, -44]), [44.0, 44.5, 0.0, 0.0, 0.0]
     index = pd.MultiIndex.from_product([["tuned"], arms], names=["policy", "arm"])
     bars = {"difference": gains, "low": gains - 0.5, "high": gains + 0.5, "accuracy": accuracy}
+    bars["failed"] = [0, 0, 8, 8, 8]
     rows = pd.DataFrame({"label": arms, "family": "known", "arm": arms})
     figure, axis = plt.subplots()
     script.draw_cell(axis, pd.DataFrame(bars, index=index), rows, {})
@@ -300,6 +301,42 @@ def test_arms_that_are_nowhere_finite_do_not_set_the_axis(module):
     assert -2 < low < 1 <= high
     assert sum("\N{MINUS SIGN}44.0" in text.get_text() for text in axis.texts) == 3
     plt.close(figure)
+
+
+def test_an_arm_of_which_some_runs_diverged_is_shown_whole_where_it_does_not_press_the_others_together(module):
+    script, arms = module("accuracy_by_arm"), ["naive", "known_x2", "known_x4", "known_x8"]
+    bars = {"difference": [0.0, 0.5, -0.6, -6.0], "accuracy": 44.0, "failed": [0, 0, 1, 3]}
+    bars |= {"low": [0.0, 0.2, -1.0, -12.0], "high": [0.0, 0.8, -0.2, 0.1]}
+    index = pd.MultiIndex.from_product([["tuned"], arms], names=["policy", "arm"])
+    figure, axis = plt.subplots()
+    script.draw_cell(
+        axis, pd.DataFrame(bars, index=index), pd.DataFrame({"label": arms, "family": "known", "arm": arms}), {}
+    )
+    assert -1.5 < axis.get_xlim()[0] < -1
+    assert [text.get_text() for text in axis.texts] == ["\N{MINUS SIGN}6.0"]
+    plt.close(figure)
+
+
+def test_no_two_families_of_a_panel_have_the_same_colour_and_line(module, repository):
+    style = module("_style")
+    for file in sorted((repository / "results").glob("*/*/suite.json")):
+        arms = style.arms_of(file.parent)
+        for some in (arms, arms[arms["depth"] > 0], arms[arms["depth"] == 0]):
+            blocks = style.blocks_of(some)
+            colours = style.told_apart(some, blocks).drop_duplicates("family").set_index("family")["colour"]
+            for _, families in blocks:
+                looks = [(colours[family], style.dashed(family, "-")) for family in families]
+                assert len(set(looks)) == len(looks), file
+
+
+def test_a_bar_over_some_of_the_trajectories_says_of_how_many_it_is(module, one_cell, tmp_path):
+    steps = pd.read_csv(one_cell / "steps.csv")
+    lost = (steps["predictor"] == "known") & (steps["depth"] == 2) & (steps["trajectory"] == steps["trajectory"][0])
+    (tmp_path / "suite.json").write_bytes((one_cell / "suite.json").read_bytes())
+    steps[~lost].to_csv(tmp_path / "steps.csv", index=False)
+    axis = module("step_decomposition").draw(tmp_path).axes[0]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert [label for label in labels if "n = " in label] == [f"KNOWN ×4 (n = {steps['trajectory'].nunique() - 1})"]
 
 
 def test_an_axis_grows_for_an_interval_that_is_near_alone(module):

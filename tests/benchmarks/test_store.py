@@ -9,10 +9,11 @@ import torch
 from planted_results import TINY
 
 from benchmarks import trajectories
-from benchmarks.store import Results, Store, computing, link_folder
+from benchmarks.store import LOADING, Results, Store, computing, link_folder
 from benchmarks.suite import load_suite
 from benchmarks.trajectories import make_origin
 from know.files import read_json
+from know.fingerprint import Code, code_hash
 
 SUITE = load_suite(str(TINY))
 (ORIGIN,) = SUITE.origins
@@ -111,6 +112,15 @@ def test_several_processes_may_add_at_once(tmp_path):
 def test_a_gpu_is_named_in_what_decides_the_bits(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     assert computing("c0de", "cuda:0")["device"] == "cuda: a GPU"
+
+
+def test_a_key_reaches_the_networks_the_subsets_and_the_splits_of_the_data(repository):
+    """A change of one of them must not be given what was made before it."""
+    code = Code(repository)
+    assert {"benchmarks.networks:build", "know.subsets:nested_subsets"} <= code.reach(trajectories.PRETRAINING).keys()
+    assert {"benchmarks.networks:build"} <= code.reach("benchmarks.finetune").keys()
+    assert {"benchmarks.data:PACS_TEST_SHARE", "benchmarks.data:SEEN_IN_TEST"} <= code.reach(LOADING).keys()
+    assert code_hash(trajectories.PRETRAINING) != code_hash(trajectories.PRETRAINING, LOADING) != code_hash(LOADING)
 
 
 # folders
