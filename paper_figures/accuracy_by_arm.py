@@ -57,9 +57,7 @@ def draw(results: Path) -> Figure:
 def draw_cell(axis: Axes, part: pd.DataFrame, rows: pd.DataFrame, unavailable: dict[str, str]) -> None:
     """The rate policies of the rows of `rows_of`; part: the summary of one cell by (policy, arm)."""
     diverged = part["failed"] > 0  # such arms may reach far, and would press the others together
-    ends = [style.limits(part if diverged.all() else part[~diverged])]
-    ends += [style.widened(ends[0], part.loc[[arm]]) for arm in part.index[diverged]]
-    axis.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
+    axis.set_xlim(style.limits(part if diverged.all() else part[~diverged]))
     axis.axvline(0, color="black", linewidth=0.6, zorder=1)
     style.draw_rows(axis, rows)
     for place, arm in enumerate(rows["arm"]):
