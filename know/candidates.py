@@ -69,8 +69,10 @@ def given_beside(
         raise KnowError(f"beside must map names to checkpoints, got {beside!r}")
     made = {}
     for name, path in (beside or {}).items():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise KnowError(f"beside: a name has letters, digits and . _ - only, got {name!r}")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise KnowError(
+                f"beside: a name has letters, digits and . _ - only, and begins with no . or -; got {name!r}"
+            )
         if name in taken:
             raise KnowError(f"beside: {name!r} is a candidate already; give your checkpoint another name")
         made[name] = _of_yours(trajectory, as_path("beside", path))

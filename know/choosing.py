@@ -7,7 +7,6 @@ chosen alone. The gain there is the one to report, and the difference of the two
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import shutil
 import sys
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from know.errors import KnowError, as_path
-from know.export import Changes, Request, complete, write_prediction
+from know.export import Changes, Request, complete, refuse_inside, write_prediction
 from know.files import listing, new_folder, sha256_file
 from know.known import Models
 from know.methods import get
 from know.prediction import Overflow, predicted
-from know.scripts import call, function_of
+from know.scripts import call, function_of, number_in
 from know.trajectory import Trajectory
 
 SCALES = (1.0, 0.5, 0.25)
@@ -75,6 +74,7 @@ def choose_files(
     is called, and if the function fails or answers what is no number.
     """
     out, _ = as_path("out", out), predicted(trajectory, dict(requests[0].roles))
+    refuse_inside(trajectory, out)
     judge = _Judge(validate)
     asked, every = candidates(requests, scales, evaluations, judge.checks), candidates(requests, scales)
     for request in asked[1:]:
@@ -172,14 +172,13 @@ class _Judge:
         answer = call(lambda: self.function(checkpoint, **further), self.spec, "--validate")
         if listing(checkpoint) != before:
             raise KnowError(f"--validate {self.spec!r}: the function changed the checkpoint that it should only read")
-        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # of more than one number
-            answer = answer.item()
-        if isinstance(answer, bool) or not isinstance(answer, int | float):
+        value = number_in(answer)
+        if value is None:
             kind = type(answer).__name__
             raise KnowError(f"--validate {self.spec!r}: the function must return one number; it returned a {kind}")
-        if not -sys.float_info.max <= answer <= sys.float_info.max:
+        if not -sys.float_info.max <= value <= sys.float_info.max:
             raise KnowError(f"--validate {self.spec!r}: the function answered no finite number for {checkpoint.name}")
-        return float(answer)
+        return float(value)
 
 
 def _takes_split(function: Callable[..., float]) -> bool:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from know.candidates import Candidate, candidates_of, given_beside, weights_of
 from know.errors import KnowError, as_path, number
-from know.export import Request, predict_files
+from know.export import Request, predict_files, refuse_inside
 from know.files import PACKAGE, resumable_folder, write_csv, write_text
 from know.identity import identity
 from know.keras import LENGTH
@@ -83,7 +83,15 @@ def compare(
         raise KnowError(f'task must be a function or "SCRIPT.py:function", got a {type(task).__name__}')
     if not isinstance(methods, list | tuple) or not all(isinstance(name, str) for name in methods):
         raise KnowError(f"methods must be a list of names, got {methods!r}")
-    rates, out = _check(rates, seeds, pilots, jobs, task), as_path("out", out)
+    if not isinstance(roles, Mapping | None):
+        raise KnowError(f"roles must map patterns of names to roles, got a {type(roles).__name__}")
+    rates, out = _check(rates), as_path("out", out)
+    seeds = number("seeds", seeds, whole=True, least=2)
+    pilots = number("pilots", pilots, whole=True, least=1)
+    jobs = number("jobs", jobs, whole=True, least=1)
+    if jobs > 1 and not isinstance(task, str):
+        raise KnowError('several jobs need the task as "SCRIPT.py:function", since each process reads it anew')
+    refuse_inside(trajectory, out)
     usual = ["known:1", "known:3", "shrink:3"]
     if (count := len(trajectory.paths)) != LENGTH and (methods or beside):
         say(f"KNOWN and shrink are left out: they ask a network of {LENGTH} snapshots, and this trajectory has {count}")
@@ -168,12 +176,8 @@ def _demand_packages() -> None:
         raise KnowError(f"a comparison needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
 
 
-def _check(rates: Sequence[float], seeds: int, pilots: int, jobs: int, task: Task | str) -> list[float]:
+def _check(rates: Sequence[float]) -> list[float]:
     """The rates, checked, with today's first."""
-    number("seeds", seeds, whole=True, least=2)
-    number("pilots", pilots, whole=True, least=1)
-    if number("jobs", jobs, whole=True, least=1) > 1 and not isinstance(task, str):
-        raise KnowError('several jobs need the task as "SCRIPT.py:function", since each process reads it anew')
     try:
         values = [float(rate) for rate in rates]
     except (TypeError, ValueError) as error:

@@ -377,6 +377,13 @@ def _is_stale(inner: Path) -> bool:
     return inner.suffix in WEIGHTS and bool(TRAINING.fullmatch(inner.name) or MODEL.fullmatch(inner.name))
 
 
+def refuse_inside(trajectory: Trajectory, out: Path) -> None:
+    """KnowError if `out` lies in the folder of a snapshot: what is made there would be carried over into itself."""
+    for checkpoint in trajectory.checkpoints:
+        if checkpoint.path.is_dir() and out.resolve().is_relative_to(checkpoint.path.resolve()):
+            raise KnowError(f"{out} lies inside the checkpoint {checkpoint.path}; name a folder beside it")
+
+
 def predict_files(trajectory: Trajectory, request: Request, out: Path | str) -> tuple[dict[str, Any], Changes]:
     """Make the folder `out` from a trajectory: weights, know_config.yml, README.md. It must not exist.
 
@@ -384,6 +391,7 @@ def predict_files(trajectory: Trajectory, request: Request, out: Path | str) -> 
     stands at `out`.
     """
     out, _ = as_path("out", out), predicted(trajectory, dict(request.roles))  # most errors before anything is made
+    refuse_inside(trajectory, out)
     with new_folder(out) as folder:
         _, changes, models = write_prediction(trajectory, request, folder)
         return complete(trajectory, request, folder, changes, models), changes
@@ -405,7 +413,9 @@ def complete(
 
 def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[str, Any]:
     """What know_config.yml says: everything that is needed to make the same prediction again, with hashes."""
-    has_depth = bool(get(request.method).depths)
+    method = get(request.method)
+    # a control stands for no data, and a step that is cut stands for less
+    whole = request.scale == 1 and dict(request.options).get("step") in (None, method.options.get("step"))
     factor = round((trajectory.fractions[-1] / trajectory.fractions[-2]) ** request.depth, 6)
     inputs = []
     for path, checkpoint in zip(trajectory.paths, trajectory.checkpoints, strict=True):
@@ -421,7 +431,7 @@ def describe(trajectory: Trajectory, request: Request, models: Models) -> dict[s
         "seed": request.seed,
         "roles": [list(pair) for pair in request.roles],
         "fractions": list(trajectory.fractions),
-        "virtual_data": factor if has_depth and request.scale == 1 else None,
+        "virtual_data": factor if method.depths and method.group != "control" and whole else None,
         "inputs": inputs,
         "learnt_from": load_facts(shipped[0])["data"] if shipped else None,
         "models": {path.name: sha256_file(path) for name in sorted(models.files) for path in models.files[name]},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +24,36 @@ def function_of(spec: str, option: str) -> Callable[..., Any]:
     path = Path(script)
     if not colon or not path.is_file():
         raise KnowError(f"{option} {spec!r}: write it as SCRIPT.py:function, with a script that exists")
-    source = importlib.util.spec_from_file_location(f"know_script_{path.stem}", path)
+    sys.path.insert(0, str(path.parent.resolve()))
+    source = importlib.util.spec_from_file_location(_module_name(path), path)
     if source is None or source.loader is None:
         raise KnowError(f"{option} {spec!r}: {path} is no Python script")
     module = importlib.util.module_from_spec(source)
-    sys.path.insert(0, str(path.parent.resolve()))
-    sys.modules[module.__name__] = module  # where dataclasses, pickles and worker processes look for it
+    sys.modules[module.__name__] = module  # where dataclasses and pickles look for it
     call(lambda: source.loader.exec_module(module), spec, option)
     if not callable(getattr(module, name, None)):
         raise KnowError(f"{option} {spec!r}: {path} has no function {name!r}")
     return getattr(module, name)
+
+
+def _module_name(path: Path) -> str:
+    """The name under which a process that is started anew can import the script, its folder being on the path; another
+    one where that name is taken.
+    """
+    importlib.invalidate_caches()  # the script may be younger than the last look
+    if path.stem.isidentifier() and path.stem not in sys.modules:
+        with contextlib.suppress(ImportError, ValueError):
+            found = importlib.util.find_spec(path.stem)
+            if found is not None and found.origin is not None and Path(found.origin).samefile(path):
+                return path.stem
+    return f"know_script_{path.stem}"
+
+
+def number_in(answer: Any) -> Real | None:
+    """The number that a function of the user answered, an array or tensor of one value included; None for all else."""
+    with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # of more than one number
+        answer = answer.item()
+    return answer if isinstance(answer, Real) and not isinstance(answer, bool) else None
 
 
 def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any] | None]:

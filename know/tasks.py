@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from know.errors import KnowError
 from know.files import listing, write_text
-from know.scripts import function_of
+from know.scripts import function_of, number_in
 
 Task = Callable[[Path, float, int], Any]
 """fine_tune(checkpoint, learning_rate, seed): validation score, or validation and test score; higher is better."""
@@ -69,14 +68,16 @@ class Results:
 
 @contextlib.contextmanager
 def results_in(folder: Path) -> Iterator[Results]:
-    """The results that are kept in a folder. Without a score a failing block leaves it empty, for a mended call."""
+    """The results that are kept in a folder. Without a score a failing block leaves it empty, for a mended call; with
+    some it leaves no candidate, since the task may have changed one.
+    """
     results = Results(folder / "results.jsonl")
     try:
         yield results
     except KnowError:
+        shutil.rmtree(folder / "candidates", ignore_errors=True)
         if not results.any_score:
             results.path.unlink()
-            shutil.rmtree(folder / "candidates", ignore_errors=True)
         raise
 
 
@@ -128,22 +129,28 @@ def _in_pool(
     pool: ProcessPoolExecutor, asked: Sequence[tuple[tuple[str, float, int], Path]]
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     waiting = {pool.submit(_in_worker, place, *key[1:]): key for key, place in asked}
-    for future in as_completed(waiting):
+    for count, future in enumerate(as_completed(waiting)):
         try:
             yield waiting[future], future.result()
         except BrokenProcessPool as error:
-            message = "a process of the comparison died, perhaps for lack of memory; the same call goes on"
-            raise KnowError(message) from error
+            if count:
+                why = ", perhaps for lack of memory; the same call goes on"
+            else:
+                why = ' before it had a result; a script that calls know.compare needs `if __name__ == "__main__":`'
+            raise KnowError(f"a process of the comparison died{why}") from error
 
 
-_worker: dict[str, Task] = {}
-"""The task of a worker process, read once when it begins."""
+_worker: dict[str, Task | KnowError] = {}
+"""The task of a worker process, read once when it begins, or why it cannot be."""
 
 
 def _begin_worker(task: str, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _worker["task"] = function_of(task, "--task")
+    try:
+        _worker["task"] = function_of(task, "--task")
+    except KnowError as error:  # raised here, it would end the process without a word
+        _worker["task"] = error
 
 
 def _end_with_parent() -> None:
@@ -153,7 +160,9 @@ def _end_with_parent() -> None:
 
 
 def _in_worker(place: Path, rate: float, seed: int) -> dict[str, Any]:
-    return _outcome(_worker["task"], place, rate, seed)
+    if isinstance(task := _worker["task"], KnowError):
+        raise task
+    return _outcome(task, place, rate, seed)
 
 
 def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
     except KnowError as error:
         wrong = str(error)
     except (Exception, SystemExit) as error:  # the user's own function: whatever it raises costs this run alone
-        wrong = " ".join(f"{type(error).__name__}: {error}".split())[:400]  # torch names the tensors on later lines
+        wrong = _in_words(error)
     if listing(place) != before:
         raise KnowError(f"the task changed {place}, which it should only read; make the trajectory or --out anew")
     if wrong:
@@ -175,15 +184,26 @@ def _outcome(function: Task, place: Path, rate: float, seed: int) -> dict[str, A
     return {"status": "ok", "validation": values[0], "test": values[1] if len(values) > 1 else None, "error": ""}
 
 
+def _in_words(error: BaseException) -> str:
+    """An error in one line that can be written as UTF-8, whatever it says."""
+    try:
+        said = f"{type(error).__name__}: {error}"
+    except Exception:  # its own text is at fault
+        said = type(error).__name__
+    said = said.encode("utf-8", "backslashreplace").decode("utf-8")
+    return " ".join(said.split())[:400]  # torch names the tensors on later lines
+
+
 def _scores(answer: Any) -> list[float]:
     """The validation score, or validation and test score; KnowError for anything else that a task returned."""
     several = isinstance(answer, tuple | list)
     values = list(answer) if several else [answer]
     shown = ", ".join(type(value).__name__ for value in values[:5])
     wrong = KnowError(f"{RETURNS}; it returned {f'({shown})' if several else shown}")
-    if len(values) not in (1, 2) or any(isinstance(each, Tensor) and each.numel() != 1 for each in values):
+    values = [number_in(value) for value in values]
+    if len(values) not in (1, 2) or None in values:
         raise wrong
     try:
         return [float(value) for value in values]
-    except (TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
         raise wrong from error

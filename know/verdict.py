@@ -77,7 +77,9 @@ def verdict(rows: Sequence[Row]) -> str:
             f"{every} candidates score less than theta_0 at tuned rates, the best of them by {_interval(best)}."
         )
     else:
-        if not said:
+        if not said and all(row.low == row.high == 0 for row in usable):
+            said.append("No score depends on the weights that fine-tuning starts at.")
+        elif not said:
             most = _rounded_up(max(row.high for row in usable))
             said.append(f"No gain of more than {most:g} is compatible with these runs at tuned rates.")
         if losses:
@@ -121,11 +123,16 @@ def _doubts(rows: Sequence[Row], edges: Sequence[str]) -> Iterator[str]:
             f"All seeds gave {', '.join(same)} the same score: if the task does not use its seed, these are one run,"
             " and the intervals say nothing."
         )
-    narrow = [row for row in rows if row.low and math.isclose(row.low, row.high) and not row.same]
-    if narrow:
+    differences = [(row, THETA_0, row) for row in rows if row.candidate != THETA_0 and not row.same]
+    differences += [(row, other, one) for row, *_ in differences for other, one in row.beside.items()]
+    narrow: dict[str, set[str]] = {}
+    for row, other, one in differences:
+        if row.n > 1 and math.isclose(one.low, one.high):
+            narrow.setdefault(other, set()).add(row.candidate)
+    for other, names in narrow.items():
         yield (
-            f"All seeds gave {', '.join(sorted({row.candidate for row in narrow}))} the same difference to theta_0, as"
-            " scores with few possible values do, so its interval has no width and says nothing: give more seeds."
+            f"All seeds gave {', '.join(sorted(names))} the same difference to {other}, as scores with few possible"
+            " values do, so its interval has no width and says nothing: give more seeds."
         )
 
 

@@ -96,7 +96,7 @@ class Method:
 
     @property
     def summary(self) -> str:
-        return self.documentation.splitlines()[0]
+        return (self.documentation or self.name).splitlines()[0]
 
     def check_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The options with their defaults; KnowError for an unknown name or a value of another type."""

@@ -152,13 +152,28 @@ def test_what_was_asked_is_written_beside_the_weights(place):
         "seed": 4,
         "roles": [],
         "fractions": [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0],
-        "virtual_data": 8.0,
+        "virtual_data": None,  # a step that is cut stands for less
         "inputs": [{"file": path.name, "sha256": sha256_file(path)} for path in snapshots()],
         "models": {"known.safetensors": sha256_file("known.safetensors")},
         "learnt_from": None,
         "know": know.__version__,
         "torch": str(torch.__version__),
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "linear", "--depth", 3], "linear at depth 3, 8 times the data"),
+        (["--method", "linear_reverse"], "linear_reverse at depth 1, from"),  # weights of half of the data
+        (["--method", "linear", "-o", "step=0.5"], "linear at depth 1, from"),
+        (["--method", "linear", "-o", "step=1"], "linear at depth 1, 2 times the data"),
+    ],
+)
+def test_more_data_are_named_where_the_weights_stand_for_more_data(place, capsys, options, said):
+    assert call("predict", "run", *options, "--out", "better") == 0
+    assert said in capsys.readouterr().out
+    assert ("times the data" in Path("better/README.md").read_text(encoding="utf-8")) == ("times" in said)
 
 
 def test_what_was_taken_as_theta_0_is_said(place, capsys):

@@ -13,14 +13,17 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import know
 from know import candidates, comparison
+from know.choosing import choose_files
 from know.comparison import compare
 from know.errors import KnowError
+from know.export import Request, predict_files
 from know.prediction import Overflow
 from know.statistics import paired_t
 from know.verdict import Row, verdict
@@ -155,6 +158,69 @@ def test_a_task_that_never_works_is_said_with_its_error(run, task, said):
 def test_a_task_that_writes_to_its_checkpoint_is_stopped_at_once(run):
     with pytest.raises(KnowError, match=r"the task changed .*s0\.safetensors, which it should only read"):
         compare(run, "task.py:writes", RATES, out="compared")
+
+
+def test_a_candidate_that_the_task_has_changed_is_made_anew(run):
+    Path("once.py").write_text(
+        TASK + "\n\ndef once(checkpoint, learning_rate, seed):\n"
+        "    if checkpoint.parent.name == 'known_x2' and not os.path.exists('done'):\n"
+        "        open('done', 'w').close()\n"
+        "        checkpoint.unlink()\n"
+        "    return fine_tune(checkpoint, learning_rate, seed)\n"
+    )
+    with pytest.raises(KnowError, match=r"the task changed .*known_x2"):
+        compare(run, "once.py:once", RATES, out="compared")
+    assert compare(run, "once.py:once", RATES, out="compared")
+
+
+def test_an_error_that_cannot_be_written_or_read_costs_its_run_alone(run):
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError
+
+    def task(checkpoint, learning_rate, seed):
+        if checkpoint.parent.name == "shrink_x8":
+            raise Silent if seed == 3 else OSError("no file bad\udcff")
+        return learning_rate + seed
+
+    compare(run, task, RATES, out="compared", seeds=np.int64(2))
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert "Silent" in page
+    assert "bad\\udcff" in page
+
+
+@pytest.mark.slow
+def test_a_script_that_a_worker_cannot_load_is_said(run):
+    guard = "import multiprocessing\nif multiprocessing.parent_process():\n    raise RuntimeError('not here')\n"
+    Path("task.py").write_text(guard + TASK)
+    with pytest.raises(KnowError, match="RuntimeError: not here"):
+        compare(run, "task.py:fine_tune", RATES, out="compared", jobs=2)
+
+
+@pytest.mark.slow
+def test_what_a_script_defines_reaches_the_processes_that_its_task_starts(run):
+    Path("loads_data.py").write_text(
+        "import multiprocessing\n\n\ndef score(x):\n    return x\n\n\n"
+        "def fine_tune(checkpoint, learning_rate, seed):\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        return pool.apply(score, (learning_rate + seed,))\n"
+    )
+    rows = compare(run, "loads_data.py:fine_tune", RATES[:2], out="compared", seeds=2, pilots=1)
+    assert not any(row.failed for row in rows)
+
+
+def test_nothing_is_made_inside_a_checkpoint_that_is_a_folder(run, tmp_path):
+    for k, path in enumerate(run.paths):
+        (tmp_path / f"c{k}").mkdir()
+        shutil.copy(path, tmp_path / f"c{k}" / "model.safetensors")
+    trajectory = know.Trajectory.from_checkpoints([tmp_path / f"c{k}" for k in range(5)], run.fractions)
+    for make in (
+        lambda out: compare(trajectory, "task.py:fine_tune", RATES, out=out),
+        lambda out: predict_files(trajectory, Request("linear"), out),
+        lambda out: choose_files(trajectory, [Request("linear")], out, "task.py:fine_tune"),
+    ):
+        with pytest.raises(KnowError, match=r"lies inside the checkpoint .*c4; name a folder beside it"):
+            make(tmp_path / "c4" / "better")
 
 
 def test_what_failed_is_tried_again_when_its_cause_is_gone(run):
@@ -328,6 +394,19 @@ def test_an_interval_without_width_is_doubted():
     assert said not in verdict(rows(("known_x2", NOTHING, GAIN, {})))
 
 
+def test_a_difference_to_a_control_without_width_is_doubted():
+    found = verdict([*rows(("known_x2", NOTHING, GAIN, {"beside": {"shrink_x2": paired_t([0.02] * 4)}}))])
+    assert "known_x2 the same difference to shrink_x2" in found
+
+
+def test_scores_that_depend_on_the_seed_alone_are_said_to(run):
+    compare(run, lambda checkpoint, learning_rate, seed: seed / 10, RATES, out="compared")
+    page = Path("compared/README.md").read_text(encoding="utf-8")
+    assert "No score depends on the weights that fine-tuning starts at." in page
+    assert "No gain of more than" not in page
+    assert "the same difference to theta_0" in page
+
+
 def test_known_is_told_from_its_control(run, monkeypatch):
     """All that the task finds better is known_x2; x8 is as good as shrinking by as much."""
     monkeypatch.setenv("EFFECT", "better")
@@ -400,6 +479,8 @@ def test_checkpoints_of_the_user_take_part_and_are_told_apart_by_their_bytes(run
         ({"beside": {"own": "task.py"}}, "task.py is corrupt or holds more than tensors"),
         ({"beside": {"theta_0": "run/s0.safetensors"}}, "'theta_0' is a candidate already"),
         ({"beside": {"a | b": "run/s0.safetensors"}}, "letters, digits"),
+        ({"beside": {"..": "run/s0.safetensors"}}, "letters, digits"),
+        ({"roles": ["a"]}, "roles must map patterns"),
         ({"beside": ["run/s0.safetensors"]}, "beside must map names"),
         ({"beside": {"own": 5}}, "beside must be a path"),
         ({"trajectory": None}, "trajectory must be a Trajectory"),
@@ -511,6 +592,8 @@ def test_a_checkpoint_that_cannot_take_the_place_of_theta_0_is_refused_before_an
         ((0.5, None), r"\(float, NoneType\)"),
         (torch.zeros(2), "Tensor"),
         (10**400, "int"),
+        (True, "bool"),
+        ("0.5", "str"),
     ],
 )
 def test_a_task_that_returns_no_score_stops_at_its_first_run_and_may_be_mended(run, answer, said):

@@ -276,3 +276,9 @@ def test_an_option_without_default_is_refused(drop):
     drop(DROPPED.format(recursive=True).replace("step: float = 0.5", "step: float"))
     with pytest.raises(TypeError, match="default"):
         methods.get("dropped")
+
+
+def test_a_method_without_a_docstring_has_its_name_for_a_summary():
+    linear = methods.get("linear")
+    bare = replace(linear, function=lambda window, tensor: window[:, -1])
+    assert (bare.documentation, bare.summary) == ("", "linear")
