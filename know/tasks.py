@@ -133,11 +133,10 @@ def _in_pool(
         try:
             yield waiting[future], future.result()
         except BrokenProcessPool as error:
-            if count:
-                why = ", perhaps for lack of memory; the same call goes on"
-            else:
-                why = ' before it had a result; a script that calls know.compare needs `if __name__ == "__main__":`'
-            raise KnowError(f"a process of the comparison died{why}") from error
+            why = "perhaps for lack of memory; the same call goes on"
+            if not count:  # each process reads the calling script anew
+                why += '. A script that calls know.compare needs `if __name__ == "__main__":`'
+            raise KnowError(f"a process of the comparison died, {why}") from error
 
 
 _worker: dict[str, Task | KnowError] = {}
