@@ -20,7 +20,7 @@ sys.path.insert(0, workflow.basedir)
 # jobs run the Python that runs Snakemake (with --use-conda, that environment comes before it), one thread each
 os.environ.update(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.getenv("PATH", ""))), OMP_NUM_THREADS="1")
 
-from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, TOLD, steps, words
+from benchmarks.steps import CODE, INSPECTED, LEARNT, MADE, TOLD, figures, steps, words
 from benchmarks.store import versions
 from benchmarks.suite import load_suite, suite_name
 from know.errors import KnowError

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.data import load
 from benchmarks.networks import build
-from benchmarks.settings import LENGTH
+from benchmarks.settings import DEPTHS, LENGTH
 from benchmarks.training import evaluated, logits
 from know.checkpoints import State
 from know.errors import KnowError
@@ -25,7 +25,6 @@ from know.roles import only_predicted, roles
 from know.trajectory import Trajectory
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
-DEPTHS = (1, 2, 3)
 SIZE = 25
 """Number of points of the grid along each axis."""
 IMAGES = 2000

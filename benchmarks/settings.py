@@ -28,6 +28,8 @@ Policy = Literal["short", "paper", "tuned"]
 the paper, or each arm at its own tuned rate on the short schedule."""
 RATIO = 0.5
 """r of the paper's main experiments; their S is LENGTH. Names of cells mention r and S only where they differ."""
+DEPTHS = (1, 2, 3)
+"""How many predictions in a row the paper makes, and the figure of a trajectory's plane shows."""
 
 
 class Settings(BaseModel):

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from benchmarks.store import STORE, Store, computing
 from benchmarks.suite import WORK, Suite
 from know import keras
-from know.files import digest, read_json, sha256_file, write_text
+from know.files import PACKAGE, digest, read_json, sha256_file, write_text
 from know.fingerprint import code_hash
 
 NETWORKS = [f"{model}.safetensors" for model in ("known", "scaled", "meta_linear")]
@@ -68,6 +68,7 @@ CODE = {
 
 
 REPORT = Path(__file__).parent / "report"
+FIGURES = PACKAGE.parent / "paper_figures"
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,12 @@ def _last_line(log: Path) -> str:
         return "not run"
     said = [line.strip() for line in lines if line.strip()]
     return said[-1].removeprefix("know: error: ")[:LONGEST] if said else "ended without a word"
+
+
+def figures(cells: Iterable[tuple[int, float]]) -> list[str]:
+    """The figures of a suite whose cells have these S and r: all, but that of the ablations only where they differ."""
+    varied = len(set(cells)) > 1
+    return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if varied or path.stem != "ablation")
 
 
 def words() -> str:

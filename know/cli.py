@@ -385,8 +385,7 @@ def inspect_(
 
     Prints, per tensor and role, the step relative to theta_0 and the shares of its square along -theta_0 (shrink),
     along theta_0 - theta_1 (linear) and in neither; then how straight the trajectory itself is; then, where there is a
-    placebo, how much of the movement is forgetting. --out adds csv files, the response curves of the network that is
-    asked, and a figure.
+    placebo, how much of the movement is forgetting. --out adds csv files and a figure.
     """
     from know import inspection, methods
 

@@ -1,4 +1,4 @@
-"""Drawings of an inspection: what steps are made of, and what networks answer. matplotlib is imported only here.
+"""Drawings of an inspection and of a comparison. matplotlib is imported only here.
 
 The benchmark's figure of steps is drawn by the same function (paper_figures/), so that both show the same.
 """
@@ -6,7 +6,6 @@ The benchmark's figure of steps is drawn by the same function (paper_figures/), 
 from __future__ import annotations
 
 import csv
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +26,9 @@ PARTS = {
 }
 """Label and colour of the parts of a step."""
 COLOURS = ("#0072B2", "#882255", "#56B4E9", "#999933", "#661100", "#AA4499")
-SHRINKING = 0.2
-"""The share of a weight by which the line of reference shrinks it."""
 ROW, TOP, WIDTH = 0.16, 3.2, 9.0
-"""Inches: height of a bar, height of the upper panels, width of the figure of an inspection."""
-WORDS = ("tensor", "role", "model", "history")
+"""Inches: height of a bar, height of the upper panel, width of the figure of an inspection."""
+WORDS = ("tensor", "role")
 """Columns of the tables that hold words; all others hold numbers."""
 STYLE = {
     "svg.hashsalt": "know",  # element ids would be random without it
@@ -93,20 +90,6 @@ def _numbers(row: Mapping[str, Any]) -> list[float]:
     return [0.0 if (value := row[key]) is None or value != value else float(value) for key in ("step", *PARTS)]
 
 
-def _draw_responses(axis: Axes, rows: list[dict]) -> None:
-    """The step against theta_0: one line per history, with a band where the answers spread."""
-    for colour, name in zip(itertools.cycle(COLOURS), dict.fromkeys(row["history"] for row in rows)):
-        own = [[row[key] for key in ("theta_0", "step", "spread")] for row in rows if row["history"] == name]
-        theta_0, step, spread = np.array(own, dtype=float).T
-        axis.plot(theta_0, step, linewidth=1.1, zorder=3, color=colour, label=name)
-        if spread.any():
-            axis.fill_between(theta_0, step - spread, step + spread, color=colour, alpha=0.18, linewidth=0, zorder=2)
-    label = f"shrinks by {SHRINKING:.0%}".replace("%", " %")
-    line = {"linestyle": ":", "color": "black", "linewidth": 0.9, "zorder": 1}
-    axis.axline((0, 0), slope=-SHRINKING, label=label, **line)  # unlike a plot, it leaves the limits to the answers
-    axis.axhline(0, color="#BBBBBB", linewidth=0.6, zorder=0)
-
-
 def draw_inspection(folder: Path) -> bool:
     """Draw the tables of `know inspect --out` into inspection.svg and .png beside them; False without matplotlib."""
     try:
@@ -115,11 +98,14 @@ def draw_inspection(folder: Path) -> bool:
     except ImportError:
         return False
     steps, movement = (_read(folder / f"{name}.csv") for name in ("steps", "movement"))
-    asked = folder / "responses.csv"
-    responses = _read(asked) if asked.is_file() else []  # there are none where no network was asked
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, TOP + 0.8 + ROW * len(steps)), layout="constrained")
-        _draw_panels(figure, steps, movement, responses)
+        above, below = figure.subplots(2, 1, height_ratios=(TOP, 0.8 + ROW * len(steps)))
+        _draw_cosines(above, movement)
+        draw_steps(below, [{**row, "label": _label(row)} for row in steps])
+        below.set_title("the step of every tensor (role, weights) and role, and what it is made of", loc="left")
+        below.set_xlabel("|step| / |θ₀|")
+        below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.8 + ROW * len(steps))), ncols=4)
         save_figure(figure, folder / "inspection")
     return True
 
@@ -158,27 +144,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
             {key: text if key in WORDS else float(text) if text else None for key, text in row.items()}
             for row in csv.DictReader(file)
         ]
-
-
-def _draw_panels(figure: Figure, steps: list[dict], movement: list[dict], responses: list[dict]) -> None:
-    """Above: cosines, and the answers by role; below: the steps."""
-    roles = list(dict.fromkeys(row["role"] for row in responses))
-    grid = figure.add_gridspec(2, 1 + len(roles), height_ratios=(TOP, 0.8 + ROW * len(steps)))
-    _draw_cosines(figure.add_subplot(grid[0, 0]), movement)
-    for place, role in enumerate(roles, start=1):
-        axis = figure.add_subplot(grid[0, place])
-        _draw_responses(axis, [row for row in responses if row["role"] == role])
-        axis.set_title(f"answers of {responses[0]['model']}, {role},\nto histories made by hand", loc="left")
-        axis.set_xlabel("θ₀")
-    if roles:
-        axis = figure.axes[1]
-        axis.set_ylabel("step")
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=5)
-    axis = figure.add_subplot(grid[1, :])
-    draw_steps(axis, [{**row, "label": _label(row)} for row in steps])
-    axis.set_title("the step of every tensor (role, weights) and role, and what it is made of", loc="left")
-    axis.set_xlabel("|step| / |θ₀|")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.8 + ROW * len(steps))), ncols=4)
 
 
 def _label(row: Mapping[str, Any]) -> str:

@@ -1,13 +1,12 @@
 """What a prediction does to the weights: how much of its step shrinks, how much extrapolates, how much does neither.
 
-There are four tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything
-to extrapolate?), the same beside a placebo (is it forgetting?), and the answers of the networks to histories made by
-hand.
+There are three tables: the step of a prediction taken apart, the movement of the trajectory itself (is there anything
+to extrapolate?), and the same beside a placebo (is it forgetting?).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,15 @@ from know.checkpoints import State
 from know.errors import KnowError
 from know.files import new_folder, write_csv
 from know.formats import same_bits
-from know.keras import LENGTH
 from know.known import Known, Models
 from know.methods import differences_gram
 from know.prediction import predict, predicted, standard_torch
 from know.roles import PREDICTED, Role, names_by_role
-from know.seeds import stream
 from know.trajectory import Trajectory
 
 PARTS = ["tensor", "role", "weights", "step", "shrink", "linear", "neither", "shrink_by", "linear_by"]
 MOVEMENT = ["role", "difference", "size", "cosine"]
 PLACEBO = ["role", "snapshot", "moved", "placebo_moved", "apart", "cosine", "placebo_cosine"]
-RESPONSES = ["model", "role", "history", "theta_0", "step", "spread"]
-AMPLITUDES = 33
-REACH = 0.5
-"""Response curves go from -REACH to REACH; most weights of a trained network are smaller."""
-DRAWS = 64
 
 
 @dataclass(frozen=True)
@@ -174,34 +166,6 @@ def _cosine(product: float, one: float, other: float) -> float:
     return product / (one * other) ** 0.5 if one and other else 0.0
 
 
-def histories(theta_0: Tensor, length: int = LENGTH) -> dict[str, Tensor]:
-    """Histories made by hand that end at theta_0 (A,): name to (draws, A, S).
-
-    constant: the weight never moved. rising: the last fifth of it grew in even steps. saturating: likewise, with each
-    step half as long as the one before. noisy: constant with independent noise of 5 % on all but the last, 64 draws.
-    """
-    back = torch.arange(length - 1, -1, -1, dtype=torch.float32)  # steps before theta_0
-    even, halving = back / (length - 1), (2**back - 1) / (2 ** (length - 1) - 1)
-    generator = torch.Generator().manual_seed(stream("inspection", "noise"))
-    noise = 0.05 * torch.randn((DRAWS, len(theta_0), length), generator=generator)
-    noise[..., -1] = 0
-    changes = {"constant": 0 * even, "rising": -0.2 * even, "saturating": -0.2 * halving}
-    exact = {name: (theta_0[:, None] * (1 + change))[None] for name, change in changes.items()}  # (1, A, S)
-    return {**exact, "noisy": theta_0[:, None] * (1 + noise)}
-
-
-def responses(model: str, network: Known) -> Iterator[dict[str, Any]]:
-    """What a network answers to `histories`: the step by theta_0, and its spread (standard deviation) over noise."""
-    theta_0 = torch.linspace(-REACH, REACH, AMPLITUDES)
-    for role in PREDICTED:
-        for history, window in histories(theta_0, network.length).items():
-            answers = network.residual(window.reshape(-1, network.length), role).reshape(window.shape[:2])
-            spread = answers.std(0) if len(answers) > 1 else torch.zeros(AMPLITUDES)
-            for x, step, deviation in zip(theta_0.tolist(), answers.mean(0).tolist(), spread.tolist(), strict=True):
-                row = {"model": model, "role": role, "history": history, "theta_0": x, "step": step}
-                yield {**row, "spread": deviation}
-
-
 def inspect_trajectory(
     trajectory: Trajectory,
     method: str = "known",
@@ -218,12 +182,9 @@ def inspect_trajectory(
     """Take the step of one prediction apart, tensor by tensor; arguments as `know.predict`.
 
     placebo: a trajectory from the same theta_0 with nothing removed (`placebo_of`).
-    out: folder for steps.csv, movement.csv, responses.csv (of the network that the method has asked, if it is one of
-        KNOWN's kind) and, where there is a placebo, placebo.csv; it must not exist.
+    out: folder for steps.csv, movement.csv and, where there is a placebo, placebo.csv; it must not exist.
     """
-    models = Models(known)
-    models.asked = set()  # those of this prediction alone
-    weights = predict(trajectory, method, depth, known=models, seed=seed, scale=scale, roles=roles, **options)
+    weights = predict(trajectory, method, depth, known=known, seed=seed, scale=scale, roles=roles, **options)
     with standard_torch():
         rows = steps(trajectory, weights, roles)
         if out:
@@ -232,10 +193,6 @@ def inspect_trajectory(
                 write_table(folder / "movement.csv", movement(trajectory, roles), MOVEMENT)
                 if placebo:
                     write_table(folder / "placebo.csv", beside_placebo(trajectory, placebo, roles), PLACEBO)
-                asked = {model: models[model] for model in sorted(models.asked)}
-                for model, network in asked.items():
-                    if isinstance(network, Known):
-                        write_table(folder / "responses.csv", responses(model, network), RESPONSES)
     return rows
 
 

@@ -189,12 +189,10 @@ class Models:
         self.models: dict[str, Any] = {}
         self.files: dict[str, list[Path]] = {}
         """Files that were read, by model."""
-        self.asked: set[str] = set()
-        """Models that somebody has asked for."""
         if isinstance(given, Known):
             self.models = {"known": given}
         elif isinstance(given, Models):
-            self.folder, self.models, self.files, self.asked = given.folder, given.models, given.files, given.asked
+            self.folder, self.models, self.files = given.folder, given.models, given.files
         elif isinstance(given, Mapping):
             self.models = dict(given)
         else:
@@ -207,7 +205,6 @@ class Models:
         """The model of that name; KnowError with the reason if it is unknown or cannot be had here."""
         if name not in self.models:
             self.models[name] = self._read(name)
-        self.asked.add(name)
         return self.models[name]
 
     def _read(self, name: str) -> Any:

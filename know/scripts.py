@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
+import traceback
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
@@ -79,23 +79,18 @@ def setup_of(spec: str) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any
     return model, dataset, fit, placebo[0] if placebo else None
 
 
-def call(function: Callable[..., Any], spec: str, option: str, *arguments: Any) -> Any:
+def call(function: Callable[..., Any], spec: str, option: str) -> Any:
     """What a function answers that runs the user's script; KnowError with the line of the script where it fails.
 
     The working directory is afterwards what it was, so that relative paths go on to mean the same.
     """
-    place = Path.cwd()
     try:
-        return function(*arguments)
+        with contextlib.chdir(Path.cwd()):
+            return function()
     except KnowError:
         raise
     except (Exception, SystemExit) as error:
-        line, trace, script = None, error.__traceback__, Path(spec.rpartition(":")[0]).name
-        while trace:
-            if Path(trace.tb_frame.f_code.co_filename).name == script:
-                line = trace.tb_lineno  # the last line of the script that the error has passed
-            trace = trace.tb_next
-        where = f" in line {line}" if line else ""
+        script, passed = Path(spec.rpartition(":")[0]).name, traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in passed if Path(frame.filename).name == script]
+        where = f" in line {lines[-1]}" if lines else ""
         raise KnowError(f"{option} {spec!r} failed{where}: {type(error).__name__}: {error}") from error
-    finally:
-        os.chdir(place)

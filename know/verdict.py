@@ -42,9 +42,10 @@ def verdict(rows: Sequence[Row]) -> str:
     A lower limit above 0 at tuned rates is a gain that is left; predictions come first, then controls and checkpoints
     of the user. One at today's rate alone is named with what is seen at tuned rates, and as a gain that another rate
     gives too only where the two intervals lie apart. With neither, the largest upper limit at tuned rates is what the
-    runs are compatible with. Then come losses; whether a prediction scores more than its control and than the
-    checkpoints beside theta_0; and what makes all of it doubtful: rates on an edge, lost runs, seeds that change
-    nothing, or no difference. Candidates of which nothing can be said are named before all of it.
+    runs are compatible with, unless no score depends on where fine-tuning starts, which is said instead. Then come
+    losses; whether a prediction scores more than its control and than the checkpoints beside theta_0; and what makes
+    all of it doubtful: rates on an edge, lost runs, seeds that change nothing, or no difference. Candidates of which
+    nothing can be said are named before all of it.
     """
     today, tuned = ({r.candidate: r for r in rows if r.policy == p and r.candidate != THETA_0} for p in POLICIES)
     usable = [row for row in tuned.values() if math.isfinite(row.low)]

@@ -75,9 +75,9 @@ FAMILIES = {
 
 PALETTE = ["#56B4E9", "#999933", "#661100", "#AA4499", "#44AA99", "#882255", "#332288", "#117733", "#CC6677", "#DDCC77"]
 DEALT = 7
-"""How many of them are dealt; the others are for `told_apart`."""
+"""How many of them are dealt in turn; the others are for a family whose colour one before it in its panel has."""
 MARKERS = ["o", "v", "X", "<", "h", ">", "d", "p", "8"]
-"""Colours and markers of the other families, in turn; the same in two panels mean nothing."""
+"""Markers of the other families, in turn; the same in two panels mean nothing."""
 
 WORDS = {
     word.lower(): word for word in ("DMD", "EMA", "ExPO", "KNOWN", "LogFit", "MPE", "Richardson", "RRE", "TSV", "WNN")
@@ -106,24 +106,20 @@ ROW = 0.15
 def arms_of(folder: Path) -> pd.DataFrame:
     """One row per arm of a suite, in the order of its tables, those that were not available included.
 
-    Index: arm; columns: group, family (the line's name), depth, factor (text "×8"), label, colour, marker.
+    Index: arm; columns: group, family (the line's name), depth, factor (text "×8"), label. `dealt` adds the colours.
     """
     arms = pd.DataFrame(read_json(folder / "suite.json")["described"]).set_index("name")
     arms = arms[["group", "depth", "predictor", "options"]]
     parts = [arm.rpartition("_x") if depth else (arm, "", "") for arm, depth in arms["depth"].items()]
     arms["family"], arms["factor"] = [line for line, *_ in parts], [f"×{x}" if x else "" for *_, x in parts]
-    looks: dict[str, tuple[str, str, str]] = {}
-    for _, families in blocks_of(arms, most=len(arms)):
-        # those with several depths are neighbours in the figure of ablations, so they get the first colours
-        others = [family for family in families if family not in FAMILIES]
-        others.sort(key=lambda family: arms.loc[arms["family"] == family, "depth"].nunique() < 2)
-        for place, family in enumerate(others):
-            name = " ".join(WORDS.get(word, word) for word in family.replace("theta0", "θ₀").split("_"))
-            looks[family] = (name, PALETTE[place % DEALT], MARKERS[place % len(MARKERS)])
-    looks |= FAMILIES
-    arms["label"] = (arms["family"].map(lambda family: looks[family][0]) + " " + arms["factor"]).str.strip()
-    arms["colour"], arms["marker"] = (arms["family"].map(lambda family, k=k: looks[family][k]) for k in (1, 2))
+    arms["label"] = (arms["family"].map(_name) + " " + arms["factor"]).str.strip()
     return arms
+
+
+def _name(family: str) -> str:
+    if family in FAMILIES:
+        return FAMILIES[family][0]
+    return " ".join(WORDS.get(word, word) for word in family.replace("theta0", "θ₀").split("_"))
 
 
 def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]]]:
@@ -143,18 +139,32 @@ def blocks_of(arms: pd.DataFrame, most: int = MOST) -> list[tuple[str, list[str]
     return blocks
 
 
-def told_apart(arms: pd.DataFrame, blocks: list[tuple[str, list[str]]]) -> pd.DataFrame:
-    """`arms` with another colour for each family whose colour one before it in its panel has already."""
-    arms = arms.copy()
+def dealt(every: pd.DataFrame, blocks: list[tuple[str, list[str]]]) -> pd.DataFrame:
+    """All arms of a suite with the columns colour and marker, such that no two families of a panel have one colour.
+
+    Families that look the same everywhere (`FAMILIES`) keep their looks. The others get theirs in turn, in each group
+    of `BLOCKS` by itself, so that a family looks the same in all figures of a suite, unless its panel has that colour
+    already. blocks: heading and families of the panels.
+    """
+    looks = {family: look for family, (_, *look) in FAMILIES.items()}
+    places = {}
+    for _, families in blocks_of(every, most=len(every)):
+        # those with several depths are neighbours in the figure of ablations, so they get the first colours
+        others = [family for family in families if family not in looks]
+        others.sort(key=lambda family: every.loc[every["family"] == family, "depth"].nunique() < 2)
+        places |= {family: place for place, family in enumerate(others)}
     for _, families in blocks:
-        taken = {FAMILIES[family][1] for family in families if family in FAMILIES}
-        for family in (family for family in families if family not in FAMILIES):
-            own = arms["family"] == family
-            colour = arms.loc[own, "colour"].iloc[0]
+        taken = {looks[family][0] for family in families if family in looks}
+        for family in (family for family in families if family not in looks):
+            colour = PALETTE[places[family] % DEALT]
             if colour in taken:
-                arms.loc[own, "colour"] = colour = next(other for other in PALETTE if other not in taken)
+                colour = next(other for other in PALETTE if other not in taken)
             taken.add(colour)
-    return arms
+            looks[family] = [colour, MARKERS[places[family] % len(MARKERS)]]
+    own = every[every["family"].isin(looks)]
+    return own.assign(
+        **{name: own["family"].map(lambda f, k=k: looks[f][k]) for k, name in enumerate(("colour", "marker"))}
+    )
 
 
 def line_styles(depths: Iterable[int]) -> dict[int, str]:

@@ -28,19 +28,21 @@ def draw(results: Path) -> Figure:
     if not shown:
         return style.only_words("This suite varies neither S nor r.")
     every = pd.concat(table for *_, table in shown)
-    arms = arms[arms["family"].isin(every["family"])]
-    blocks, lines = blocks_or_one(arms), style.line_styles(every["depth"])
-    colours = style.told_apart(arms, blocks)["colour"]
+    own = arms[arms["family"].isin(every["family"])]
+    blocks = style.blocks_of(own)
+    if own["family"].nunique() <= style.MOST:
+        blocks = [("", list(dict.fromkeys(own["family"])))]  # one panel
+    arms, lines = style.dealt(arms, blocks).loc[own.index], style.line_styles(every["depth"])
     diverged = set(every.loc[every["failed"] > 0, "arm"])
-    figure, rows = style.block_panels(len(shown), blocks, arms.assign(colour=colours), height=2.1, diverged=diverged)
+    figure, rows = style.block_panels(len(shown), blocks, arms, height=2.1, diverged=diverged)
     for axes, (varied, cells, table) in zip(rows, shown, strict=True):
         first = cells.iloc[0].to_dict() | {varied: USUAL[varied]}
         name = f"{style.name_of_cell(first)}, {style.counted(table['n'])}"
         style.head(axes, name, "gain over naive (points)")
         axes[0].set_ylim(style.widened(style.limits(table), table[table["family"].isin(DATA)]))
         for axis, (_, families) in zip(axes, blocks, strict=True):
-            own = table[table["family"].isin(families)]
-            draw_panel(axis, own.assign(colour=own["arm"].map(colours)), varied, lines)
+            own = table[table["family"].isin(families)].join(arms[["colour", "marker"]], on="arm")
+            draw_panel(axis, own, varied, lines)
             label_values(axis, table, varied, cells["rate"].iloc[0])
     add_legend(figure, lines)
     style.footnote(
@@ -65,24 +67,16 @@ def series_of(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def table_of(runs: pd.DataFrame, arms: pd.DataFrame, cells: pd.DataFrame, varied: str) -> pd.DataFrame:
-    """The summary of the arms that two cells have or more, with family, colour, marker and the value of what varies.
+    """The summary of the arms that two cells have or more, with family and the value of what varies.
 
     The depth is that of the records: the factor in an arm's name depends on r, and so may stand for several depths.
     """
     table = summarise(runs[runs["cell"].isin(cells["cell"]) & (runs["policy"] == "tuned")])
     table = table[~table["arm"].isin(LEFT_OUT)]
     table = table.merge(cells[["cell", varied]], on="cell").rename(columns={varied: "value"})
-    table = table.join(arms[["family", "colour", "marker"]], on="arm")
+    table = table.join(arms["family"], on="arm")
     table = table.sort_values(["arm", "value"], key=lambda c: c.map(list(arms.index).index) if c.name == "arm" else c)
     return table[table.groupby(["family", "depth"])["value"].transform("nunique") > 1]
-
-
-def blocks_or_one(arms: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """All families in one panel, if they are few and look different; else the blocks of the other figures."""
-    looks = arms.drop_duplicates("family")
-    if len(looks) <= style.MOST and not looks[["colour", "marker"]].duplicated().any():
-        return [("", list(looks["family"]))]
-    return style.blocks_of(arms)
 
 
 def draw_panel(axis: Axes, table: pd.DataFrame, varied: str, lines: dict[int, str]) -> None:

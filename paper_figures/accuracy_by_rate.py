@@ -21,10 +21,10 @@ LABEL = 0.32
 
 def draw(results: Path) -> Figure:
     runs, pilots = style.load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
-    arms, cells = style.arms_of(results), style.cells_of(runs)
-    arms = arms[arms.index.isin(pilots["arm"])]
+    every, cells = style.arms_of(results), style.cells_of(runs)
+    arms = every[every.index.isin(pilots["arm"])]
     blocks, lines = style.blocks_of(arms), style.line_styles(arms["depth"])
-    arms = style.told_apart(arms, blocks)
+    arms = style.dealt(every, blocks).loc[arms.index]
     diverged = set(pilots.loc[pilots["status"] != "ok", "arm"])
     figure, rows = style.block_panels(len(cells), blocks, arms, height=1.75, diverged=diverged)
     for axes, (cell, name) in zip(rows, cells.items(), strict=True):

@@ -15,11 +15,10 @@ from matplotlib.patheffects import withStroke
 from scipy.interpolate import RectBivariateSpline
 
 from benchmarks.report.folders import load_table
+from benchmarks.settings import DEPTHS
 from paper_figures import _style as style
 
 COLUMNS = ["kind", "label", "x", "y", "loss"]
-DEPTHS = 3
-"""How many predictions in a row are drawn, where they are finite."""
 LEVELS = 15
 WIDTH = style.COLUMN - 1.3
 """Inches of a panel, without the labels and the scale beside it."""
@@ -60,7 +59,7 @@ def draw(results: Path) -> Figure:
     style.title(whole, kinds["about"]["label"].iloc[0].replace(", trajectory", "\ntrajectory"))
     first = kinds["snapshot"]["label"].iloc[0].translate(SUBSCRIPTS).replace("theta_", "θ")
     zoom = "" if window is None else " Below: the rectangle, with the loss interpolated by cubic splines."
-    lacking = "" if len(known_of(kinds)) == DEPTHS else " Not drawn: predictions that are not finite."
+    lacking = "" if len(known_of(kinds)) == len(DEPTHS) else " Not drawn: predictions that are not finite."
     style.footnote(
         figure,
         f"n = 1 trajectory, hence no interval. Black: snapshots, {first} of the smallest subset to θ₀. Blue, dashed: "

@@ -4,10 +4,7 @@
 KNOWN = [os.path.relpath(SUITE.known_folder(Path(WORK), length) / file) for length in SUITE.lengths for file in LEARNT]
 TABLES = ("runs", "pilots", "trajectories", "landscape", *INSPECTED)
 OF_KNOWN = expand(f"{RESULTS}/known/{{length}}/{{file}}", length=SUITE.lengths, file=TOLD) if SUITE.metatraining else []
-# as in `benchmarks.report.publish.figures_of`, whose import would slow down every start of Snakemake
-VARIED = len(SUITE.lengths) > 1 or len({origin.ratio for origin in SUITE.origins}) > 1
-LEFT_OUT = set() if VARIED else {"ablation"}
-FIGURE_SCRIPTS = sorted({path.stem for path in Path("paper_figures").glob("[!_]*.py")} - LEFT_OUT)
+FIGURE_SCRIPTS = figures((cell.length, cell.ratio) for cell in SUITE.cells)
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURE_SCRIPTS, kind=("svg", "png"))
 
 DRAWING = [code_hash("benchmarks.report.publish:publish"), code_hash("know.drawing")]

@@ -23,14 +23,13 @@ from benchmarks.report.folders import GROUPS, SNAPSHOT_COLUMNS, TABLES, Publishe
 from benchmarks.report.render import front_pages, suite_pages
 from benchmarks.report.statistics import trajectory_means
 from benchmarks.settings import Cell
-from benchmarks.steps import TOLD, lacking, steps
+from benchmarks.steps import TOLD, figures, lacking, steps
 from benchmarks.store import version
 from benchmarks.suite import Suite, load_suite, suite_names
 from know.errors import KnowError
-from know.files import PACKAGE, PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
+from know.files import PRETRAINED, atomic, digest, read_json, sha256_file, write_csv, write_json, write_text
 from know.fingerprint import code_hash
 
-FIGURES = PACKAGE.parent / "paper_figures"
 EXPLORED = "explored"
 UNVERSIONED = ("provenance.json", "cost.csv", "cost_by_arm.csv")
 
@@ -70,7 +69,12 @@ def publish(
             for path in step.outputs:
                 out = folder / path.name
                 out.unlink(missing_ok=True) if step.name in lost else _copy(path, out)
-    about = {"name": name, "figures": figures_of(runs), "learnt_from": settings.learnt_from, **_arms(done, work)}
+    about = {
+        "name": name,
+        "figures": figures(zip(runs["length"], runs["rate"], strict=True)),
+        "learnt_from": settings.learnt_from,
+        **_arms(done, work),
+    }
     write_json(folder / "suite.json", {**settings.model_dump(mode="json"), **about})
     write_json(folder / "metrics.json", metrics(runs))
     for page, text in suite_pages(load(folder)).items():
@@ -90,12 +94,6 @@ def publish(
         "shipped": {path.relative_to(PRETRAINED).as_posix(): sha256_file(path) for path in networks},
     }
     write_json(work / "published.json", hashes)
-
-
-def figures_of(runs: pd.DataFrame) -> list[str]:
-    """Names of the figures of a suite: all there are, but that of the ablations only where S or r varies."""
-    varied = runs["length"].nunique() > 1 or runs["rate"].nunique() > 1
-    return sorted(path.stem for path in FIGURES.glob("[!_]*.py") if varied or path.stem != "ablation")
 
 
 def _arms(cells: list[Cell], work: Path) -> dict:
@@ -155,9 +153,9 @@ def write_pages(results: Path) -> None:
     """
     published = load_all(results)
     for one in published:
-        figures = {"figures": figures_of(one.runs)}
-        write_json(one.folder / "suite.json", read_json(one.folder / "suite.json") | figures)
-        one.settings.update(figures)
+        listed = {"figures": figures(zip(one.runs["length"], one.runs["rate"], strict=True))}
+        write_json(one.folder / "suite.json", read_json(one.folder / "suite.json") | listed)
+        one.settings.update(listed)
         for page, text in suite_pages(one).items():
             write_text(one.folder / page, text)
     _write_shared_pages(results, published)

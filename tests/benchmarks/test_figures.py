@@ -167,6 +167,7 @@ def test_every_arm_is_drawn_at_its_own_difference_and_interval_by_rate_policy(mo
 def test_the_search_is_drawn_as_the_mean_of_the_pilots_with_the_rate_that_was_chosen(module, one_cell):
     style, pilots = module("_style"), pd.read_csv(one_cell / "pilots.csv")
     arms, runs = style.arms_of(one_cell), style.load_runs(one_cell)
+    arms = style.dealt(arms, style.blocks_of(arms))
     drawn = [line for axis in module("accuracy_by_rate").draw(one_cell).axes for line in axis.lines]
     for arm in ("naive", "known_x2", "linear_x2"):
         means = 100 * pilots[pilots["arm"] == arm].groupby("learning_rate")["validation_accuracy"].mean()
@@ -309,7 +310,7 @@ def test_no_two_families_of_a_panel_have_the_same_colour_and_line(module, reposi
         arms = style.arms_of(file.parent)
         for some in (arms, arms[arms["depth"] > 0], arms[arms["depth"] == 0]):
             blocks = style.blocks_of(some)
-            colours = style.told_apart(some, blocks).drop_duplicates("family").set_index("family")["colour"]
+            colours = style.dealt(arms, blocks).drop_duplicates("family").set_index("family")["colour"]
             for _, families in blocks:
                 looks = [(colours[family], style.dashed(family, "-")) for family in families]
                 assert len(set(looks)) == len(looks), file

@@ -44,8 +44,6 @@ def inspected(tmp_path) -> Path:
     steps += [f",{role},8,0.1,0.5,0.6,-0.1,," for role in ("fc", "all")]
     (folder / "steps.csv").write_text("\n".join([head, *steps, ""]))
     (folder / "movement.csv").write_text("role,difference,size,cosine\nfc,0,0.1,\nfc,1,0.1,0.5\nall,0,0.1,\nall,1,,\n")
-    rows = [f"known,{role},{h},{x},{-x},0.1" for role in ("conv", "fc") for h in ("constant", "noisy") for x in (0, 1)]
-    (folder / "responses.csv").write_text("\n".join(["model,role,history,theta_0,step,spread", *rows, ""]))
     return folder
 
 

@@ -10,14 +10,10 @@ from know.inspection import (
     MOVEMENT,
     PARTS,
     PLACEBO,
-    REACH,
-    RESPONSES,
     beside_placebo,
     decompose,
-    histories,
     inspect_trajectory,
     movement,
-    responses,
     steps,
 )
 from know.prediction import predict
@@ -201,46 +197,6 @@ def test_movement_is_finite_where_steps_or_theta_0_are_zero(write_trajectory):
     assert movement(write_trajectory([state] * 3, name="still")) == []
 
 
-# responses
-
-
-@pytest.mark.parametrize("length", [2, 3, 5])
-def test_histories_end_at_theta_0(length):
-    theta_0 = torch.tensor([-0.5, -0.1, 0.0, 0.3])
-    found = histories(theta_0, length)
-    assert set(found) == {"constant", "rising", "saturating", "noisy"}
-    for windows in found.values():
-        assert windows.shape[1:] == (4, length)
-        assert torch.equal(windows[..., -1], theta_0.expand(len(windows), -1))
-    assert torch.equal(found["constant"][0], theta_0[:, None].expand(4, length))
-    torch.testing.assert_close(found["rising"][0, :, 0], 0.8 * theta_0)
-    torch.testing.assert_close(found["saturating"][0, :, 0], 0.8 * theta_0)
-
-
-def test_rising_is_even_saturating_halves_and_noise_has_its_size():
-    found = histories(torch.ones(1))
-    rising, saturating = found["rising"][0, 0].diff(), found["saturating"][0, 0].diff()
-    torch.testing.assert_close(rising, torch.full((4,), 0.05))
-    torch.testing.assert_close(saturating[1:], saturating[:-1] / 2)
-    assert float((found["noisy"][..., :-1] - 1).std()) == pytest.approx(0.05, rel=0.2)
-    assert torch.equal(found["noisy"], histories(torch.ones(1))["noisy"])
-
-
-def test_responses_are_complete_and_those_of_the_network(models):
-    rows = [row for name in ("known", "scaled") for row in responses(name, models[name])]
-    keys = {(row["model"], row["role"], row["history"], row["theta_0"]) for row in rows}
-    assert len(keys) == len(rows) == 2 * 3 * 4 * 33
-    assert all(list(row) == RESPONSES for row in rows)
-    values = sorted({row["theta_0"] for row in rows})
-    assert (values[0], values[-1]) == (-REACH, REACH)
-    for row in rows[::97]:
-        if row["history"] == "constant":
-            window = torch.full((1, 5), row["theta_0"])
-            answer = models[row["model"]].residual(window, row["role"])
-            assert row["step"] == pytest.approx(float(answer), abs=1e-6)
-        assert (row["spread"] > 0) <= (row["history"] == "noisy")
-
-
 # whole trajectories
 
 
@@ -249,7 +205,7 @@ def table(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_inspecting_a_trajectory_writes_its_four_tables(walk, models, write_trajectory, tmp_path):
+def test_inspecting_a_trajectory_writes_its_three_tables(walk, models, write_trajectory, tmp_path):
     beside = write_trajectory([*(walk.states[k] for k in (2, 0, 3, 1)), walk.theta_0], name="beside")
     asked = {"known": models, "placebo": beside, "out": tmp_path / "out", "of": "released"}
     rows = inspect_trajectory(walk, "shrink", 3, **asked)
@@ -258,7 +214,6 @@ def test_inspecting_a_trajectory_writes_its_four_tables(walk, models, write_traj
     assert {name: list(found[0]) for name, found in written.items()} == {
         "steps": PARTS,
         "movement": MOVEMENT,
-        "responses": RESPONSES,
         "placebo": PLACEBO,
     }
     moved = beside_placebo(walk, beside)[-1]["placebo_moved"]
@@ -268,18 +223,7 @@ def test_inspecting_a_trajectory_writes_its_four_tables(walk, models, write_traj
     assert inspect_trajectory(walk, "shrink", 3, known=models, of="released") == rows
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "asked"),
-    [("scaled_known", {}, "scaled"), ("shrink", {"of": "released"}, "released")],
-)
-def test_the_answers_that_are_drawn_are_those_of_the_network_that_was_asked(
-    walk, models, tmp_path, method, options, asked
-):
-    inspect_trajectory(walk, method, known=models, out=tmp_path / "out", **options)
-    assert {row["model"] for row in table(tmp_path / "out/responses.csv")} == {asked}
-
-
-def test_no_answers_are_drawn_where_no_network_was_asked(walk, models, tmp_path):
+def test_an_inspection_without_a_placebo_can_be_drawn(walk, models, tmp_path):
     inspect_trajectory(walk, "mean", known=models, out=tmp_path / "out")
-    assert not (tmp_path / "out/responses.csv").exists()
+    assert not (tmp_path / "out/placebo.csv").exists()
     assert draw_inspection(tmp_path / "out")
