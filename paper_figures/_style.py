@@ -22,9 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 from PIL import Image
 
-from benchmarks.records import RunRecord, read_records
-from benchmarks.report.evidence import DAGGER, DIVERGED, POLICIES, SEEN_NOTE, in_distribution
-from benchmarks.report.folders import CELL, GROUPS
+from benchmarks.report.evidence import DAGGER, DIVERGED, POLICIES, SEEN_NOTE, marked
+from benchmarks.report.folders import GROUPS, Published
 from benchmarks.report.statistics import CONFIDENCE, FEW
 from benchmarks.report.tables import axes_of
 from know.drawing import STYLE, save_figure
@@ -184,15 +183,9 @@ def name_of(arms: pd.DataFrame, family: str) -> str:
     return first["label"].removesuffix(first["factor"]).strip()
 
 
-def load_runs(folder: Path) -> pd.DataFrame:
-    return read_records([folder / "runs.csv"], RunRecord)
-
-
-def cells_of(runs: pd.DataFrame) -> dict[str, str]:
-    """Slug to title, in the order of `CELL`."""
-    keys = [*CELL, "cell"]
-    cells = runs[keys].drop_duplicates().sort_values(keys).to_dict("records")
-    return {cell["cell"]: name_of_cell(cell) for cell in cells}
+def cells_of(published: Published) -> dict[str, str]:
+    """Slug to title, in the order of the suite's page."""
+    return {cell: name_of_cell(runs.iloc[0]) for cell, runs in published.cells.items()}
 
 
 def name_of_cell(row: pd.Series | dict) -> str:
@@ -304,27 +297,22 @@ def widened(ends: tuple[float, float], part: pd.DataFrame) -> tuple[float, float
     return wider if wider[1] - wider[0] <= 2 * (ends[1] - ends[0]) else ends
 
 
-def rows_of(arms: pd.DataFrame, runs: pd.DataFrame, unavailable: dict, cell: str) -> pd.DataFrame:
+def rows_of(arms: pd.DataFrame, published: Published, cell: str) -> pd.DataFrame:
     """Label, family and arm of the rows of a cell's panel; a heading before each group has neither family nor arm.
 
     Arms of all cells with the same r, so that panels side by side have the same rows.
     """
+    runs, unavailable = published.runs, published.settings["unavailable"]
     rates = runs.groupby("cell")["rate"].first()
     alike = rates.index[rates == rates[cell]]
     there = set(runs.loc[runs["cell"].isin(alike), "arm"]).union(*(unavailable.get(other, {}) for other in alike))
-    rows = []
+    rows, seen = [], marked(published, cell)
     for group, heading in GROUPS.items():
         own = arms[(arms["group"] == group) & arms.index.isin(there)]
         rows += [(heading, "", "")] if len(own) else []
-        marks = in_distribution_marks(own, runs, cell)
-        rows += zip(own["label"] + marks, own["family"], own.index, strict=True)
+        labels = own["label"] + np.where(own.index.isin(seen), f" {DAGGER}", "")
+        rows += zip(labels, own["family"], own.index, strict=True)
     return pd.DataFrame(rows, columns=["label", "family", "arm"])
-
-
-def in_distribution_marks(arms: pd.DataFrame, runs: pd.DataFrame, cell: str) -> list[str]:
-    """A dagger for every arm that asks the authors' KNOWN about data that it was meta-trained on, else nothing."""
-    place = runs[runs["cell"] == cell].iloc[0]
-    return [f" {DAGGER}" if in_distribution(arm, place) else "" for _, arm in arms.iterrows()]
 
 
 def dagger_note(labels: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.report.evidence import DIVERGED_NOTE
-from benchmarks.report.folders import CELL
+from benchmarks.report.folders import CELL, load
 from benchmarks.report.statistics import DATA, summarise
 from benchmarks.settings import LENGTH, RATIO
 from paper_figures import _style as style
@@ -22,7 +22,7 @@ LEFT_OUT = ("naive", "scratch")
 
 
 def draw(results: Path) -> Figure:
-    runs, arms = style.load_runs(results), style.arms_of(results)
+    runs, arms = load(results).runs, style.arms_of(results)
     every_series = [(varied, cells, table_of(runs, arms, cells, varied)) for varied, cells in series_of(runs)]
     shown = [one for one in every_series if len(one[2])]
     if not shown:

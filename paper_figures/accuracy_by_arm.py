@@ -10,17 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.evidence import DIVERGED, DIVERGED_NOTE
-from benchmarks.report.statistics import summarise
-from know.files import read_json
+from benchmarks.report.folders import load
 from paper_figures import _style as style
 
 
 def draw(results: Path) -> Figure:
-    runs = style.load_runs(results)
-    arms, cells = style.arms_of(results).drop("naive"), style.cells_of(runs)
-    unavailable = read_json(results / "suite.json")["unavailable"]
-    summary = summarise(runs)
-    shown = {cell: style.rows_of(arms, runs, unavailable, cell) for cell in cells}
+    published = load(results)
+    runs, summary, unavailable = published.runs, published.summary, published.settings["unavailable"]
+    arms, cells = style.arms_of(results).drop("naive"), style.cells_of(published)
+    shown = {cell: style.rows_of(arms, published, cell) for cell in cells}
     diverged = runs[runs["status"] != "ok"].groupby("cell")["arm"].agg(set)
     for cell in diverged.index:
         shown[cell].loc[shown[cell]["arm"].isin(diverged[cell]), "label"] += f" {DIVERGED}"

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks.records import PilotRecord, read_records
 from benchmarks.report.evidence import DIVERGED_NOTE
+from benchmarks.report.folders import load
 from benchmarks.report.statistics import DATA, oracle_of
 from paper_figures import _style as style
 
@@ -20,8 +21,8 @@ LABEL = 0.32
 
 
 def draw(results: Path) -> Figure:
-    runs, pilots = style.load_runs(results), read_records([results / "pilots.csv"], PilotRecord)
-    every, cells = style.arms_of(results), style.cells_of(runs)
+    published, pilots = load(results), read_records([results / "pilots.csv"], PilotRecord)
+    every, cells = style.arms_of(results), style.cells_of(published)
     arms = every[every.index.isin(pilots["arm"])]
     blocks, lines = style.blocks_of(arms), style.line_styles(arms["depth"])
     arms = style.dealt(every, blocks).loc[arms.index]
@@ -34,7 +35,7 @@ def draw(results: Path) -> Figure:
         style.head(axes, name_and_count, "validation accuracy (%)")
         for axis, (_, families) in zip(axes, blocks, strict=True):
             own = arms[arms["family"].isin([*families, "naive", oracle])]
-            draw_panel(axis, part, runs[runs["cell"] == cell], own, lines)
+            draw_panel(axis, part, published.cells[cell], own, lines)
         stretch(axes[0], part)
     for axis in rows[-1]:
         axis.set_xlabel("learning rate")

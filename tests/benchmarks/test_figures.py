@@ -20,8 +20,7 @@ from planted_results import CNN, GAINS, MLP, OTHERS, SUITES, described_as, recor
 from benchmarks.arms import lines
 from benchmarks.references import REFERENCES
 from benchmarks.report.evidence import DIVERGED, DIVERGED_NOTE
-from benchmarks.report.folders import GROUPS
-from benchmarks.report.statistics import summarise
+from benchmarks.report.folders import GROUPS, load
 from benchmarks.settings import Arms
 from benchmarks.suite import load_suite
 
@@ -147,11 +146,12 @@ def points(axis, colour: str, marker: str) -> dict[str, float]:
 
 
 def test_every_arm_is_drawn_at_its_own_difference_and_interval_by_rate_policy(module, several_cells):
-    style, summary = module("_style"), summarise(module("_style").load_runs(several_cells))
+    style, published = module("_style"), load(several_cells)
+    summary = published.summary
     arms = style.arms_of(several_cells)
     axes = [axis for axis in module("accuracy_by_arm").draw(several_cells).axes if axis.lines]
     assert len(axes) == 2
-    for axis, cell in zip(axes, style.cells_of(style.load_runs(several_cells)), strict=True):
+    for axis, cell in zip(axes, style.cells_of(published), strict=True):
         axis.set_yticklabels(axes[0].get_yticklabels())  # the left neighbour has the labels of both
         lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]
         ends = {tuple(segment[:, 0].round(6)) for segment in lines}
@@ -166,7 +166,7 @@ def test_every_arm_is_drawn_at_its_own_difference_and_interval_by_rate_policy(mo
 
 def test_the_search_is_drawn_as_the_mean_of_the_pilots_with_the_rate_that_was_chosen(module, one_cell):
     style, pilots = module("_style"), pd.read_csv(one_cell / "pilots.csv")
-    arms, runs = style.arms_of(one_cell), style.load_runs(one_cell)
+    arms, runs = style.arms_of(one_cell), load(one_cell).runs
     arms = style.dealt(arms, style.blocks_of(arms))
     drawn = [line for axis in module("accuracy_by_rate").draw(one_cell).axes for line in axis.lines]
     for arm in ("naive", "known_x2", "linear_x2"):
