@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from planted_results import CNN, GAINS, MLP, OTHERS, SUITES, described_as, recor
 from benchmarks.arms import lines
 from benchmarks.references import REFERENCES
 from benchmarks.report.evidence import DIVERGED, DIVERGED_NOTE
-from benchmarks.report.folders import GROUPS, load
+from benchmarks.report.folders import GROUPS, load, suites
 from benchmarks.settings import Arms
 from benchmarks.suite import load_suite
 
 SCRIPTS = sorted({path.stem for path in (Path(__file__).parents[2] / "paper_figures").glob("[!_]*.py")})
+RESULTS = Path(__file__).parents[2] / "results"
+PUBLISHED = suites(RESULTS)
 OF_ARMS = [script for script in SCRIPTS if script != "landscape"]
 PICTURE = "accuracy_by_arm"
 """The one that is compared as png too, which is slower."""
@@ -460,3 +463,25 @@ def test_the_figure_of_what_compute_buys_shows_every_gain_by_its_budget_beside_t
         places = sorted((round(float(line.get_xdata()[0]), 6), round(float(line.get_ydata()[0]), 6)) for line in marks)
         assert places == [(-1.1, 0.75), (2.2, -0.25), (4.4, 0.25)]
         assert len(axis.patches) == bands
+
+
+@pytest.fixture(scope="module")
+def locked(repository) -> None:
+    """Skips where a library that decides about the bytes of a figure is not the one of requirements.lock."""
+    lock = (repository / "requirements.lock").read_text().split()
+    own = [f"{name}=={version(name)}" for name in ("matplotlib", "numpy", "pandas", "scipy")]
+    if others := [name for name in own if name not in lock]:
+        pytest.skip(f"figures may have other bytes with {', '.join(others)}, which requirements.lock does not name")
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.relative_to(RESULTS).as_posix())
+def test_the_committed_figures_are_those_that_are_drawn_today(module, locked, folder, tmp_path):
+    for script in json.loads((folder / "suite.json").read_text())["figures"]:
+        module("_style").save(module(script).draw(folder), tmp_path, script, kinds=("svg",))
+        assert (tmp_path / f"{script}.svg").read_bytes() == (folder / "figures" / f"{script}.svg").read_bytes(), script
+
+
+def test_the_committed_figures_of_all_results_are_those_that_are_drawn_today(module, locked, tmp_path):
+    for script, place in module("__main__").FRONT.items():
+        module("_style").save(module(script).draw(RESULTS), tmp_path, script, kinds=("svg",))
+        assert (tmp_path / f"{script}.svg").read_bytes() == RESULTS.joinpath(f"{place}.svg").read_bytes(), script
