@@ -236,6 +236,13 @@ def test_what_failed_is_tried_again_when_its_cause_is_gone(run):
     assert pages[0] == pages[1]
 
 
+@pytest.mark.slow
+def test_a_process_that_dies_at_its_first_result_may_lack_memory_or_the_guard(run):
+    Path("dies.py").write_text("import os\n\n\ndef fine_tune(checkpoint, learning_rate, seed):\n    os._exit(1)\n")
+    with pytest.raises(KnowError, match=r"lack of memory.*__main__"):
+        compare(run, "dies.py:fine_tune", RATES, out="compared", jobs=2)
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_comparison_goes_on_to_the_same_bytes(run, folder_bytes, jobs):
     """Only what is killed needs a process of its own; the other two runs are calls."""
